@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## create .venv and install Mirage into it (uv when present, else pip)
+
+$(VENV)/.installed: pyproject.toml
+	@if command -v uv >/dev/null; then \
+		uv venv --allow-existing --quiet --python $(PYTHON) $(VENV) && uv pip install --quiet -p $(VENV) -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: install ## train a small GAN on phantoms: minutes on a laptop, no data needed
+	$(BIN)/python -m experiments.run demo
+
+test: install ## quick tests, minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: install ## all tests, the whole resume matrix included
+	$(BIN)/python -m pytest
+
+lint: install ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## mypy
+	$(BIN)/mypy
+
+bench: install ## measure Mirage against plain code, side by side
+	$(BIN)/python -m experiments.benchmarks.step
+	$(BIN)/python -m experiments.benchmarks.reading
+	$(BIN)/python -m experiments.benchmarks.statistics
+
+.PHONY: help install demo test test-all lint types bench

@@ -1,0 +1,1 @@
+"""Callbacks: what watches a training run, one per file; may import lightning_modules."""

@@ -1,0 +1,170 @@
+"""Checkpoints on the clock, written so that a kill, a full disk or a flipped bit never costs more than one interval."""
+
+import logging
+import os
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from callbacks.clock import check_cadence, crossed
+from callbacks.divergence import DivergedError, DivergenceWatch, newest_checkpoint_text
+from lightning_modules.gan import GANModule
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to the disk, then renames: the target is the old file or the new one, whole.
+
+    Lightning's own writer goes through the temporary folder, and a kill while it moves the file destroys the previous
+    checkpoint. A write that fails is remembered in ``error`` instead of raised: the other processes wait at a barrier,
+    and training can go on without this checkpoint.
+    """
+
+    error: OSError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        """Write a checkpoint; called on the first process only."""
+        path, self.error = Path(path), None
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if not is_intact(temporary):
+                raise OSError(f"{temporary} was not written whole")
+            temporary.replace(path)
+            _sync_directory(path.parent)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            self.error = error if isinstance(error, OSError) else OSError(str(error))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class PeriodicCheckpoint(Checkpoint):
+    """Saves ``checkpoints/images_<clock>.ckpt`` on the clock and at the end, and the best by score beside them.
+
+    An older checkpoint is removed only after the newer one has passed its checksum.
+
+    Args:
+        every_images: Images between two checkpoints.
+        every_minutes: Also save when this much time has passed; None = by images only.
+        keep: Newest checkpoints that are kept.
+        best_by: Name of a logged score; the checkpoint with its lowest value is kept as ``best.ckpt``; None = none.
+    """
+
+    _LOOK_EVERY_BATCHES = 20  # how often the processes agree on the time
+
+    def __init__(
+        self,
+        every_images: int = 50_000,
+        every_minutes: float | None = 30.0,
+        keep: int = 2,
+        best_by: str | None = None,
+    ) -> None:
+        check_cadence("every_images", every_images)
+        if every_minutes is not None:
+            check_cadence("every_minutes", every_minutes)
+        if keep < 1:
+            raise ValueError(f"keep={keep}: must be at least 1")
+        self.every_images, self.every_minutes, self.keep, self.best_by = every_images, every_minutes, keep, best_by
+        self.best_score: float | None = None
+        self._scored_at = -1
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+        """Start the stopwatch."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save what is due. Lightning runs this after all other callbacks, so average and score are of this batch."""
+        best = self._is_best(pl_module)
+        due = crossed(self.every_images, pl_module) or self._time_is_up(trainer, pl_module, batch["images_seen"])
+        if not (best or due):
+            return
+        assert_finite(trainer, pl_module)
+        directory = Path(trainer.default_root_dir) / "checkpoints"
+        if best and self._save(trainer, directory / "best.ckpt"):
+            log.info("best %s so far: %.4g at images_seen=%d", self.best_by, self.best_score, pl_module.images_seen)
+        if (
+            due
+            and self._save(trainer, directory / f"images_{pl_module.images_seen:012d}.ckpt")
+            and trainer.is_global_zero
+        ):
+            for old in sorted(directory.glob("images_*.ckpt"))[: -self.keep]:
+                old.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score, so that a resumed run does not take a worse one for it."""
+        return {"best_score": self.best_score, "scored_at": self._scored_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the best score."""
+        self.best_score, self._scored_at = state_dict["best_score"], state_dict["scored_at"]
+
+    def _is_best(self, module: GANModule) -> bool:
+        """Tell whether a score that was logged at this clock is the lowest one yet, and remember it if so."""
+        if self.best_by is None or module.scored_at != module.images_seen or self._scored_at == module.scored_at:
+            return False
+        self._scored_at = module.scored_at
+        score = module.latest.get(self.best_by)
+        if score is None or (self.best_score is not None and score >= self.best_score):
+            return False
+        self.best_score = score
+        return True
+
+    def _time_is_up(self, trainer: L.Trainer, module: GANModule, images_seen: int) -> bool:
+        if self.every_minutes is None or module.schedule.at(images_seen).batch_index % self._LOOK_EVERY_BATCHES:
+            return False
+        late = time.monotonic() - self._saved_at > 60.0 * self.every_minutes
+        return trainer.strategy.broadcast(late, src=0)  # the clocks of the machines differ
+
+    def _save(self, trainer: L.Trainer, path: Path) -> bool:
+        trainer.save_checkpoint(path, weights_only=False)  # with optimizer states
+        error = trainer.strategy.broadcast(str(getattr(trainer.strategy.checkpoint_io, "error", None) or ""), src=0)
+        self._saved_at = time.monotonic()
+        if error:
+            log.error(
+                "could not write %s (%s); training goes on and the next checkpoint is tried as usual", path, error
+            )
+        return not error
+
+
+def assert_finite(trainer: L.Trainer, module: GANModule) -> None:
+    """Raise DivergedError on every process if a loss, a weight or a buffer of any process is not finite."""
+    DivergenceWatch().check(trainer, module)
+    tensors = [tensor.detach() for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    finite = bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
+    if trainer.strategy.reduce_boolean_decision(not finite, all=False):
+        raise DivergedError(
+            f"training diverged: a weight is NaN or infinite at images_seen={module.images_seen}. "
+            f"{newest_checkpoint_text(Path(trainer.default_root_dir))}"
+        )
+
+
+def is_intact(path: Path) -> bool:
+    """Tell whether a checkpoint is whole: ``torch.load`` accepts a flipped bit, the archive's checksums do not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,33 @@
+"""When a callback is due, and where its numbers go: both follow the clock ``images_seen``."""
+
+import math
+
+import lightning as L
+
+from lightning_modules.gan import GANModule
+
+
+def crossed(every_images: int, module: GANModule) -> bool:
+    """Tell whether the batch that just ended carried the clock over a multiple of ``every_images``, or to the end.
+
+    A pure function of the clock: a resumed run does what the uninterrupted one did, at the same images.
+    """
+    now = module.images_seen
+    if now >= module.schedule.total_images:
+        return True
+    before = now - module.schedule.at(now - 1).batch_size
+    return now // every_images > before // every_images
+
+
+def log_numbers(trainer: L.Trainer, module: GANModule, numbers: dict[str, float]) -> None:
+    """Write numbers to every logger under the present clock and keep the newest value of each in the module."""
+    module.latest.update(numbers)
+    for logger in trainer.loggers:
+        # No step: Lightning's counts optimizer steps, and W&B refuses to go back to an earlier one after a resume.
+        logger.log_metrics({**numbers, "images_seen": module.images_seen})
+
+
+def check_cadence(name: str, every_images: float) -> None:
+    """Raise ValueError unless a cadence is a positive number of images."""
+    if not every_images > 0 or math.isinf(every_images):
+        raise ValueError(f"{name}={every_images}: must be positive (to leave the callback out, set it to null)")

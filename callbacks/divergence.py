@@ -1,0 +1,55 @@
+"""Stops a run whose losses are no longer finite."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lightning_modules.gan import GANModule
+
+
+class DivergedError(RuntimeError):
+    """Training left the finite numbers; the message says where, and what is left to resume from."""
+
+
+class DivergenceWatch(L.Callback):
+    """Looks at the losses every few batches and ends the run, on all processes, if one was NaN or infinite.
+
+    The losses are checked on the device; reading the result waits for it, hence "every few batches". A checkpoint asks
+    as well before it is written, so the broken state is never saved.
+
+    Args:
+        every_batches: Batches between two looks.
+    """
+
+    def __init__(self, every_batches: int = 50) -> None:
+        if every_batches < 1:
+            raise ValueError(f"every_batches={every_batches}: must be at least 1")
+        self.every_batches = every_batches
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look every few batches and at the end."""
+        index = pl_module.schedule.at(batch["images_seen"]).batch_index
+        if (index + 1) % self.every_batches == 0 or trainer.should_stop:
+            self.check(trainer, pl_module)
+
+    def check(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+        """Raise DivergedError on every process if any process has seen a loss that is not finite."""
+        bad = pl_module.losses.first_bad()
+        if not trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            return
+        what = f"loss {bad[0]!r} was NaN or infinite at images_seen={bad[1]}" if bad else "another process diverged"
+        raise DivergedError(f"training diverged: {what}. {newest_checkpoint_text(Path(trainer.default_root_dir))}")
+
+
+def newest_checkpoint_text(run_dir: Path) -> str:
+    """Say which checkpoint a diverged run can be resumed from."""
+    checkpoints = sorted((run_dir / "checkpoints").glob("images_*.ckpt"))
+    if not checkpoints:
+        return "There is no checkpoint before it: start anew with a lower learning rate."
+    return (
+        f"The newest good checkpoint is {checkpoints[-1]}: resume={checkpoints[-1]} allow_changes=true with a lower "
+        "learning rate continues from it."
+    )

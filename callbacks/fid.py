@@ -1,0 +1,166 @@
+"""The periodic score: Frechet distance between real images and those of the averaged generator."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from callbacks.clock import check_cadence, crossed, log_numbers
+from callbacks.real_images import real_images
+from lightning_modules.gan import GANModule
+from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
+from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
+
+
+class FrechetScore(L.Callback):
+    """Logs ``score/<extractor's name>`` of the averaged generator on the clock, at the start and at the end.
+
+    Every process generates and measures its share. Statistics of the real images are computed once and kept on disk
+    under a fingerprint of images and extractor. What the score was made of is written to ``scores.jsonl`` with it.
+
+    Args:
+        every_images: Images between two scores.
+        count: Images to generate.
+        split: Real images to compare with: "train", "val" or "test".
+        max_real: Real images to use at most; None = all of the split.
+        batch_size: Images per forward pass and process.
+        seed: Names the generated images; the same ones are used every time.
+        extractor: Where the features come from; the default needs no download.
+    """
+
+    def __init__(
+        self,
+        every_images: int = 50_000,
+        count: int = 2_000,
+        split: str = "train",
+        max_real: int | None = None,
+        batch_size: int = 50,
+        seed: int = 1,
+        extractor: FeatureExtractor | None = None,
+    ) -> None:
+        check_cadence("every_images", every_images)
+        if count < 2:
+            raise ValueError(f"count={count}: a distribution needs at least 2 images")
+        if split not in ("train", "val", "test"):
+            raise ValueError(f"split={split!r}: must be train, val or test")
+        if max_real is not None and max_real < 2:
+            raise ValueError(f"max_real={max_real}: must be at least 2, or null for all")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        self.every_images, self.count, self.split, self.max_real = every_images, count, split, max_real
+        self.batch_size, self.seed = batch_size, seed
+        # Not a part of the module: its weights do not belong into checkpoints, nor into data-parallel training.
+        self.extractor = extractor or RandomConvNet()
+        self._real: GaussianStatistics | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+        """Load the extractor on this process's device; fetch its weights once per machine."""
+        if trainer.local_rank == 0:
+            self.extractor.prepare()
+        trainer.strategy.barrier("score extractor")
+        self.extractor.load()
+        self.extractor.to(pl_module.device).eval().requires_grad_(False)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+        """Score the untrained generator, so that a falling score has a beginning."""
+        if pl_module.images_seen == 0:
+            self._score(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Score on the clock."""
+        if crossed(self.every_images, pl_module):
+            self._score(trainer, pl_module)
+
+    def _score(self, trainer: L.Trainer, module: GANModule) -> None:
+        if self._real is None:
+            self._real = self._real_statistics(trainer, module)
+        _broadcast_buffers(trainer, module)
+        fake = self._statistics(trainer, module, self._generated(trainer, module))
+        name = f"score/{self.extractor.score_name}"
+        value = frechet_distance(self._real, fake)
+        module.scored_at = module.images_seen
+        log_numbers(trainer, module, {name: value})
+        if trainer.is_global_zero:
+            row = {"images_seen": module.images_seen, "value": value, **self._fingerprint(trainer, module, fake.count)}
+            with (Path(trainer.default_root_dir) / "scores.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _generated(self, trainer: L.Trainer, module: GANModule) -> Iterator[Tensor]:
+        """Yield this process's share of images 0 .. count - 1 of the seed."""
+        per_process = -(-self.count // trainer.world_size)
+        first = trainer.global_rank * per_process
+        last = min(first + per_process, self.count)
+        for start in range(first, last, self.batch_size):
+            yield module.sample(min(self.batch_size, last - start), seed=self.seed, start=start)
+
+    def _statistics(self, trainer: L.Trainer, module: GANModule, batches: Iterator[Tensor]) -> GaussianStatistics:
+        """Return statistics over all processes."""
+        sums = FeatureSums(self.extractor.dimensions, module.device)
+        for images in batches:
+            sums.add(self.extractor(images.to(module.device)))
+        for name in ("count", "total", "outer"):
+            setattr(sums, name, trainer.strategy.reduce(getattr(sums, name), reduce_op="sum"))
+        return sums.statistics()
+
+    def _real_statistics(self, trainer: L.Trainer, module: GANModule) -> GaussianStatistics:
+        data = real_images(trainer)
+        path = Path(data.cache_dir) / "statistics" / f"{self._real_key(trainer)}.pt"
+        found = trainer.strategy.broadcast(path.is_file(), src=0)  # all processes must take the same way
+        if found:
+            state = torch.load(path, weights_only=True)
+            return GaussianStatistics(state["mean"], state["covariance"], state["count"])
+        statistics = self._statistics(trainer, module, self._real_images(trainer))
+        if trainer.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            torch.save(vars(statistics), temporary)
+            temporary.replace(path)
+        return statistics
+
+    def _real_images(self, trainer: L.Trainer) -> Iterator[Tensor]:
+        """Yield this process's share of the first ``max_real`` images of the split."""
+        data, rank, world = real_images(trainer), trainer.global_rank, trainer.world_size
+        total = min(data.size(self.split), self.max_real or data.size(self.split))
+        left = len(range(rank, total, world))
+        for images in data.images(self.split, self.batch_size, rank, world):
+            if left <= 0:
+                return
+            yield images[:left]
+            left -= len(images)
+
+    def _real_key(self, trainer: L.Trainer) -> str:
+        what = [real_images(trainer).fingerprint(self.split), self.max_real, self.extractor.identity()]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+
+    def _fingerprint(self, trainer: L.Trainer, module: GANModule, generated: int) -> dict[str, Any]:
+        """Return what two scores must share to be compared."""
+        assert self._real is not None
+        data = real_images(trainer)
+        return {
+            "metric": "frechet_distance",
+            **self.extractor.identity(),
+            "generated": generated,
+            "real": self._real.count,
+            "data_set": type(data).__name__,
+            "data_fingerprint": data.fingerprint(self.split),
+            "split": self.split,
+            "resolution": list(module.image_size),
+            "dtype": "float32",
+            "generator": "ema",
+            "seed": self.seed,
+        }
+
+
+def _broadcast_buffers(trainer: L.Trainer, module: GANModule) -> None:
+    """Give every process the first one's batch-norm statistics: each saw other images, only the first's are saved."""
+    if trainer.world_size > 1:
+        for buffer in module.generator_ema.buffers():
+            torch.distributed.broadcast(buffer, src=0)

@@ -1,0 +1,31 @@
+"""What callbacks ask of the data module, as a Protocol: they do not import the data packages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, cast
+
+import lightning as L
+from torch import Tensor
+
+
+class RealImages(Protocol):
+    """The real images of a run."""
+
+    cache_dir: Path
+
+    def size(self, split: str) -> int:
+        """Return the number of images in a split."""
+        ...
+
+    def images(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        """Yield a process's share of a split's images (N, C, H, W) in [-1, 1], once each."""
+        ...
+
+    def fingerprint(self, split: str) -> str:
+        """Return a hash of the contents of a split's images."""
+        ...
+
+
+def real_images(trainer: L.Trainer) -> RealImages:
+    """Return the data module that the trainer was given."""
+    return cast(RealImages, trainer.datamodule)  # type: ignore[attr-defined]

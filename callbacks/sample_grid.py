@@ -1,0 +1,75 @@
+"""Pictures of what the generator makes, always from the same latents."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from callbacks.clock import check_cadence, crossed
+from callbacks.real_images import real_images
+from lightning_modules.gan import GANModule
+
+
+class SampleGrid(L.Callback):
+    """Writes ``samples/images_<clock>.png`` and, once, ``samples/real.png``, and hands them to the loggers.
+
+    Args:
+        every_images: Images between two grids.
+        count: Images in a grid.
+        columns: Images in a row.
+        seed: Names the latents of the grid.
+        truncation: Factor on the latents; 1 shows the generator as it is.
+    """
+
+    def __init__(
+        self, every_images: int = 20_000, count: int = 64, columns: int = 8, seed: int = 0, truncation: float = 1.0
+    ) -> None:
+        check_cadence("every_images", every_images)
+        if count < 1 or columns < 1:
+            raise ValueError(f"count={count}, columns={columns}: must be at least 1")
+        self.every_images, self.count, self.columns = every_images, count, columns
+        self.seed, self.truncation = seed, truncation
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+        """Write the real images that generated ones can be compared with."""
+        path = Path(trainer.default_root_dir) / "samples" / "real.png"
+        if not path.exists():
+            real = next(real_images(trainer).images("train", self.count))
+            write_grid(real, path, self.columns)
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a grid on the clock."""
+        if not crossed(self.every_images, pl_module):
+            return
+        images = pl_module.sample(self.count, truncation=self.truncation, seed=self.seed)
+        path = Path(trainer.default_root_dir) / "samples" / f"images_{pl_module.images_seen:09d}.png"
+        write_grid(images, path, self.columns)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):  # a W&B logger has it, the record has not
+                picture = np.asarray(Image.open(path))
+                logger.log_image("samples", [picture], caption=[f"images_seen {pl_module.images_seen}"])
+
+
+def write_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Write images (N, C, H, W) in [-1, 1] as one 8-bit PNG; the file is whole or absent.
+
+    One channel is written grey, three as RGB, two and four as their channels side by side.
+    """
+    if images.shape[1] not in (1, 3):
+        images = images.permute(0, 2, 1, 3).flatten(2).unsqueeze(1)
+    grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)
+    pixels = ((grid + 1.0) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels).save(temporary, format="PNG")
+    temporary.replace(path)

@@ -1,0 +1,354 @@
+"""ImageDataModule: from files to batches. A data set says what its files are; everything else is here.
+
+A batch is a dict: ``image`` (N, C, H, W) float32 in [-1, 1], ``label`` multi-hot (N, K) float32 (absent if the data set
+has no classes), ``id`` (names), ``images_seen`` (the clock that it was drawn for).
+"""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.readers import DataError, UnreadableImageError
+from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
+from datamodules.splits import SPLITS, split_by_group
+from datamodules.transforms import Augmentation, augment, resize
+
+log = logging.getLogger(__name__)
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The range that a data set's values lie in, and what they mean. It travels into the checkpoint.
+
+    Args:
+        low: Value that becomes -1.
+        high: Value that becomes 1.
+        bits: Bits per value that are kept, 1 to 16.
+        unit: Unit of the values, e.g. "HU".
+        meaning: What the values show, e.g. the window and which end is bright.
+    """
+
+    low: float
+    high: float
+    bits: int
+    unit: str
+    meaning: str
+
+    @property
+    def levels(self) -> int:
+        """Largest integer that is stored."""
+        return 2**self.bits - 1
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Map values in [low, high] to integers 0 .. levels."""
+        scaled = np.rint((values - self.low) * (self.levels / (self.high - self.low)))
+        return scaled.astype(np.uint8 if self.bits <= 8 else np.uint16)
+
+    def to_images(self, stored: np.ndarray) -> Tensor:
+        """Map stored integers to float32 in [-1, 1]."""
+        images = torch.from_numpy(stored.astype(np.float32))
+        return images.mul_(2.0 / self.levels).sub_(1.0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set.
+
+    Attributes:
+        name: Unique within the data set; becomes ``id`` of the batch.
+        group: Patient, or block of neighbouring slices: never in two splits.
+        labels: Names of the classes that it belongs to.
+        path: Its file; None for an image that is made in memory.
+    """
+
+    name: str
+    group: str
+    labels: tuple[str, ...]
+    path: Path | None = None
+
+
+class ImageDataModule(L.LightningDataModule, ABC):
+    """Base of every data set: cache, splits, batches.
+
+    A subclass sets ``classes`` and ``intensity`` and writes ``records`` and ``read``.
+
+    Args:
+        schedule: What depends on time; the same object that the GAN holds.
+        seed: Seed of split, order and augmentation.
+        cache_dir: Where decoded images and statistics of real images are kept; holds patient images.
+        val_fraction: Share of the images held out for validation, whole groups at a time.
+        test_fraction: Share of the images held out for testing, whole groups at a time.
+        max_unreadable: Share of the files that may be unreadable; they are left out, counted and named.
+        num_workers: Processes that read batches. 0 is the fastest for a memory map: copies between processes cost more
+            than reading.
+        augmentation: Random changes of training images, on the device; None = off.
+    """
+
+    classes: tuple[str, ...] = ()
+    channels: int = 1
+    intensity: Intensity
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        seed: int,
+        cache_dir: str,
+        val_fraction: float,
+        test_fraction: float,
+        max_unreadable: float,
+        num_workers: int,
+        augmentation: Augmentation | None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= max_unreadable < 1:
+            raise ValueError(f"max_unreadable={max_unreadable}: a share of the files lies in 0 to below 1")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: must not be negative")
+        if not (0 <= val_fraction and 0 <= test_fraction and val_fraction + test_fraction < 1):
+            raise ValueError(
+                f"val_fraction={val_fraction}, test_fraction={test_fraction}: must leave images to train on"
+            )
+        self.schedule, self.seed = schedule, seed
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.max_unreadable, self.num_workers = max_unreadable, num_workers
+        self.augmentation = augmentation or Augmentation()
+        self._scan: tuple[list[Record], list[str]] | None = None
+        self._rows: dict[str, np.ndarray] = {}
+        self._caches: dict[tuple[int, int], ImageCache] = {}
+
+    # What a data set writes -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise DataError if the data is not where it should be; quick, before any device is touched."""
+
+    @abstractmethod
+    def records(self) -> list[Record]:
+        """Return every image that there is, in an order that does not depend on the file system."""
+
+    @abstractmethod
+    def read(self, record: Record) -> np.ndarray:
+        """Return an image (C, H, W) float32 in the unit of ``intensity``, or raise UnreadableImageError."""
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return what ``read`` depends on besides the file, to be part of the cache's key."""
+        return {}
+
+    # Lightning's hooks ----------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Build the caches that training needs; Lightning calls this on one process per machine."""
+        for height, width in self.schedule.resolutions():
+            self._open_cache(height, width)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the caches and split the images by group."""
+        for height, width in self.schedule.resolutions():
+            self._caches[height, width] = self._open_cache(height, width)
+        self._kept = self._kept_records(next(iter(self._caches.values())))
+        groups = [record.group for record, _ in self._kept]
+        strata = ["|".join(record.labels) for record, _ in self._kept]
+        split = split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
+        self._rows = {name: np.flatnonzero(split == name) for name in SPLITS}
+        self._names = [record.name for record, _ in self._kept]
+        self._labels = self._multi_hot()
+        if not len(self._rows["train"]):
+            raise DataError(f"{self._name}: no image is left for training ({len(self._kept)} in all)")
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the endless loader of training batches, from the module's clock on."""
+        trainer = self.trainer
+        assert trainer is not None
+        rows = self._rows["train"]
+        sampler = ScheduleBatchSampler(
+            len(rows),
+            self.schedule,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            clock=lambda: cast(int, trainer.lightning_module.images_seen),
+        )
+        labels = self._labels[rows] if self.classes else None
+        names = [self._names[row] for row in rows]
+        return DataLoader(
+            _CachedImages(self._caches, rows, labels, names, self.intensity),
+            batch_size=None,  # the sampler asks for whole batches
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment on the device, with randomness that is a pure function of seed, clock and rank."""
+        if self.augmentation.active:
+            assert self.trainer is not None
+            key = np.random.SeedSequence([self.seed, batch["images_seen"], self.trainer.global_rank])
+            device = batch["image"].device
+            generator = torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+            batch["image"] = augment(batch["image"], self.augmentation, generator)
+        return batch
+
+    # What others ask for --------------------------------------------------------------------------------------------
+
+    def size(self, split: str) -> int:
+        """Return the number of images in a split."""
+        return len(self._rows[split])
+
+    def images(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        """Yield a process's share of a split's images (N, C, H, W) in [-1, 1] at the final resolution, once each."""
+        cache = self._caches[self.schedule.resolutions()[-1]]
+        rows = self._rows[split][rank::world_size]
+        for start in range(0, len(rows), batch_size):
+            yield self.intensity.to_images(cache.images[rows[start : start + batch_size]])
+
+    def fingerprint(self, split: str) -> str:
+        """Return a hash of the contents of a split's images at the final resolution, in order."""
+        digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())
+        for row in self._rows[split]:
+            digest.update(self._kept[row][1].encode())
+        return digest.hexdigest()[:20]
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain facts that travel in the checkpoint: what the pixels mean, and which images were used."""
+        return {
+            "data_set": self._name,
+            "classes": list(self.classes),
+            "channels": self.channels,
+            "intensity": asdict(self.intensity),
+            "images": {split: self.size(split) for split in SPLITS},
+            "fingerprint": {split: self.fingerprint(split) for split in SPLITS},
+        }
+
+    def describe(self) -> str:
+        """Return a table of images, groups and classes per split, for the log."""
+        lines = [f"{self._name}: {len(self._kept)} images"]
+        for split in SPLITS:
+            records = [self._kept[row][0] for row in self._rows[split]]
+            counts = Counter(label for record in records for label in record.labels)
+            classes = ", ".join(f"{name} {counts[name]}" for name in self.classes)
+            groups = len({record.group for record in records})
+            lines.append(f"  {split:<5} {len(records):>7} images  {groups:>6} groups  {classes}".rstrip())
+        return "\n".join(lines)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    # Mechanics ------------------------------------------------------------------------------------------------------
+
+    def _scanned(self) -> tuple[list[Record], list[str]]:
+        """Return the records without byte-identical duplicates, and the hash of each one's content."""
+        if self._scan is None:
+            records = self.records()
+            if not records:
+                raise DataError(f"{self._name}: found no image")
+            try:
+                contents = self._contents(records)
+            except OSError as error:
+                raise DataError(f"{self._name}: {error}") from error
+            first: dict[str, str] = {}
+            pairs = list(zip(records, contents, strict=True))
+            unique = [pair for pair in pairs if first.setdefault(pair[1], pair[0].name) == pair[0].name]
+            dropped = [record.name for record, content in pairs if first[content] != record.name]
+            if dropped:
+                log.warning("%s: dropped %d byte-identical duplicates: %s", self._name, len(dropped), _some(dropped))
+            self._scan = [record for record, _ in unique], [content for _, content in unique]
+        return self._scan
+
+    def _contents(self, records: list[Record]) -> list[str]:
+        paths = [record.path for record in records if record.path is not None]
+        hashes = iter(content_hashes(paths, self.cache_dir / "hashes" / f"{self._name}.json") if paths else [])
+        return [
+            next(hashes) if record.path is not None else f"{record.name} {self.read_settings()}" for record in records
+        ]
+
+    def _open_cache(self, height: int, width: int) -> ImageCache:
+        records, contents = self._scanned()
+        names = [record.name for record in records]
+        settings = {
+            "data_set": self._name,
+            "size": [height, width],
+            "intensity": asdict(self.intensity),
+            **self.read_settings(),
+        }
+        key = cache_key(settings, names, contents)
+        directory = self.cache_dir / "images" / f"{self._name}-{height}x{width}-{key}"
+        shape = (self.channels, height, width)
+
+        def read(i: int) -> np.ndarray:
+            values = self.read(records[i])
+            low, high = float(values.min()), float(values.max())
+            if low < self.intensity.low or high > self.intensity.high:
+                raise UnreadableImageError(
+                    f"{records[i].name}: values {low:g} .. {high:g} lie outside the data set's range "
+                    f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
+                )
+            return self.intensity.encode(resize(values, height, width))
+
+        cache = open_or_build(directory, names, read, shape, self.intensity.bits, self.max_unreadable)
+        if cache.unreadable:
+            log.warning(
+                "%s: left out %d unusable files: %s",
+                self._name,
+                len(cache.unreadable),
+                _some(cache.unreadable),
+            )
+        return cache
+
+    def _kept_records(self, cache: ImageCache) -> list[tuple[Record, str]]:
+        """Return record and content hash of every image in the cache, in its order."""
+        records, contents = self._scanned()
+        by_name = {record.name: (record, content) for record, content in zip(records, contents, strict=True)}
+        return [by_name[name] for name in cache.names]
+
+    def _multi_hot(self) -> np.ndarray:
+        column = {name: i for i, name in enumerate(self.classes)}
+        labels = np.zeros((len(self._kept), len(self.classes)), dtype=np.float32)
+        for row, (record, _) in enumerate(self._kept):
+            labels[row, [column[label] for label in record.labels]] = 1.0
+        return labels
+
+
+class _CachedImages(Dataset):
+    """Answers a whole request of the sampler at once from the memory map."""
+
+    def __init__(
+        self,
+        caches: dict[tuple[int, int], ImageCache],
+        rows: np.ndarray,
+        labels: np.ndarray | None,
+        names: list[str],
+        intensity: Intensity,
+    ) -> None:
+        self.caches, self.rows, self.labels, self.names, self.intensity = caches, rows, labels, names, intensity
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        stored = self.caches[request.resolution].images[self.rows[request.indices]]
+        batch: Batch = {
+            "image": self.intensity.to_images(stored),
+            "id": [self.names[i] for i in request.indices],
+            "images_seen": request.images_seen,
+        }
+        if self.labels is not None:
+            batch["label"] = torch.from_numpy(self.labels[request.indices])
+        return batch
+
+
+def _some(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

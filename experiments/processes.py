@@ -1,0 +1,121 @@
+"""Several processes, one run: who starts them, and how they agree on where the run begins.
+
+Three cases: one process; Lightning starts the others from the first (``trainer.devices`` > 1); torchrun or SLURM
+started all of them.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+from experiments.config import ConfigError, TrainerSettings
+from experiments.run_directory import Start
+
+_START = "MIRAGE_START"
+
+
+def external_launcher() -> ClusterEnvironment | None:
+    """Return torchrun's or SLURM's environment, or None if this process was not started by them."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if SLURMEnvironment.detect():
+        return SLURMEnvironment(auto_requeue=False)  # its handler saves in the middle of a step
+    return None
+
+
+def uses_gpu(settings: TrainerSettings) -> bool:
+    """Tell whether training runs on GPUs."""
+    return settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
+
+
+def devices_per_machine(settings: TrainerSettings) -> int:
+    """Return the number of processes per machine.
+
+    Raises:
+        ConfigError: If the machine does not have them.
+    """
+    available = torch.cuda.device_count()
+    if settings.accelerator == "gpu" and not available:
+        raise ConfigError(["trainer.accelerator='gpu': no GPU is visible on this machine; use cpu or auto"])
+    if settings.devices == "auto":
+        return available if uses_gpu(settings) else 1
+    if uses_gpu(settings) and settings.devices > available:
+        raise ConfigError([f"trainer.devices={settings.devices}: this machine has {available} GPUs"])
+    return settings.devices
+
+
+def world_size(settings: TrainerSettings, launcher: ClusterEnvironment | None) -> int:
+    """Return the number of processes over all machines.
+
+    Raises:
+        ConfigError: If a launcher has started another number than the configuration says.
+    """
+    expected = devices_per_machine(settings) * settings.num_nodes
+    if launcher is not None and launcher.world_size() != expected:
+        name = type(launcher).__name__.removesuffix("Environment")
+        raise ConfigError(
+            [
+                f"trainer.devices x trainer.num_nodes = {expected}, but {name} has started {launcher.world_size()} "
+                "processes; make the two agree"
+            ]
+        )
+    return expected
+
+
+def is_first_process(launcher: ClusterEnvironment | None) -> bool:
+    """Tell whether this process creates directories and writes logs."""
+    return launcher.global_rank() == 0 if launcher is not None else _inherited() is None
+
+
+def agree_on_start(
+    launcher: ClusterEnvironment | None, settings: TrainerSettings, decide: Callable[[], Start]
+) -> Start:
+    """Let the first process decide where the run begins, and give its answer to all.
+
+    A time or a random id that every process computed for itself would differ between them.
+    """
+    inherited = _inherited()
+    if launcher is None and inherited is not None:
+        return inherited
+    if launcher is None:
+        start = decide()
+        checkpoint = str(start.checkpoint) if start.checkpoint else None
+        # Lightning starts the other processes with this environment; the pid tells them from any later child.
+        os.environ[_START] = json.dumps([os.getpid(), str(start.directory), checkpoint])
+        return start
+    return _broadcast_start(launcher, settings, decide)
+
+
+def _inherited() -> Start | None:
+    text = os.environ.get(_START)
+    if not text:
+        return None
+    parent, directory, checkpoint = json.loads(text)
+    if parent != os.getppid():
+        return None
+    return Start(Path(directory), Path(checkpoint) if checkpoint else None)
+
+
+def _broadcast_start(launcher: ClusterEnvironment, settings: TrainerSettings, decide: Callable[[], Start]) -> Start:
+    """Open the process group early (Lightning uses it when it finds it) and send the first process's answer."""
+    if uses_gpu(settings):
+        torch.cuda.set_device(launcher.local_rank())
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = launcher.main_address, str(launcher.main_port)
+    torch.distributed.init_process_group(
+        "nccl" if uses_gpu(settings) else "gloo", rank=launcher.global_rank(), world_size=launcher.world_size()
+    )
+    answer: list[Start | ConfigError | None] = [None]
+    if launcher.global_rank() == 0:
+        try:
+            answer = [decide()]
+        except ConfigError as error:
+            answer = [error]
+    torch.distributed.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], ConfigError):
+        raise answer[0]
+    assert isinstance(answer[0], Start)
+    return answer[0]

@@ -1,0 +1,126 @@
+"""The final report of a run: one HTML file that opens without network, and its scores as CSV."""
+
+import base64
+import csv
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from experiments.run_directory import read_status, write_text
+from experiments.tracking import read_rows
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+img { max-width: 100%; image-rendering: pixelated } figure { margin: 0 } figcaption { color: #555 }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem } .plot img { image-rendering: auto }
+table { border-collapse: collapse } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
+pre { background: #f5f5f5; padding: 1rem; overflow-x: auto }
+"""
+
+
+def write_report(directory: Path) -> Path:
+    """Write ``report.html`` and ``scores.csv`` from what lies in a run directory, and return the report's path."""
+    metrics, scores = read_rows(directory / "metrics.jsonl"), read_rows(directory / "scores.jsonl")
+    _write_csv(directory / "scores.csv", scores)
+    title = f"{directory.parent.name} / {directory.name}"
+    status = read_status(directory)
+    parts = [
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>",
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>State: {html.escape(str(status.get('state')))}, images seen: {status.get('images_seen', 'unknown')}</p>",
+        _samples(directory / "samples"),
+        "<h2>Scores</h2>",
+        _plot(scores, ["value"], "Frechet distance"),
+        _score_table(scores),
+        "<h2>Losses</h2>",
+        _plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
+        "<h2>Configuration</h2>",
+        f"<pre>{html.escape((directory / 'config.yaml').read_text())}</pre>",
+        f"<h2>Versions</h2><pre>{html.escape((directory / 'versions.json').read_text())}</pre>",
+    ]
+    path = directory / "report.html"
+    write_text(path, "\n".join(parts))
+    return path
+
+
+def score_lines(directory: Path) -> list[str]:
+    """Return a table of the run's scores as lines of text, first, best and last."""
+    scores = read_rows(directory / "scores.jsonl")
+    if not scores:
+        return ["no score was taken"]
+    best = min(scores, key=lambda row: row["value"])
+    lines = [f"{'':<6} {'images seen':>12} {'Frechet distance':>17}  extractor, generated / real images"]
+    for name, row in (("first", scores[0]), ("best", best), ("last", scores[-1])):
+        what = f"{row['extractor']}, {row['generated']} / {row['real']} ({row['split']})"
+        lines.append(f"{name:<6} {row['images_seen']:>12} {row['value']:>17.4g}  {what}")
+    return lines
+
+
+def newest_samples(directory: Path) -> Path | None:
+    """Return the newest sample grid of a run."""
+    return max((directory / "samples").glob("images_*.png"), default=None)
+
+
+def _samples(folder: Path) -> str:
+    grids = sorted(folder.glob("images_*.png"))
+    if not grids:
+        return "<p>No samples were written.</p>"
+    figures = [("Real images", folder / "real.png"), (f"Generated, {_clock(grids[-1])} images seen", grids[-1])]
+    pair = "".join(_figure(path, caption) for caption, path in figures if path.exists())
+    middle = grids[:-1][:: max(1, len(grids) // 4)]
+    history = "".join(_figure(path, f"{_clock(path)} images seen") for path in middle)
+    return f"<h2>Samples</h2><div class=pair>{pair}</div><h2>History</h2><div class=pair>{history}</div>"
+
+
+def _clock(grid: Path) -> int:
+    return int(grid.stem.removeprefix("images_"))
+
+
+def _figure(path: Path, caption: str) -> str:
+    return f"<figure>{_image(path.read_bytes())}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _image(png: bytes) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _plot(rows: list[dict[str, Any]], keys: list[str], label: str) -> str:
+    """Return a plot of values over the clock as an inline picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for key in keys:
+        points = [(row["images_seen"], row[key]) for row in rows if key in row]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=key.removeprefix("loss/"))
+    axes.set(xlabel="images seen", ylabel=label)
+    axes.grid(alpha=0.3)
+    if len(keys) > 1:
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f"<div class=plot>{_image(buffer.getvalue())}</div>"
+
+
+def _score_table(scores: list[dict[str, Any]]) -> str:
+    if not scores:
+        return "<p>No score was taken.</p>"
+    keys = ["images_seen", "value", "extractor", "generated", "real", "split", "resolution", "generator"]
+    head = "".join(f"<th>{key.replace('_', ' ')}" for key in keys)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(_text(row.get(key)))}" for key in keys) for row in scores)
+    return f"<table><tr>{head}{body}</table><p>Frechet distances of different extractors cannot be compared.</p>"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _write_csv(path: Path, scores: list[dict[str, Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(scores[0]) if scores else ["images_seen", "value"], restval="")
+    writer.writeheader()
+    writer.writerows({key: _text(value) if key != "value" else value for key, value in row.items()} for row in scores)
+    write_text(path, buffer.getvalue())

@@ -1,0 +1,183 @@
+"""The run directory: what is in it, how a run is found again, and what must not have changed when it goes on.
+
+``runs/<name>/<id>/`` holds config.yaml, versions.json, status.json, checkpoints/, samples/, metrics.jsonl,
+scores.jsonl, log.txt, wandb/ and the final report.
+"""
+
+import json
+import logging
+import os
+import platform
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from callbacks.checkpoint import is_intact
+from experiments.config import ConfigError, Node
+
+log = logging.getLogger(__name__)
+
+# What decides the weights that training ends with. Paths, processes and cadences of what only watches may change.
+HYPER_PARAMETERS = ("seed", "schedule", "module", "data", "callbacks.ema", "trainer.precision")
+MAY_CHANGE = ("data.root", "data.cache_dir", "data.num_workers", "data.max_unreadable")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: its directory, and the checkpoint to continue from, if any."""
+
+    directory: Path
+    checkpoint: Path | None
+
+
+def new_run(runs_dir: Path, name: str) -> Start:
+    """Return a directory name that no other run has; nothing is created yet."""
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return Start((runs_dir / name / run_id).absolute(), None)
+
+
+def find_start(runs_dir: Path, name: str, resume: str | None) -> Start:
+    """Decide where to begin.
+
+    Args:
+        runs_dir: Folder of all runs.
+        name: Name of the experiment.
+        resume: None = a new run; "auto" = the newest unfinished run of that name, or a new one if there is none; else
+            a checkpoint or a run directory.
+
+    Raises:
+        ConfigError: If what ``resume`` names cannot be continued.
+    """
+    if resume is None:
+        return new_run(runs_dir, name)
+    if resume == "auto":
+        return _newest_unfinished(runs_dir, name) or new_run(runs_dir, name)
+    path = Path(resume).absolute()
+    if path.is_file() and path.parent.name == "checkpoints":
+        if not is_intact(path):
+            raise ConfigError(
+                [f"resume={resume}: the checkpoint is damaged; resume={path.parent.parent} takes another"]
+            )
+        return Start(path.parent.parent, path)
+    if (path / "config.yaml").is_file():
+        return Start(path, newest_usable_checkpoint(path))
+    raise ConfigError([f"resume={resume}: expected auto, a run directory, or a checkpoint in its folder checkpoints/"])
+
+
+def newest_usable_checkpoint(directory: Path) -> Path | None:
+    """Return the newest checkpoint of a run that passes its checksums; damaged ones are named in a warning."""
+    for path in sorted((directory / "checkpoints").glob("images_*.ckpt"), reverse=True):
+        if is_intact(path):
+            return path
+        log.warning("%s is damaged; taking the one before it", path)
+    return None
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """Return the state of a run; a run that was killed is still "running"."""
+    try:
+        return json.loads((directory / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_status(directory: Path, state: str, **more: Any) -> None:
+    """Write the state of a run: running, finished, diverged or failed."""
+    write_text(directory / "status.json", json.dumps({"state": state, **more}, indent=2) + "\n")
+
+
+def create(directory: Path, config: Node) -> None:
+    """Create the directory with the resolved config and the versions; what a resumed run finds there is kept."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for left_over in directory.glob("checkpoints/.*.tmp"):
+        left_over.unlink()
+    text = OmegaConf.to_yaml(OmegaConf.create(_recorded(config)))
+    old = directory / "config.yaml"
+    if old.is_file() and old.read_text() != text:
+        old.replace(directory / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+    write_text(directory / "config.yaml", text)
+    write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
+    """Return "key: was X, is Y" for everything that decides the result and differs from the run's config."""
+    old = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    assert isinstance(old, dict)
+    before, now = _flat(old), _flat(_recorded(config))
+    relevant = sorted(key for key in before.keys() | now.keys() if _matters(key) and before.get(key) != now.get(key))
+    return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def versions() -> dict[str, Any]:
+    """Return what the run was made with: Python, packages, machine, git commit."""
+    packages = ("mirage-gan", "torch", "lightning", "torchvision", "torchmetrics", "monai", "numpy", "pillow")
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return {**found, "git_commit": _git("rev-parse", "HEAD"), "git_changes": bool(_git("status", "--porcelain"))}
+
+
+def _newest_unfinished(runs_dir: Path, name: str) -> Start | None:
+    candidates = [path.parent for path in (runs_dir / name).glob("*/config.yaml")]
+    for directory in sorted(candidates, key=lambda path: path.name, reverse=True):
+        state = read_status(directory).get("state")
+        if state == "finished":
+            continue
+        if state == "diverged":
+            raise ConfigError(
+                [
+                    f"resume=auto: the newest unfinished run {directory} diverged and would do so again; continue "
+                    f"it with resume={directory} allow_changes=true and a lower learning rate, or start anew without "
+                    "resume"
+                ]
+            )
+        return Start(directory.absolute(), newest_usable_checkpoint(directory))
+    return None
+
+
+def _recorded(config: Node) -> Node:
+    """Leave out what belongs to one launch and not to the run."""
+    return {key: value for key, value in config.items() if key not in ("resume", "allow_changes")}
+
+
+def _matters(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{part}.") for part in HYPER_PARAMETERS) and key not in MAY_CHANGE
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # an installed copy inside somebody else's repository has no commit of its own
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,116 @@
+"""Where numbers and pictures go: ``metrics.jsonl`` always, W&B as its mirror."""
+
+import json
+import logging
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from experiments.config import Node
+
+log = logging.getLogger(__name__)
+
+
+class JSONLinesLogger(Logger):
+    """Appends one JSON object per row to ``metrics.jsonl``: the record of the run.
+
+    A row carries ``images_seen``. When a run goes on from a checkpoint, a row ``{"resumed_at": clock}`` says from
+    where; ``read_rows`` leaves out what lies behind it and was done again.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.path = directory / "metrics.jsonl"
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "record"
+
+    @property
+    def version(self) -> str:
+        """Version of the run's record."""
+        return self.path.parent.name
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row; the step is ignored, since Lightning's counts optimizer steps."""
+        append_row(self.path, {**metrics, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append one row to a JSON-lines file. A row that a kill cut off gets its line end, so that only it is lost."""
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl or scores.jsonl as the uninterrupted run would have written them (times aside).
+
+    Torn rows are left out, and so are rows that a resume from an earlier checkpoint has overtaken.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if "resumed_at" in row:
+            rows = [old for old in rows if old["images_seen"] <= row["resumed_at"]]
+        else:
+            rows.append(row)
+    return rows
+
+
+def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: str, config: Node) -> WandbLogger | None:
+    """Return the W&B logger of a run, or None if W&B cannot be used; never waits for a login or a dead network.
+
+    Offline unless ``mode`` is "online": a key left in the environment must not upload patient images. The run's id is
+    the directory's name, so that a resumed run continues the same W&B run. Called on the first process only.
+    """
+    # Artifacts and settings would go to the home directory otherwise, even offline.
+    for variable, folder in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache"), ("WANDB_CONFIG_DIR", "config")):
+        os.environ[variable] = str(directory / "wandb" / folder)
+    os.environ["WANDB_SILENT"] = "true"
+    try:
+        import wandb
+    except ImportError as error:
+        log.warning("W&B cannot be imported (%s); the record in metrics.jsonl is complete without it", error)
+        return None
+    arguments: dict[str, Any] = {
+        "dir": str(directory),
+        "project": project,
+        "name": f"{config['name']}-{directory.name}",
+        "id": directory.name,
+        "resume": "allow",
+        "config": config,
+    }
+    try:
+        run = wandb.init(mode=mode, settings=wandb.Settings(init_timeout=15, disable_code=True), **arguments)
+    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
+        if mode == "offline":
+            log.warning("W&B cannot write offline (%s); the record in metrics.jsonl is complete without it", error)
+            return None
+        log.warning("W&B is not reachable (%s); tracking offline, upload later with: wandb sync", _first_line(error))
+        wandb.teardown()
+        run = wandb.init(mode="offline", settings=wandb.Settings(disable_code=True), **arguments)
+    run.define_metric("images_seen")
+    run.define_metric("*", step_metric="images_seen")
+    return WandbLogger(experiment=run, log_model=False)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,250 @@
+"""From a configuration to a trained run: check, build, fit, report. ``run.py`` is its command line."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from callbacks.checkpoint import AtomicCheckpointIO
+from callbacks.divergence import DivergedError
+from datamodules.base import ImageDataModule
+from datamodules.readers import DataError
+from experiments import config as cfg
+from experiments import processes, run_directory
+from experiments.config import ConfigError, Experiment, Node, TrainerSettings
+from experiments.report import write_report
+from experiments.tracking import JSONLinesLogger, append_row, wandb_logger
+from lightning_modules.gan import GANModule, OtherDataError
+from lightning_modules.schedules import Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """What a configuration builds."""
+
+    schedule: Schedule
+    data: ImageDataModule
+    module: GANModule
+    callbacks: list[L.Callback]
+
+
+def train(config: Node) -> Path:
+    """Run an experiment to its end and return its run directory.
+
+    Args:
+        config: Plain, resolved values, from ``config.load``.
+
+    Raises:
+        ConfigError: With everything that is wrong with the configuration.
+        DataError: If the data cannot be used.
+        DivergedError: If training left the finite numbers.
+    """
+    experiment = cfg.experiment(config)
+    settings = cfg.build_plain(TrainerSettings, experiment.trainer, "trainer")
+    launcher = processes.external_launcher()
+    parts = build(experiment)
+    check_together(parts, settings, processes.world_size(settings, launcher))
+    start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config))
+    first = processes.is_first_process(launcher)
+    with log_file(start.directory / "log.txt") if first else quiet():
+        loggers: list[Logger] = [JSONLinesLogger(start.directory)]
+        if first:
+            announce(start)
+            if experiment.tracking != "disabled":
+                mirror = wandb_logger(start.directory, experiment.tracking, experiment.wandb_project, config)
+                loggers += [mirror] if mirror else []
+        trainer = build_trainer(settings, launcher, parts.callbacks, loggers, start.directory)
+        parts.module.accept_other_data = experiment.allow_changes
+        fit(trainer, parts, start, first)
+    return start.directory
+
+
+def build(experiment: Experiment) -> Parts:
+    """Check every node, then build every object; weights are drawn from the experiment's seed.
+
+    Raises:
+        ConfigError: With every problem that was found.
+    """
+    callbacks = {name: node for name, node in experiment.callbacks.items() if node is not None}
+    problems = cfg.check(experiment.schedule, "schedule", Schedule)
+    problems += cfg.check(experiment.data, "data", ImageDataModule, supplied=("schedule", "seed"))
+    problems += cfg.check(experiment.module, "module", GANModule, supplied=("schedule", "seed"))
+    for name, node in callbacks.items():
+        problems += cfg.check(node, f"callbacks.{name}", L.Callback)
+    if problems:
+        raise ConfigError(problems)
+    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    torch.manual_seed(experiment.seed)
+    shared = {"schedule": schedule, "seed": experiment.seed}
+    built: dict[str, Any] = {}
+    for key, base, node, supplied in (
+        ("module", GANModule, experiment.module, shared),
+        ("data", ImageDataModule, experiment.data, shared),
+        *((f"callbacks.{name}", L.Callback, node, {}) for name, node in callbacks.items()),
+    ):
+        try:
+            built[key] = cfg.build(node, key, base, **supplied)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()))
+
+
+def check_together(parts: Parts, settings: TrainerSettings, world_size: int) -> None:
+    """Check what no object can check alone, and that the data is there.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    problems = []
+    for size in sorted(set(parts.schedule.batch_sizes())):
+        if size % world_size:
+            below, above = size // world_size * world_size, -(-size // world_size) * world_size
+            nearest = f"{below} or {above}" if below else f"{above}"
+            problems.append(
+                f"schedule.batch_size={size}: cannot be shared equally by {world_size} processes (trainer.devices x "
+                f"trainer.num_nodes); use {nearest}"
+            )
+    final = parts.schedule.resolutions()[-1]
+    if tuple(parts.module.image_size) != tuple(final):
+        problems.append(f"module.image_size={list(parts.module.image_size)}: schedule.resolution is {list(final)}")
+    if parts.module.image_channels != parts.data.channels:
+        problems.append(
+            f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
+            f"{parts.data.channels}"
+        )
+    try:
+        parts.data.check()
+    except DataError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+
+
+def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
+    """Find or name the run directory, refuse changed hyper-parameters, and create it. First process only.
+
+    Raises:
+        ConfigError: If the run cannot be continued with this configuration.
+    """
+    start = run_directory.find_start(Path(experiment.runs_dir), experiment.name, experiment.resume)
+    if (start.directory / "config.yaml").is_file():
+        changes = run_directory.changed_hyper_parameters(start.directory, config)
+        if changes and not experiment.allow_changes:
+            raise ConfigError(
+                [f"{start.directory} was started with other hyper-parameters (allow_changes=true goes on)", *changes]
+            )
+    try:
+        run_directory.create(start.directory, config)
+    except OSError as error:
+        raise ConfigError([f"runs_dir={experiment.runs_dir}: cannot be written to ({error})"]) from error
+    run_directory.write_status(start.directory, "running", pid=os.getpid())
+    return start
+
+
+def build_trainer(
+    settings: TrainerSettings,
+    launcher: Any,
+    callbacks: list[L.Callback],
+    loggers: list[Logger],
+    directory: Path,
+) -> L.Trainer:
+    """Return a trainer for one endless epoch that the module's clock stops."""
+    devices = processes.devices_per_machine(settings)
+    several = devices * settings.num_nodes > 1 or launcher is not None
+    # Phases train one network at a time, so each backward leaves parameters of the others unused.
+    strategy: Strategy | str = DDPStrategy(find_unused_parameters=True) if several else "auto"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about loggers and progress bars that we bring ourselves
+        return L.Trainer(
+            accelerator="gpu" if processes.uses_gpu(settings) else "cpu",
+            devices=devices,
+            num_nodes=settings.num_nodes,
+            strategy=strategy,
+            precision=settings.precision,
+            deterministic=settings.deterministic,
+            # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
+            sync_batchnorm=several and processes.uses_gpu(settings),
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
+            default_root_dir=directory,
+            max_epochs=-1,
+            max_steps=-1,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=any(isinstance(callback, L.pytorch.callbacks.Checkpoint) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+def fit(trainer: L.Trainer, parts: Parts, start: run_directory.Start, first: bool) -> None:
+    """Train, and leave the run directory with its state and report whatever happens."""
+    try:
+        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint)
+        state = "finished" if parts.module.images_seen >= parts.schedule.total_images else "interrupted"
+    except DivergedError as error:
+        if first:
+            run_directory.write_status(start.directory, "diverged", reason=str(error))
+        raise
+    except (DataError, OtherDataError, Exception) as error:
+        if first:
+            run_directory.write_status(start.directory, "failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        for logger in trainer.loggers:
+            logger.finalize("success")
+    if first:
+        run_directory.write_status(start.directory, state, images_seen=parts.module.images_seen)
+        write_report(start.directory)
+
+
+def announce(start: run_directory.Start) -> None:
+    """Say where the run lies and mark in its records where it goes on."""
+    if start.checkpoint is None:
+        log.info("run directory %s", start.directory)
+        clock = -1
+    else:
+        log.info("resuming from %s", start.checkpoint)
+        clock = torch.load(start.checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"]
+    for name in ("metrics.jsonl", "scores.jsonl"):
+        if (start.directory / name).exists():
+            append_row(start.directory / name, {"resumed_at": clock})
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Copy what is logged, warnings included, into a file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let only errors of the other processes through."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,1 @@
+"""Instruments: images or features in, numbers out; no input/output, no lightning."""

@@ -1,0 +1,164 @@
+"""Feature extractors: images (N, C, H, W) in [-1, 1] -> features (N, D) float32, under one interface.
+
+A score says which extractor it used: ``score_name`` names the metric, ``identity`` goes into its fingerprint.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """Interface of an extractor: frozen, float32, in evaluation mode.
+
+    Attributes:
+        score_name: Name under which a Frechet distance with these features is logged. Only ``InceptionV3`` is "fid".
+        dimensions: Length D of a feature vector.
+    """
+
+    score_name: str
+    dimensions: int
+
+    def prepare(self) -> None:
+        """Fetch what the extractor needs. Runs on one process per machine, before ``load``."""
+
+    def load(self) -> None:
+        """Build the network on this process."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Return name, SHA-256 of the weights, and what is done to an image, for the fingerprint of a score."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [-1, 1] to features (N, D) float32."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Check the range, then extract."""
+        if images.ndim != 4:
+            raise ValueError(f"expected images (N, C, H, W), got shape {tuple(images.shape)}")
+        low, high = float(images.min()), float(images.max())
+        if not (-1.001 <= low and high <= 1.001):
+            raise ValueError(f"expected images in [-1, 1], got {low:.3g} .. {high:.3g}")
+        with torch.autocast(images.device.type, enabled=False):
+            return self.features(images.float())
+
+
+class RandomConvNet(FeatureExtractor):
+    """A convolutional network with fixed random weights: the default that needs no download.
+
+    Random features see texture and layout, not anatomy: the score compares checkpoints and runs on one data set and
+    says nothing in absolute terms. Each of four stages (3x3 convolution, leaky ReLU, average pool) yields the mean and
+    the standard deviation of its channels, so that fine and coarse structure both count.
+    """
+
+    score_name = "frechet_random_conv"
+    _channels = (16, 24, 32, 48)
+    dimensions = 2 * sum(_channels)
+
+    def __init__(self) -> None:
+        super().__init__()
+        # RandomState's stream is frozen by numpy's compatibility policy; torch's may change between versions.
+        random = np.random.RandomState(20260101)
+        self._digest = hashlib.sha256()
+        self.kernels = nn.ParameterList()
+        for before, after in zip((1, *self._channels), self._channels, strict=False):
+            he_std = np.sqrt(2.0 / (9 * before))
+            kernel = (he_std * random.standard_normal((after, before, 3, 3))).astype(np.float32)
+            self._digest.update(kernel.tobytes())
+            self.kernels.append(nn.Parameter(torch.from_numpy(kernel), requires_grad=False))
+        self.eval()
+
+    def identity(self) -> dict[str, str]:
+        """Return name, weights' hash and preprocessing."""
+        return {
+            "extractor": "random_conv",
+            "weights_sha256": self._digest.hexdigest(),
+            "preprocessing": "mean over channels, own resolution",
+        }
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W), at least 16 pixels a side, to features (N, 240)."""
+        x = images.mean(dim=1, keepdim=True)
+        statistics = []
+        for kernel in self.kernels:
+            x = F.leaky_relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel), 0.2)
+            statistics += [x.mean(dim=(2, 3)), x.std(dim=(2, 3), unbiased=False)]
+            x = F.avg_pool2d(x, 2)
+        return torch.cat(statistics, dim=1)
+
+
+class InceptionV3(FeatureExtractor):
+    """Inception-v3 with the reference FID weights of 2015-12-05 (Heusel 2017), 2048 pool features.
+
+    Network and TensorFlow-like resizing to 299x299 are torch-fidelity's. Grey images are repeated to three channels and
+    quantised to 8 bits, since the reference is defined on 8-bit RGB.
+
+    Args:
+        weights: Local path of ``weights-inception-2015-12-05-6726825d.pth`` (pytorch-fid's ``pt_inception-...`` is the
+            same file); None = torch's hub cache, downloaded on first use.
+    """
+
+    score_name = "fid"
+    dimensions = 2048
+    SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+    FILE = "weights-inception-2015-12-05-6726825d.pth"
+    URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        if weights is not None and not Path(weights).is_file():
+            raise ValueError(f"weights={weights!r}: no such file; it should be {self.FILE}, from {self.URL}")
+        self.weights = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / self.FILE
+        self.network: nn.Module | None = None
+
+    def prepare(self) -> None:
+        """Download the weights unless they are there, and check their SHA-256.
+
+        Raises:
+            RuntimeError: If they cannot be had or are not the reference's.
+        """
+        if not self.weights.is_file():
+            self.weights.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(self.URL, str(self.weights), hash_prefix=self.SHA256, progress=False)
+            except (OSError, RuntimeError) as error:
+                raise RuntimeError(
+                    f"the Inception weights could not be downloaded ({error}); fetch {self.URL} on a machine with "
+                    "network and name the file in callbacks.score.extractor.weights, or use the embedded extractor "
+                    "lightning_modules.metrics.features.RandomConvNet"
+                ) from error
+        with self.weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.SHA256:
+            raise RuntimeError(f"{self.weights} has SHA-256 {found}, the reference FID weights have {self.SHA256}")
+
+    def load(self) -> None:
+        """Build the network on this process."""
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.network = FeatureExtractorInceptionV3("inception-v3", ["2048"], str(self.weights))
+
+    def identity(self) -> dict[str, str]:
+        """Return name, weights' hash and preprocessing."""
+        return {
+            "extractor": "inception_v3_2015-12-05",
+            "weights_sha256": self.SHA256,
+            "preprocessing": "grey repeated to RGB, 8 bits, TensorFlow-1 bilinear to 299x299",
+        }
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (N, 1 or 3, H, W) to features (N, 2048)."""
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"Inception-v3 takes 1 or 3 channels, got {images.shape[1]}")
+        if self.network is None:
+            raise RuntimeError("call prepare() and load() before the first image")
+        levels = ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        (features,) = self.network(levels.expand(-1, 3, -1, -1))
+        return features

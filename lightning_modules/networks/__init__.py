@@ -1,0 +1,1 @@
+"""Plain torch networks, one file per family; nothing here imports lightning."""

@@ -1,0 +1,97 @@
+"""WGAN-GP: Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, "Improved training of Wasserstein GANs", NeurIPS 2017,
+arXiv:1704.00028.
+
+As in the paper: algorithm 1 with n_critic 5, lambda 10 and Adam 1e-4 with betas (0, 0.9); layer norm in the critic.
+Different: the networks are DCGAN's (one of the paper's architectures, section 5.1) at any size and base grid.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_modules.ema import frozen_copy
+from lightning_modules.gan import Batch, GANModule, Phase
+from lightning_modules.losses import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
+from lightning_modules.networks.dcgan import Discriminator, Generator
+from lightning_modules.schedules import Schedule
+
+
+class WGANGP(GANModule):
+    """Wasserstein GAN with gradient penalty.
+
+    Args:
+        schedule: What depends on time.
+        seed: Seed of every random draw of a step.
+        image_size: Height and width in pixels, a small grid doubled: 64x64, 128x128, 80x64 ...
+        image_channels: Channels of the images, 1 to 4.
+        latent_dim: Length of a latent vector (the paper's code: 128).
+        base_channels: Channels next to the image in both networks.
+        critic_steps: Batches with a critic step per generator step, n_critic of algorithm 1.
+        penalty_weight: lambda of algorithm 1.
+        penalty_precision: "mixed" lets the penalty's convolutions follow the trainer's precision (its norm, square
+            and mean are float32 in any case); "float32" computes all of it in float32.
+        learning_rate: Adam's, of both networks (algorithm 1).
+        gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        seed: int,
+        image_size: Sequence[int],
+        image_channels: int = 1,
+        latent_dim: int = 128,
+        base_channels: int = 128,
+        critic_steps: int = 5,
+        penalty_weight: float = 10.0,
+        penalty_precision: Literal["mixed", "float32"] = "mixed",
+        learning_rate: float = 1e-4,
+        gradient_clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(schedule, seed, image_size, image_channels, latent_dim, gradient_clip_norm)
+        if critic_steps < 1:
+            raise ValueError(f"critic_steps={critic_steps}: must be at least 1")
+        self.critic_steps, self.penalty_weight, self.penalty_precision = critic_steps, penalty_weight, penalty_precision
+        self.learning_rate = learning_rate
+        self.generator = Generator(latent_dim, image_size, image_channels, base_channels)
+        self.generator_ema = frozen_copy(self.generator)
+        self.critic = Discriminator(image_size, image_channels, base_channels, norm="layer")
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return Adam for the critic and Adam for the generator."""
+        return [
+            torch.optim.Adam(self.critic.parameters(), self.learning_rate, (0.0, 0.9), fused=True),
+            torch.optim.Adam(self.generator.parameters(), self.learning_rate, (0.0, 0.9), fused=True),
+        ]
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return a critic step in every batch and a generator step after ``critic_steps`` of them."""
+        return (
+            Phase("critic", 0, self.critic_losses),
+            Phase("generator", 1, self.generator_losses, every=self.critic_steps),
+        )
+
+    def critic_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the two terms of equation 3. One forward scores real and generated images together."""
+        real = batch["image"]
+        with torch.no_grad():
+            fake = self.generator(self.draw_latents(len(real), "critic")).float()
+        real_scores, fake_scores = self.critic(torch.cat([real, fake])).chunk(2)
+        epsilon = torch.rand(len(real), 1, 1, 1, generator=self.random("penalty"), device=self.device)
+        precision = (
+            nullcontext() if self.penalty_precision == "mixed" else torch.autocast(self.device.type, enabled=False)
+        )
+        with precision:
+            penalty = gradient_penalty(self.critic, real, fake, epsilon)
+        return {
+            "wasserstein": wasserstein_critic_loss(real_scores, fake_scores),
+            "penalty": self.penalty_weight * penalty,
+        }
+
+    def generator_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the generator's side of the Wasserstein distance."""
+        fake = self.generator(self.draw_latents(len(batch["image"]), "generator"))
+        return {"wasserstein": wasserstein_generator_loss(self.critic(fake))}
