@@ -173,25 +173,28 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return the endless loader of training batches, from the module's clock on."""
         trainer = self.trainer
         assert trainer is not None
-        rows = self._rows["train"]
         sampler = ScheduleBatchSampler(
-            len(rows),
+            self.size("train"),
             self.schedule,
             self.seed,
             trainer.global_rank,
             trainer.world_size,
             clock=lambda: cast(int, trainer.lightning_module.images_seen),
         )
-        labels = self._labels[rows] if self.classes else None
-        names = [self._names[row] for row in rows]
         return DataLoader(
-            _CachedImages(self._caches, rows, labels, names, self.intensity),
+            self.train_images(),
             batch_size=None,  # the sampler asks for whole batches
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
+
+    def train_images(self) -> Dataset:
+        """Return the data set that answers a sampler's request with a batch."""
+        rows = self._rows["train"]
+        labels = self._labels[rows] if self.classes else None
+        return _CachedImages(self._caches, rows, labels, [self._names[row] for row in rows], self.intensity)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment on the device, with randomness that is a pure function of seed, clock and rank."""

@@ -11,6 +11,7 @@ from datamodules.phantom_drawings import chest_xray, kidney_ct, mammogram
 from datamodules.samplers import Schedule
 from datamodules.transforms import Augmentation, resize
 
+Kind = Literal["mammogram", "chest_xray", "kidney_ct"]
 KINDS: dict[str, ModuleType] = {"mammogram": mammogram, "chest_xray": chest_xray, "kidney_ct": kidney_ct}
 DRAWING_VERSION = 1  # part of the cache's key: raise it when the drawings change
 _SMALLEST = 16  # a drawing needs this many pixels a side; smaller images are averaged down from it
@@ -39,7 +40,7 @@ class Phantoms(ImageDataModule):
         schedule: Schedule,
         seed: int,
         cache_dir: str,
-        kind: Literal["mammogram", "chest_xray", "kidney_ct"],
+        kind: Kind,
         count: int,
         view: Literal["CC", "MLO", "both"] = "both",
         val_fraction: float = 0.1,

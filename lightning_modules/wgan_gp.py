@@ -31,8 +31,9 @@ class WGANGP(GANModule):
         base_channels: Channels next to the image in both networks.
         critic_steps: Batches with a critic step per generator step, n_critic of algorithm 1.
         penalty_weight: lambda of algorithm 1.
-        penalty_precision: "mixed" lets the penalty's convolutions follow the trainer's precision (its norm, square
-            and mean are float32 in any case); "float32" computes all of it in float32.
+        penalty_precision: "float32" computes the penalty in float32 whatever the trainer's precision. "mixed" lets its
+            convolutions run in bf16 (norm, square and mean are float32 in any case): about twice as fast on a CPU, and
+            the parameter gradient is off by 0.5 to 1 % at first, up to 2 % where the norm is close to 1 (measured).
         learning_rate: Adam's, of both networks (algorithm 1).
         gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
     """
@@ -47,7 +48,7 @@ class WGANGP(GANModule):
         base_channels: int = 128,
         critic_steps: int = 5,
         penalty_weight: float = 10.0,
-        penalty_precision: Literal["mixed", "float32"] = "mixed",
+        penalty_precision: Literal["float32", "mixed"] = "float32",
         learning_rate: float = 1e-4,
         gradient_clip_norm: float | None = None,
     ) -> None:

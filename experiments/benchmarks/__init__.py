@@ -1,0 +1,1 @@
+"""What ``make bench`` runs: Mirage against plain code in the same run, as ratios."""

@@ -1,0 +1,69 @@
+"""Reading images from the cache against decoding with PIL: ``python -m experiments.benchmarks.reading``."""
+
+import functools
+import itertools
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datamodules.phantom_drawings import kidney_ct
+from datamodules.phantoms import Kind, Phantoms
+from datamodules.samplers import BatchRequest
+from experiments.benchmarks.timing import rates, show
+from lightning_modules.schedules import ConstantSchedule
+
+COUNT, BATCH = 256, 64
+
+
+def reading() -> None:
+    """Measure reading of batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = _write_files(Path(folder))
+        schedule = ConstantSchedule((64, 64), BATCH, BATCH)
+        data = Phantoms(schedule, 0, f"{folder}/cache", "kidney_ct", COUNT, val_fraction=0.0, test_fraction=0.0)
+        data.prepare_data()
+        data.setup()
+        batches = [BatchRequest(0, np.random.default_rng(i).permutation(COUNT)[:BATCH], (64, 64)) for i in range(50)]
+        images = data.train_images()
+
+        def from_cache() -> int:
+            return sum(len(images[request]["image"]) for request in batches)
+
+        def with_pil() -> int:
+            for file in files[:BATCH]:
+                small = np.asarray(Image.open(file).convert("L").resize((64, 64), Image.Resampling.BOX))
+                torch.from_numpy(small.astype(np.float32) / 127.5 - 1.0)
+            return BATCH
+
+        found = rates({"PIL": with_pil, "Mirage, from the cache": from_cache})
+        show("Reading 64x64 (files 256x256)", found, "images/s")
+
+
+def phantoms() -> None:
+    """Measure how fast the cache of phantoms is built, on all cores."""
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = itertools.count()
+
+        def build(kind: Kind) -> int:
+            schedule = ConstantSchedule((64, 64), BATCH, BATCH)
+            Phantoms(schedule, 0, f"{folder}/{next(numbers)}", kind, 1000).prepare_data()
+            return 1000
+
+        found = rates({kind: functools.partial(build, kind) for kind in get_args(Kind)}, rounds=3)
+        show("Drawing phantoms of 64x64 into a cache", found, "images/s")
+
+
+def _write_files(folder: Path) -> list[Path]:
+    files = [folder / f"{i}.png" for i in range(COUNT)]
+    for i, file in enumerate(files):
+        Image.fromarray((kidney_ct.draw(i, 256, 256) * 255).astype(np.uint8)).save(file)
+    return files
+
+
+if __name__ == "__main__":
+    reading()
+    phantoms()

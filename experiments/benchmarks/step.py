@@ -1,0 +1,100 @@
+"""One training step of WGAN-GP at 64x64 against a plain textbook step: ``python -m experiments.benchmarks.step``.
+
+The plain step does the same work as the peers do it: float32, channels first, real and generated images scored one
+after the other, the graph of the fakes kept in the critic's step, the critic's gradients computed in the generator's,
+the average updated by a Python loop over named parameters, one optimizer loop per parameter.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from experiments.benchmarks.timing import rates, show
+from lightning_modules.ema import ema_update
+from lightning_modules.schedules import ConstantSchedule
+from lightning_modules.wgan_gp import WGANGP
+
+BATCH, SIZE, WIDTH, STEPS = 32, 64, 32, 5
+
+
+def mirage_step(precision: torch.dtype | None) -> Callable[[], int]:
+    """Return a function that runs one critic and one generator step as WGANGP and GANModule do."""
+    torch.manual_seed(0)
+    module = WGANGP(ConstantSchedule((SIZE, SIZE), BATCH, 10**9), seed=0, image_size=(SIZE, SIZE), base_channels=WIDTH)
+    critic_optimizer, generator_optimizer = module.configure_optimizers()
+    batch = {"image": torch.rand(BATCH, 1, SIZE, SIZE) * 2 - 1, "images_seen": 0}
+
+    def phase(optimizer: torch.optim.Optimizer, losses: Callable[..., dict[str, Tensor]]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
+            loss = torch.stack(list(losses(batch).values())).sum()
+        loss.backward()
+        optimizer.step()
+
+    def work() -> int:
+        for _ in range(STEPS):
+            phase(critic_optimizer, module.critic_losses)
+            module.critic.requires_grad_(False)
+            phase(generator_optimizer, module.generator_losses)
+            module.critic.requires_grad_(True)
+            ema_update(module.generator_ema, module.generator, 0.999)
+            module.images_seen += BATCH
+        return STEPS * BATCH
+
+    return work
+
+
+def plain_step() -> Callable[[], int]:
+    """Return a function that runs the same step in textbook style."""
+    torch.manual_seed(0)
+    module = WGANGP(ConstantSchedule((SIZE, SIZE), BATCH, 10**9), seed=0, image_size=(SIZE, SIZE), base_channels=WIDTH)
+    generator = module.generator.to(memory_format=torch.contiguous_format)
+    critic = module.critic.to(memory_format=torch.contiguous_format)
+    average = copy.deepcopy(generator)
+    settings = {"lr": 1e-4, "betas": (0.0, 0.9), "foreach": False, "fused": False}
+    critic_optimizer = torch.optim.Adam(critic.parameters(), **settings)  # type: ignore[arg-type]
+    generator_optimizer = torch.optim.Adam(generator.parameters(), **settings)  # type: ignore[arg-type]
+    real = torch.rand(BATCH, 1, SIZE, SIZE) * 2 - 1
+
+    def work() -> int:
+        for _ in range(STEPS):
+            critic_optimizer.zero_grad()
+            fake = generator(torch.randn(BATCH, 128))
+            epsilon = torch.rand(BATCH, 1, 1, 1)
+            mixed = (epsilon * real + (1 - epsilon) * fake.detach()).requires_grad_()
+            (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+            penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+            (critic(fake).mean() - critic(real).mean() + 10 * penalty).backward()
+            critic_optimizer.step()
+            generator_optimizer.zero_grad()
+            (-critic(generator(torch.randn(BATCH, 128))).mean()).backward()
+            generator_optimizer.step()
+            _average_loop(average, generator)
+        return STEPS * BATCH
+
+    return work
+
+
+@torch.no_grad()
+def _average_loop(average: nn.Module, network: nn.Module) -> None:
+    parameters = dict(network.named_parameters())
+    for name, mean in average.named_parameters():
+        mean.copy_(0.999 * mean + 0.001 * parameters[name])
+
+
+def main() -> None:
+    """Measure and print."""
+    found = rates(
+        {
+            "plain float32": plain_step(),
+            "Mirage float32": mirage_step(None),
+            "Mirage bf16": mirage_step(torch.bfloat16),
+        }
+    )
+    show(f"WGAN-GP step, {SIZE}x{SIZE}, batch {BATCH}, base_channels {WIDTH}", found, "images/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The Frechet distance against closed forms, scipy and torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
+
+
+def statistics(features):
+    sums = FeatureSums(features.shape[1])
+    sums.add(features)
+    return sums.statistics()
+
+
+def correlated(n, d, seed):
+    random = torch.Generator().manual_seed(seed)
+    mix = torch.randn(d, d, generator=random, dtype=torch.float64)
+    return torch.randn(n, d, generator=random, dtype=torch.float64) @ mix + torch.randn(d, generator=random)
+
+
+def by_scipy(a, b):
+    root = sqrtm((a.covariance @ b.covariance).numpy())
+    traces = np.trace(a.covariance.numpy() + b.covariance.numpy() - 2 * np.real(root))
+    return float((a.mean - b.mean).square().sum()) + float(traces)
+
+
+def test_statistics_are_mean_and_unbiased_covariance():
+    features = correlated(50, 6, 0)
+    sums = FeatureSums(6)
+    for part in features.split(7):
+        sums.add(part)
+    found = sums.statistics()
+    torch.testing.assert_close(found.mean, features.mean(dim=0))
+    torch.testing.assert_close(found.covariance, torch.from_numpy(np.cov(features.numpy(), rowvar=False)))
+    assert found.count == 50
+
+
+def test_statistics_survive_large_means():
+    features = correlated(500, 4, 0)
+    torch.testing.assert_close(
+        statistics(features + 1e5).covariance, statistics(features).covariance, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_distance_to_itself_is_zero_and_symmetric():
+    a, b = statistics(correlated(300, 10, 0)), statistics(correlated(200, 10, 1))
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+
+
+def test_shift_of_the_mean_adds_its_square():
+    a = statistics(correlated(300, 5, 0))
+    shifted = GaussianStatistics(a.mean + 2.0, a.covariance, a.count)
+    assert frechet_distance(a, shifted) == pytest.approx(20.0, rel=1e-6)
+
+
+def test_diagonal_gaussians_have_a_closed_form():
+    d1, d2 = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 1.0, 16.0]).double()
+    zero = torch.zeros(3, dtype=torch.float64)
+    distance = frechet_distance(GaussianStatistics(zero, d1.diag(), 9), GaussianStatistics(zero, d2.diag(), 9))
+    assert distance == pytest.approx(float((d1.sqrt() - d2.sqrt()).square().sum()))
+
+
+@pytest.mark.parametrize("n, m, d", [(500, 400, 32), (2000, 1500, 100)])
+def test_distance_equals_scipys_matrix_root(n, m, d):
+    a, b = statistics(correlated(n, d, 0)), statistics(correlated(m, d, 1))
+    assert frechet_distance(a, b) == pytest.approx(by_scipy(a, b), rel=1e-6)
+
+
+def test_fewer_images_than_dimensions():
+    """Both covariances are singular; their product's root is that of the small Gram matrix of centred features."""
+    x, y = correlated(20, 64, 0), correlated(30, 64, 1)
+    a, b = statistics(x), statistics(y)
+    left, right = (x - x.mean(0)) / 19**0.5, (y - y.mean(0)) / 29**0.5
+    nuclear = float(torch.linalg.svdvals(left @ right.T).sum())
+    expected = float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()) - 2 * nuclear
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+class Flatten(nn.Module):
+    num_features = 48
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def test_distance_equals_torchmetrics_on_the_same_features():
+    torch.manual_seed(0)
+    real, fake = torch.rand(200, 3, 4, 4), torch.rand(150, 3, 4, 4) ** 2
+    oracle = FrechetInceptionDistance(feature=Flatten(), normalize=True, input_img_size=(3, 4, 4)).set_dtype(
+        torch.float64
+    )
+    oracle.update(real, real=True)
+    oracle.update(fake, real=False)
+    ours = frechet_distance(statistics(real.flatten(1)), statistics(fake.flatten(1)))
+    assert ours == pytest.approx(float(oracle.compute()), rel=1e-4)
+
+
+def test_distance_grows_with_the_shift():
+    a = correlated(400, 8, 0)
+    distances = [frechet_distance(statistics(a), statistics(a + shift)) for shift in (0.0, 0.5, 1.0, 2.0)]
+    assert distances == sorted(distances)
+    assert distances[1] > 0.1
+
+
+def test_one_image_and_other_lengths_are_refused():
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        statistics(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="different lengths: 3 and 4"):
+        frechet_distance(statistics(torch.randn(9, 3)), statistics(torch.randn(9, 4)))

@@ -1,0 +1,92 @@
+"""Imports point down: experiments -> callbacks -> lightning_modules; data and modules never know each other."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ALLOWED = {
+    "lightning_modules": {"lightning_modules"},
+    "datamodules": {"datamodules"},
+    "callbacks": {"callbacks", "lightning_modules"},
+    "experiments": {"experiments", "callbacks", "datamodules", "lightning_modules"},
+}
+FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    package = path.relative_to(ROOT).parts[0]
+    ours = {name.split(".")[0] for name in imported(path)} & ALLOWED.keys()
+    assert ours <= ALLOWED[package]
+
+
+@pytest.mark.parametrize("folder", ["lightning_modules/networks", "lightning_modules/metrics"])
+def test_plain_torch_does_not_import_lightning(folder):
+    for path in (ROOT / folder).glob("*.py"):
+        assert not any(name.split(".")[0] == "lightning" for name in imported(path)), path
+
+
+def test_no_cycle_between_modules():
+    module_of = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    graph = {name: imported(path) & module_of.keys() - {name} for name, path in module_of.items()}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"cycle: {' -> '.join((*above, name))}"
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_packages_are_empty_but_for_a_docstring():
+    for path in FILES:
+        if path.name == "__init__.py":
+            assert len(ast.parse(path.read_text()).body) == 1, path
+
+
+def test_no_loss_is_differentiated_behind_the_strategys_back():
+    """With several processes ``loss.backward()`` trains a different network on each of them, without an error."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "backward":
+                assert "benchmarks" in path.parts, path
+
+
+def test_show_list_and_help_import_neither_torch_nor_lightning():
+    code = (
+        "import sys; from experiments import run\n"
+        "for arguments in (['--list'], ['demo', '--show']): assert run.main(arguments) == 0\n"
+        "heavy = {'torch', 'lightning', 'monai', 'wandb', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+
+
+def test_every_package_and_yaml_is_shipped():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
+    assert set(settings["packages"]) == packages
+    assert settings["package-data"] == {"experiments": ["configs/*.yaml"]}

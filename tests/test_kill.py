@@ -1,0 +1,87 @@
+"""SIGKILL at random moments: whatever a run was doing, resume=auto continues it to the same weights."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
+
+from experiments.run_directory import read_status
+from experiments.tracking import read_rows
+from experiments.training import train
+
+SLOWER = ["schedule.total_images=1600", "callbacks.losses.every_images=8", "callbacks.checkpoint.every_images=24"]
+
+
+@pytest.mark.parametrize(
+    "family, devices, kills",
+    [
+        ("dcgan", 1, 2),
+        pytest.param("wgan_gp", 1, 20, marks=pytest.mark.slow),
+        pytest.param("dcgan", 2, 2, marks=pytest.mark.slow),
+        pytest.param("wgan_gp", 2, 2, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.timeout(1500)
+def test_killed_run_resumes_to_the_same_weights(tmp_path, family, devices, kills):
+    overrides = [*SLOWER, "callbacks.checkpoint.keep=2", f"trainer.devices={devices}"]
+    dice = random.Random(f"{family}{devices}")
+    targets = sorted(dice.sample(range(24, 1560), kills))
+    runs = tmp_path / "killed" / "runs" / family
+    for i, target in enumerate(targets):
+        # Every other kill waits for a checkpoint that is being written.
+        kill_at(tiny(family, tmp_path / "killed", *overrides, "resume=auto"), runs, target, i % 2 == 1, dice)
+        (directory,) = runs.iterdir()
+        assert read_status(directory)["state"] == "running"
+    done = run_cli(*tiny(family, tmp_path / "killed", *overrides, "resume=auto"))
+    assert done.returncode == 0, done.stderr
+    (directory,) = runs.iterdir()
+    assert read_status(directory)["state"] == "finished"
+    if devices == 1:
+        whole = train(tiny_config(family, tmp_path / "whole", *overrides))
+    else:
+        done = run_cli(*tiny(family, tmp_path / "whole", *overrides))
+        assert done.returncode == 0, done.stderr
+        (whole,) = (tmp_path / "whole" / "runs" / family).iterdir()
+    assert_same_state(newest_checkpoint(directory), newest_checkpoint(whole))
+    assert clocks(directory) == clocks(whole)
+    assert not list(directory.rglob("*.tmp"))
+
+
+def clocks(directory):
+    return [row["images_seen"] for row in read_rows(directory / "metrics.jsonl")]
+
+
+def kill_at(arguments, runs, target, while_writing, dice):
+    """Start a run, wait until its record has reached a clock, and kill its whole process group."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while reached(runs) < target:
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline, "the run did not get to where it was to be killed"
+            time.sleep(0.002)
+        if while_writing:
+            while not list(runs.glob("*/checkpoints/.*.tmp")) and process.poll() is None:
+                pass
+        else:
+            time.sleep(dice.random() * 0.05)
+        assert process.poll() is None, "the run ended before it was killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+
+
+def reached(runs):
+    return max((row["images_seen"] for path in runs.glob("*/metrics.jsonl") for row in read_rows(path)), default=-1)

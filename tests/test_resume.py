@@ -1,0 +1,94 @@
+"""A run that goes on from a checkpoint ends with the weights of the run that was never interrupted, bit for bit."""
+
+import shutil
+
+import pytest
+from conftest import assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
+
+from experiments.tracking import read_rows
+from experiments.training import train
+
+# A pass over 40 images ends at clock 40, where a batch of 8 ends as well; 24 lies in the middle of the first pass.
+CLOCKS = {"pass boundary": 40, "mid-pass": 24}
+QUICK = [("dcgan", "mid-pass", 2, 1), ("wgan_gp", "pass boundary", 0, 1), ("dcgan", "mid-pass", 0, 2)]
+MATRIX = [
+    (family, stop, workers, devices)
+    for family in ("dcgan", "wgan_gp")
+    for stop in CLOCKS
+    for workers in (0, 2)
+    for devices in (1, 2)
+]
+
+
+def run(family, folder, devices, *overrides):
+    """Run in this process, or with several through the command line; return the run directory."""
+    if devices == 1:
+        return train(tiny_config(family, folder, *overrides))
+    done = run_cli(*tiny(family, folder, f"trainer.devices={devices}", *overrides))
+    assert done.returncode == 0, done.stderr
+    (directory,) = (folder / "runs" / family).iterdir()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Uninterrupted runs, one per (family, number of processes), with a checkpoint after every batch."""
+    runs = {}
+
+    def get(family, devices):
+        if (family, devices) not in runs:
+            runs[family, devices] = run(family, tmp_path_factory.mktemp(f"{family}-{devices}"), devices)
+        return runs[family, devices]
+
+    return get
+
+
+def without_times(path):
+    """Rows of a record; those of a resumed run show no gap and no repeat."""
+    changing = ("time", "speed/images_per_second")
+    return [{key: value for key, value in row.items() if key not in changing} for row in read_rows(path)]
+
+
+@pytest.mark.parametrize(
+    "family, stop, workers, devices",
+    [pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.slow) for cell in MATRIX],
+)
+def test_resumed_run_equals_uninterrupted_run(whole_run, tmp_path, family, stop, workers, devices):
+    whole = whole_run(family, devices)
+    part = tmp_path / "runs" / family / whole.name
+    shutil.copytree(whole, part)
+    checkpoint = part / "checkpoints" / f"images_{CLOCKS[stop]:012d}.ckpt"
+    for path in part.glob("checkpoints/*.ckpt"):
+        if path != checkpoint:
+            path.unlink()
+    assert run(family, tmp_path, devices, f"data.num_workers={workers}", f"resume={checkpoint}") == part
+    assert_same_state(newest_checkpoint(part), newest_checkpoint(whole))
+    last = "samples/images_000000096.png"
+    assert (part / last).read_bytes() == (whole / last).read_bytes()
+    for name in ("metrics.jsonl", "scores.jsonl"):
+        assert without_times(part / name) == without_times(whole / name)
+
+
+def test_pass_of_the_tiny_run_is_forty_images(whole_run):
+    lines = (whole_run("dcgan", 1) / "log.txt").read_text().splitlines()
+    assert next(line for line in lines if line.lstrip().startswith("train ")).split()[1] == "40"
+
+
+def test_worker_processes_do_not_change_the_result(whole_run, tmp_path):
+    other = run("dcgan", tmp_path, 1, "data.num_workers=2")
+    assert_same_state(newest_checkpoint(other), newest_checkpoint(whole_run("dcgan", 1)))
+
+
+def test_another_seed_changes_the_result(whole_run, tmp_path):
+    other = run("dcgan", tmp_path, 1, "seed=1")
+    with pytest.raises(AssertionError):
+        assert_same_state(newest_checkpoint(other), newest_checkpoint(whole_run("dcgan", 1)))
+
+
+def test_checkpoints_load_with_weights_only(whole_run):
+    import torch
+
+    state = torch.load(newest_checkpoint(whole_run("wgan_gp", 1)), weights_only=True)
+    assert state["images_seen"] == 96
+    assert state["data_facts"]["intensity"]["bits"] == 8
+    assert not any(key.startswith("extractor") for key in state["state_dict"])
