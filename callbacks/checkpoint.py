@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             self.error = error if isinstance(error, OSError) else OSError(str(error))
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
 
 class PeriodicCheckpoint(Checkpoint):

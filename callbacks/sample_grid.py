@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from callbacks.clock import check_cadence, crossed
-from callbacks.real_images import real_images
+from callbacks.real_images import RealImages, real_images
 from lightning_modules.gan import GANModule
 
 
@@ -41,8 +41,7 @@ class SampleGrid(L.Callback):
         """Write the real images that generated ones can be compared with."""
         path = Path(trainer.default_root_dir) / "samples" / "real.png"
         if not path.exists():
-            real = next(real_images(trainer).images("train", self.count))
-            write_grid(real, path, self.columns)
+            write_grid(_spread(real_images(trainer), self.count), path, self.columns)
 
     @rank_zero_only
     def on_train_batch_end(
@@ -58,6 +57,12 @@ class SampleGrid(L.Callback):
             if hasattr(logger, "log_image"):  # a W&B logger has it, the record has not
                 picture = np.asarray(Image.open(path))
                 logger.log_image("samples", [picture], caption=[f"images_seen {pl_module.images_seen}"])
+
+
+def _spread(data: RealImages, count: int) -> Tensor:
+    """Return training images from all over the set: neighbours are often slices of one patient."""
+    step = max(1, data.size("train") // count)
+    return next(data.images("train", count, rank=0, world_size=step))
 
 
 def write_grid(images: Tensor, path: Path, columns: int) -> None:

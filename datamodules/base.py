@@ -168,6 +168,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._labels = self._multi_hot()
         if not len(self._rows["train"]):
             raise DataError(f"{self._name}: no image is left for training ({len(self._kept)} in all)")
+        log.info(self.describe())
 
     def train_dataloader(self) -> DataLoader:
         """Return the endless loader of training batches, from the module's clock on."""

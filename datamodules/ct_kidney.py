@@ -100,7 +100,7 @@ class CTKidney(ImageDataModule):
         values = read_grey(record.path)
         if values.shape != self._native_size:
             raise UnreadableImageError(
-                f"{record.name}: {values.shape[0]}x{values.shape[1]} pixels, the other files have "
+                f"{record.path.name}: {values.shape[0]}x{values.shape[1]} pixels, the other files have "
                 f"{self._native_size[0]}x{self._native_size[1]} (a stray file)"
             )
         return values[None]

@@ -89,7 +89,7 @@ class Experiment:
     wandb_project: str = "mirage"
     resume: str | None = None
     allow_changes: bool = False
-    callbacks: dict[str, Node | None] = field(default_factory=dict)
+    callbacks: Node = field(default_factory=dict)
     trainer: Node = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Node:
     config = _load_file(path, ())
     config = {"name": path.stem, **config}
     for override in overrides:
-        config = _merge(config, _parse_override(override))
+        config = _merge(config, _parse_override(override), replace_other_class=False)
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
@@ -181,13 +181,17 @@ def _find_extended(name: str, child: Path) -> Path:
     raise ConfigError([f"{child}: extends {name!r}, which does not exist{_did_you_mean(name, known)}"])
 
 
-def _merge(base: Node, other: Node) -> Node:
-    """Return ``base`` overlaid with ``other``; a node that names another class replaces the old one as a whole."""
+def _merge(base: Node, other: Node, replace_other_class: bool = True) -> Node:
+    """Return ``base`` overlaid with ``other``.
+
+    A file's node that names another class replaces the old one as a whole. An override changes single values: with
+    another class the old arguments stay, and the check names those that it does not have.
+    """
     merged = dict(base)
     for key, value in other.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _other_class(old, value):
-            value = _merge(old, value)
+        if isinstance(old, dict) and isinstance(value, dict) and not (replace_other_class and _other_class(old, value)):
+            value = _merge(old, value, replace_other_class)
         merged[key] = value
     return merged
 
@@ -297,8 +301,10 @@ def locate(target: str, base: type) -> type:
     if not inspect.isclass(cls) or cls.__module__.split(".")[0] not in ALLOWED_PACKAGES:
         known = [n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
         raise ConfigError([f"{module_name} has no class {name!r}{_did_you_mean(name, known)}"])
-    if not issubclass(cls, base) or inspect.isabstract(cls):
+    if not issubclass(cls, base):
         raise ConfigError([f"{name} is not a {base.__name__}"])
+    if inspect.isabstract(cls):
+        raise ConfigError([f"{name} is abstract; name a class that derives from it"])
     return cls
 
 

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single values")
     parser.add_argument("--list", action="store_true", help="show the shipped experiments")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.list:
         for name in shipped():
             print(f"{name:<28} {description(name)}")

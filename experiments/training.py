@@ -233,6 +233,8 @@ def log_file(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)
+    for package in ("callbacks", "datamodules", "experiments"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         yield
     finally:

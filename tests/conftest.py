@@ -47,11 +47,10 @@ def kidney_root(tmp_path_factory) -> Path:
 
 
 # A run that takes a second: 40 images are a pass, 8 are a batch, 96 are the run (2.4 passes).
-NETWORKS = ["module.image_size=[32,32]", "module.base_channels=4"]  # naming another class starts its node anew
 TINY = {
     "dcgan": [],
-    "wgan_gp": ["module._target_=lightning_modules.wgan_gp.WGANGP", "module.critic_steps=2", *NETWORKS],
-    "wgan": ["module._target_=lightning_modules.wgan.WGAN", "module.critic_steps=2", *NETWORKS],
+    "wgan_gp": ["module._target_=lightning_modules.wgan_gp.WGANGP", "module.critic_steps=2"],
+    "wgan": ["module._target_=lightning_modules.wgan.WGAN", "module.critic_steps=2"],
 }
 
 

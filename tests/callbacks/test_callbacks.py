@@ -1,0 +1,196 @@
+"""EMA, score, grids, log and progress, as they work in a run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import newest_checkpoint, tiny_config
+from PIL import Image
+
+from callbacks.clock import crossed
+from callbacks.ema import GeneratorEMA
+from callbacks.fid import FrechetScore
+from callbacks.loss_log import LossLog
+from callbacks.sample_grid import SampleGrid, write_grid
+from datamodules.phantoms import Phantoms
+from experiments.tracking import read_rows
+from experiments.training import train
+from lightning_modules.metrics.features import RandomConvNet
+from lightning_modules.metrics.frechet import FeatureSums, frechet_distance
+from lightning_modules.schedules import ConstantSchedule
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(tiny_config("dcgan", tmp_path_factory.mktemp("run")))
+
+
+class Clock:
+    def __init__(self, images_seen, batch_size=8, total=1000):
+        self.images_seen, self.schedule = images_seen, ConstantSchedule((4, 4), batch_size, total)
+
+
+def test_cadence_is_a_pure_function_of_the_clock():
+    assert [clock for clock in range(8, 100, 8) if crossed(20, Clock(clock))] == [24, 40, 64, 80]
+    assert crossed(10**9, Clock(1000))  # the end counts
+
+
+def test_ema_equals_the_recursion_by_hand(tmp_path):
+    directory = train(tiny_config("wgan_gp", tmp_path, "module.critic_steps=1", "callbacks.ema.ramp_up=null"))
+    average = None
+    for path in sorted((directory / "checkpoints").glob("images_*.ckpt")):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        live = {key[10:]: value for key, value in state.items() if key.startswith("generator.")}
+        if average is not None:
+            decay = 0.5 ** (8 / 20)
+            average = {key: torch.lerp(average[key], live[key], 1 - decay) for key in average}
+            for key, value in average.items():
+                torch.testing.assert_close(state[f"generator_ema.{key}"], value, rtol=1e-4, atol=1e-6)
+        average = {key[14:]: value for key, value in state.items() if key.startswith("generator_ema.")}
+        average = {key: value for key, value in average.items() if "running" not in key and "num_batches" not in key}
+        assert torch.equal(state["generator_ema.project.2.running_mean"], state["generator.project.2.running_mean"])
+
+
+def test_ema_equals_the_live_generator_until_its_start(tmp_path):
+    directory = train(tiny_config("dcgan", tmp_path, "callbacks.ema.start_images=48"))
+    for clock, same in ((48, True), (56, False)):
+        state = torch.load(directory / "checkpoints" / f"images_{clock:012d}.ckpt", weights_only=True)["state_dict"]
+        key = "project.0.weight"
+        assert torch.equal(state[f"generator_ema.{key}"], state[f"generator.{key}"]) is same
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"half_life_images": 10, "decay_per_step": 0.9},
+        {"half_life_images": -1},
+        {"decay_per_step": 1.0},
+        {"decay_per_step": 0.9, "ramp_up": 0.05},
+        {"half_life_images": 10, "start_images": -1},
+    ],
+)
+def test_impossible_averages_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"half_life_images|decay_per_step|ramp_up|start_images"):
+        GeneratorEMA(**arguments)
+
+
+def test_score_falls_under_its_own_name_with_its_fingerprint(finished):
+    rows = read_rows(finished / "scores.jsonl")
+    assert [row["images_seen"] for row in rows] == [0, 40, 80, 96]
+    expected = {"extractor": "random_conv", "split": "train", "generated": 8, "real": 40, "generator": "ema"}
+    assert {key: rows[0][key] for key in expected} == expected
+    assert {"weights_sha256", "preprocessing", "data_fingerprint", "resolution", "dtype", "seed"} <= rows[0].keys()
+    logged = {key for row in read_rows(finished / "metrics.jsonl") for key in row if key.startswith("score/")}
+    assert logged == {"score/frechet_random_conv"}
+
+
+def test_score_equals_the_distance_computed_by_hand(finished, tmp_path, monkeypatch):
+    from experiments import config as cfg
+    from experiments.training import build
+
+    config = tiny_config("dcgan", tmp_path)
+    parts = build(cfg.experiment(config))
+    state = torch.load(newest_checkpoint(finished), weights_only=True)
+    parts.module.load_state_dict(state["state_dict"])
+    parts.data.prepare_data()
+    parts.data.setup()
+    net = RandomConvNet()
+    sums = {"real": FeatureSums(net.dimensions), "fake": FeatureSums(net.dimensions)}
+    for images in parts.data.images("train", 7):
+        sums["real"].add(net(images))
+    sums["fake"].add(net(parts.module.sample(8, seed=1)))
+    expected = frechet_distance(sums["real"].statistics(), sums["fake"].statistics())
+    assert read_rows(finished / "scores.jsonl")[-1]["value"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_real_statistics_are_computed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_CACHE", str(tmp_path / "cache"))
+    first = train(tiny_config("dcgan", tmp_path))
+    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 1
+    monkeypatch.setattr(FrechetScore, "_real_images", lambda *_: pytest.fail("measured again"))
+    second = train(tiny_config("dcgan", tmp_path))
+    assert read_rows(first / "scores.jsonl") == read_rows(second / "scores.jsonl")
+
+
+def test_another_split_or_number_has_other_statistics(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_CACHE", str(tmp_path / "cache"))
+    short = ["schedule.total_images=8", "data.val_fraction=0.3"]
+    for override in ("callbacks.score.split=train", "callbacks.score.split=val", "callbacks.score.max_real=5"):
+        directory = train(tiny_config("dcgan", tmp_path, *short, override))
+    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 3
+    assert read_rows(directory / "scores.jsonl")[0]["real"] == 5
+
+
+def test_grids_are_pictures_of_the_generated_and_of_the_real(finished):
+    names = sorted(path.name for path in (finished / "samples").iterdir())
+    assert names == ["images_000000040.png", "images_000000080.png", "images_000000096.png", "real.png"]
+    grid = Image.open(finished / "samples" / "images_000000096.png")
+    assert grid.mode == "L" and grid.size == (2 * 34 + 2, 2 * 34 + 2)
+    assert np.asarray(grid).std() > 1
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (2, "L"), (3, "RGB"), (4, "L")])
+def test_grid_maps_minus_one_to_black_and_one_to_white(tmp_path, channels, mode):
+    images = torch.stack([torch.full((channels, 4, 6), -1.0), torch.full((channels, 4, 6), 1.0)])
+    write_grid(images, tmp_path / "grid.png", columns=1)
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.mode == mode
+    pixels = np.asarray(grid)
+    assert pixels[3, 3].max() == 0 and pixels[9, 3].min() == 255
+
+
+def test_losses_are_logged_on_the_clock_with_finite_values(finished):
+    rows = [row for row in read_rows(finished / "metrics.jsonl") if "learning_rate_scale" in row]
+    assert [row["images_seen"] for row in rows] == [24, 40, 64, 80, 96]
+    assert all(np.isfinite(row["loss/discriminator/adversarial"]) for row in rows)
+    assert all(row["speed/images_per_second"] > 0 for row in rows)
+
+
+def test_progress_lines_name_images_speed_time_left_losses_and_score(finished):
+    line = next(line for line in (finished / "log.txt").read_text().splitlines() if "images_seen 80" in line)
+    for part in ("83 %", "img/s", "left", "frechet_random_conv", "discriminator/adversarial"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LossLog(every_images=0),
+        lambda: SampleGrid(count=0),
+        lambda: FrechetScore(count=1),
+        lambda: FrechetScore(split="all"),
+        lambda: FrechetScore(max_real=1),
+        lambda: FrechetScore(batch_size=0),
+    ],
+)
+def test_impossible_arguments_are_refused(make):
+    with pytest.raises(ValueError, match="="):
+        make()
+
+
+def test_report_holds_pictures_scores_and_configuration(finished):
+    text = (finished / "report.html").read_text()
+    assert text.count("data:image/png;base64,") >= 4
+    assert "http://" not in text and "https://" not in text
+    assert "frechet" in text.lower() and "lightning_modules.dcgan.DCGAN" in text
+    header, *rows = (finished / "scores.csv").read_text().splitlines()
+    assert header.startswith("images_seen,value,metric") and len(rows) == 4
+
+
+def test_run_directory_holds_what_later_verbs_need(finished):
+    assert {path.name for path in finished.iterdir()} >= {
+        "config.yaml", "versions.json", "status.json", "checkpoints", "samples", "metrics.jsonl", "scores.jsonl",
+        "log.txt", "report.html", "scores.csv",
+    }  # fmt: skip
+    versions = json.loads((finished / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"]
+    assert json.loads((finished / "status.json").read_text()) == {"state": "finished", "images_seen": 96}
+
+
+def test_augmentation_changes_training_images_only(tmp_path):
+    data = Phantoms(ConstantSchedule((32, 32), 8, 80), 0, str(tmp_path), kind="kidney_ct", count=20)
+    data.prepare_data()
+    data.setup()
+    assert torch.equal(next(data.images("train", 4)), next(data.images("train", 4)))

@@ -1,0 +1,146 @@
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.readers import UnreadableImageError
+
+SHAPE = (1, 4, 4)
+
+
+def image(i):
+    return np.full(SHAPE, i, np.uint8)
+
+
+def build(directory, read=image, count=10, bits=8, limit=0.0):
+    return open_or_build(directory, [f"n{i}" for i in range(count)], read, SHAPE, bits, limit)
+
+
+def test_images_are_read_once_and_come_back(tmp_path):
+    calls = []
+    cache = build(tmp_path / "c", lambda i: calls.append(i) or image(i))
+    assert sorted(calls) == list(range(10))
+    again = build(tmp_path / "c", lambda i: pytest.fail("read again"))
+    for one in (cache, again):
+        assert one.images.shape == (10, *SHAPE)
+        np.testing.assert_array_equal(one.images[:, 0, 0, 0], np.arange(10))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_sixteen_bits_are_kept(tmp_path):
+    cache = build(tmp_path / "c", lambda i: np.full(SHAPE, 60_000 + i, np.uint16), bits=12)
+    assert cache.images.dtype == np.uint16
+    assert int(cache.images[3].max()) == 60_003
+
+
+def unreadable_at(*bad):
+    def read(i):
+        if i in bad:
+            raise UnreadableImageError(f"n{i}: broken")
+        return image(i)
+
+    return read
+
+
+def test_unreadable_images_are_left_out_and_named(tmp_path):
+    cache = build(tmp_path / "c", unreadable_at(2, 5), limit=0.2)
+    assert cache.unreadable == ["n2: broken", "n5: broken"]
+    assert cache.names == [f"n{i}" for i in range(10) if i not in (2, 5)]
+    assert cache.images[2, 0, 0, 0] == 3
+    assert build(tmp_path / "c").unreadable == cache.unreadable  # also the next time
+
+
+def test_too_many_unreadable_images_are_an_error_and_leave_no_cache(tmp_path):
+    with pytest.raises(UnreadableImageError, match=r"3 of 10 files .* more than data.max_unreadable=0.2.*n7: broken"):
+        build(tmp_path / "c", unreadable_at(2, 5, 7), limit=0.2)
+    assert not (tmp_path / "c").exists()
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_truncated_cache_is_refused(tmp_path):
+    build(tmp_path / "c")
+    with (tmp_path / "c" / "images.bin").open("r+b") as file:
+        file.truncate(17)
+    with pytest.raises(OSError, match="is damaged"):
+        ImageCache(tmp_path / "c")
+
+
+def test_spawned_workers_get_the_place_not_the_images(tmp_path):
+    cache = build(tmp_path / "c")
+    assert cache.images is not None
+    assert len(pickle.dumps(cache)) < 1000
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache)).images, cache.images)
+
+
+def slowly(i):
+    time.sleep(0.02)
+    return image(i)
+
+
+def _build_and_report(directory, queue):
+    calls = []
+    build(directory, lambda i: calls.append(i) or slowly(i))
+    queue.put(len(calls))
+
+
+def test_two_processes_build_once(tmp_path):
+    queue = multiprocessing.get_context("fork").Queue()
+    workers = [
+        multiprocessing.get_context("fork").Process(target=_build_and_report, args=(tmp_path / "c", queue))
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert sorted([queue.get(timeout=5), queue.get(timeout=5)]) == [0, 10]
+
+
+def test_killed_build_leaves_nothing_behind_that_the_next_one_trips_over(tmp_path):
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=_build_and_report, args=(tmp_path / "c", context.Queue()))
+    worker.start()
+    while not list(tmp_path.glob(".c-*/images.bin")):
+        time.sleep(0.001)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert not (tmp_path / "c").exists()
+    assert build(tmp_path / "c").names == [f"n{i}" for i in range(10)]
+    assert not list(tmp_path.glob(".c-*"))
+
+
+def test_key_follows_content_and_settings():
+    key = cache_key({"size": 4}, ["a", "b"], ["1", "2"])
+    assert key == cache_key({"size": 4}, ["a", "b"], ["1", "2"])
+    assert (
+        len({key, cache_key({"size": 8}, ["a", "b"], ["1", "2"]), cache_key({"size": 4}, ["a", "b"], ["1", "3"])}) == 3
+    )
+
+
+def test_hashes_follow_the_content_and_are_remembered(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(b"same")
+    memo = tmp_path / "memo" / "hashes.json"
+    first = content_hashes(paths, memo)
+    assert first[0] == first[1]
+    stamp = paths[1].stat()
+    paths[1].write_bytes(b"else")
+    os.utime(paths[1], ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    second = content_hashes(paths, memo)
+    assert second[0] == first[0] and second[1] != first[1]
+    assert len(json.loads(memo.read_text())) == 2
+
+
+def test_damaged_memory_of_hashes_is_ignored(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    memo = tmp_path / "hashes.json"
+    expected = content_hashes([tmp_path / "a"], memo)
+    memo.write_text("{ not json")
+    assert content_hashes([tmp_path / "a"], memo) == expected

@@ -1,0 +1,191 @@
+"""The CT KIDNEY DATASET and its quirks, on tiny files in the native layout and on the real sample."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, SHARED, write_kidney
+from PIL import Image
+
+from datamodules.ct_kidney import CTKidney, read_classes
+from datamodules.readers import DataError
+from lightning_modules.schedules import ConstantSchedule
+
+SCHEDULE = ConstantSchedule((32, 32), 8, 80)
+
+
+def kidney(root, tmp_path, schedule=SCHEDULE, **arguments):
+    data = CTKidney(schedule, 0, str(root), str(tmp_path / "cache"), **arguments)
+    data.check()
+    return data
+
+
+def prepared(root, tmp_path, **arguments):
+    data = kidney(root, tmp_path, **arguments)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def class_folder(root, label):
+    return next(root.glob(f"*/*/{label}"))
+
+
+def test_native_layout_is_read_with_the_folder_as_class(kidney_root, tmp_path):
+    data = prepared(kidney_root, tmp_path, block_size=2)
+    records = data.records()
+    assert len(records) == 40
+    assert [record.labels[0] for record in records[::10]] == list(CLASSES)
+    numbers = [record.name.rsplit("(")[1] for record in records[:10]]
+    assert numbers == [f"{i}).jpg" for i in range(1, 11)]  # 10 after 9, not after 1
+    images = torch.cat(list(data.images("train", 16)))
+    assert images.shape[1:] == (1, 32, 32)
+    assert -1 <= float(images.min()) < float(images.max()) <= 1
+
+
+def test_batch_keeps_the_contract(kidney_root, tmp_path):
+    from datamodules.samplers import BatchRequest
+
+    data = prepared(kidney_root, tmp_path)
+    batch = data.train_images()[BatchRequest(16, np.array([0, 5, 5]), (32, 32))]
+    assert batch["image"].shape == (3, 1, 32, 32) and batch["image"].dtype == torch.float32
+    assert batch["label"].shape == (3, 4) and batch["label"].dtype == torch.float32
+    assert batch["label"].sum(dim=1).tolist() == [1.0, 1.0, 1.0]
+    assert batch["images_seen"] == 16
+    assert batch["id"][1] == batch["id"][2] and batch["id"][0] != batch["id"][1]
+    assert CLASSES[int(batch["label"][1].argmax())] in batch["id"][1]
+
+
+@pytest.mark.parametrize("depth", ["flat", "single"])
+def test_other_depths_are_found(kidney_root, tmp_path, depth):
+    target = tmp_path / "copy" if depth == "flat" else tmp_path / "copy" / "inner"
+    target.mkdir(parents=True)
+    for label in CLASSES:
+        shutil.copytree(class_folder(kidney_root, label), target / label)
+    assert len(kidney(tmp_path / "copy", tmp_path).records()) == 40
+
+
+def test_pixel_values_map_to_minus_one_and_one(tmp_path):
+    root = tmp_path / "root"
+    for i, label in enumerate(CLASSES):
+        (root / label).mkdir(parents=True)
+        Image.fromarray(np.full((32, 32), 85 * i, np.uint8)).save(root / label / f"{label}- (1).png")
+    data = prepared(root, tmp_path, val_fraction=0.0, test_fraction=0.0)
+    levels = [float(image.mean()) for image in torch.cat(list(data.images("train", 4)))]
+    assert levels == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+
+
+def test_byte_identical_duplicates_are_dropped_and_counted(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root")
+    folder = class_folder(root, "Cyst")
+    shutil.copy(folder / "Cyst- (2).jpg", folder / "Cyst- (200).jpg")
+    shutil.copy(folder / "Cyst- (3).jpg", folder / "Cyst- (300).jpg")
+    data = prepared(root, tmp_path)
+    assert "dropped 2 byte-identical duplicates" in caplog.text and "Cyst- (200).jpg" in caplog.text
+    assert sum(data.size(split) for split in ("train", "val", "test")) == 40
+
+
+def test_blocks_of_neighbours_stay_together(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=60)
+    data = prepared(root, tmp_path, block_size=5, val_fraction=0.2, test_fraction=0.2)
+    blocks = {}
+    for split in ("train", "val", "test"):
+        for row in data._rows[split]:
+            blocks.setdefault(data._kept[row][0].group, set()).add(split)
+    assert len(blocks) == 4 * 13
+    assert all(len(parts) == 1 for parts in blocks.values())
+    assert min(data.size(split) for split in ("val", "test")) > 20
+
+
+def test_files_named_after_a_patient_are_grouped_by_patient(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=2)
+    folder = class_folder(root, "Stone")
+    for name in ("P143_RA_M_S_I01", "P143_RA_M_S_I02", "P9_LA_F_S_I01"):
+        shutil.copy(folder / "Stone- (1).jpg", folder / f"{name}.jpg")
+    groups = {record.name.rsplit("/")[-1]: record.group for record in kidney(root, tmp_path).records()}
+    assert groups["P143_RA_M_S_I01.jpg"] == groups["P143_RA_M_S_I02.jpg"] == "P143"
+    assert groups["P9_LA_F_S_I01.jpg"] == "P9"
+
+
+def test_damaged_and_stray_files_are_skipped_by_name_up_to_the_limit(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root")
+    folder = class_folder(root, "Tumor")
+    (folder / "Tumor- (3).jpg").write_bytes((folder / "Tumor- (3).jpg").read_bytes()[:200])
+    Image.fromarray(np.zeros((45, 65), np.uint8)).save(folder / "Tumor- (4).jpg")
+    data = prepared(root, tmp_path, max_unreadable=0.05)
+    assert "left out 2 unusable files" in caplog.text
+    assert "Tumor- (3).jpg" in caplog.text
+    assert "Tumor- (4).jpg: 45x65 pixels, the other files have 64x64 (a stray file)" in caplog.text
+    assert sum(data.size(split) for split in ("train", "val", "test")) == 38
+    with pytest.raises(DataError, match=r"1 of 40 files cannot be used, more than data.max_unreadable=0.01"):
+        prepared(root, tmp_path / "other", max_unreadable=0.01)
+
+
+@pytest.mark.parametrize("missing", ["", "/nowhere/at/all"])
+def test_missing_root_names_argument_layout_and_source(tmp_path, missing):
+    with pytest.raises(DataError, match=r"data.root.*Cyst, Normal, Stone and Tumor.*https://www.kaggle.com"):
+        kidney(missing, tmp_path)
+
+
+def test_missing_class_folder_is_named(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=1)
+    shutil.rmtree(class_folder(root, "Stone"))
+    with pytest.raises(DataError, match="found no folder Stone in it"):
+        kidney(root, tmp_path)
+
+
+def test_second_start_reads_no_image_file(tmp_path, monkeypatch):
+    root = write_kidney(tmp_path / "root")
+    first = prepared(root, tmp_path)
+    monkeypatch.setattr(CTKidney, "read", lambda *_: pytest.fail("decoded again"))
+    second = prepared(root, tmp_path)
+    assert first.fingerprint("train") == second.fingerprint("train")
+
+
+def test_changed_file_changes_the_fingerprint(tmp_path):
+    root = write_kidney(tmp_path / "root")
+    before = prepared(root, tmp_path).fingerprint("train")
+    for label in CLASSES:
+        path = class_folder(root, label) / f"{label}- (1).jpg"
+        Image.fromarray(np.full((64, 64), 7, np.uint8)).save(path)
+    assert prepared(root, tmp_path).fingerprint("train") != before
+
+
+CSV = "{},image_id,path,diag,target,Class\n"
+
+
+def write_csv(root, *rows):
+    (root / "kidneyData.csv").write_text(CSV.format("") + "\n".join(rows) + "\n")
+
+
+def test_csv_lists_more_images_than_there_are(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root")
+    caplog.set_level("INFO")
+    write_csv(root, '0,Tumor- (1),"/content/TUMOR/Tumor- (1).jpg",Tumor,3,Tumor', "1,Cyst- (999),x,Cyst,0,Cyst")
+    assert len(kidney(root, tmp_path).records()) == 40
+    assert "lists 2 images, 1 of them are not on disk" in caplog.text
+
+
+def test_csv_that_contradicts_the_folder_is_refused(tmp_path):
+    root = write_kidney(tmp_path / "root")
+    write_csv(root, "0,Tumor- (1),x,Cyst,0,Cyst")
+    with pytest.raises(DataError, match=r"says 'Cyst' of 'Tumor- \(1\)', which lies in folder 'Tumor'"):
+        kidney(root, tmp_path).records()
+
+
+needs_samples = pytest.mark.skipif(not SHARED.is_dir(), reason="the real samples (../shared/data) are not here")
+
+
+@needs_samples
+def test_real_sample_in_native_layout(tmp_path):
+    data = prepared(SHARED / "ct_kidney", tmp_path, schedule=ConstantSchedule((64, 64), 8, 80))
+    assert sum(data.size(split) for split in ("train", "val", "test")) == 61  # 62 files, one of them twice
+    assert len(read_classes(SHARED / "ct_kidney" / "kidneyData.csv", data.classes)) == 12_446
+
+
+@needs_samples
+def test_real_training_set(tmp_path):
+    data = prepared(SHARED / "ct_kidney_128", tmp_path, schedule=ConstantSchedule((64, 64), 8, 80))
+    assert sum(data.size(split) for split in ("train", "val", "test")) == 2627
+    assert 0.05 < data.size("val") / 2627 < 0.15 and 0.05 < data.size("test") / 2627 <= 0.1

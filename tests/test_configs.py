@@ -1,0 +1,202 @@
+"""Every shipped experiment runs; what is wrong with a configuration is said at once."""
+
+import pytest
+from conftest import tiny, tiny_config
+
+from experiments import config as cfg
+from experiments import run
+from experiments.config import CONFIGS, ConfigError, shipped
+from experiments.training import train
+
+SMALL = [
+    "schedule.batch_size=4",
+    "schedule.total_images=8",
+    "callbacks.score.count=4",
+    "callbacks.samples.count=4",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "tracking=disabled",
+]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_experiment_runs_two_steps_through_the_command_line(name, tmp_path, kidney_root, capsys):
+    config = cfg.load(name)
+    overrides = [*SMALL, f"runs_dir={tmp_path}", "module.base_channels=4"]
+    if "root" in config["data"]:
+        overrides.append(f"data.root={kidney_root}")
+    else:
+        overrides.append("data.count=20")
+    assert run.main([name, *overrides]) == 0
+    output = capsys.readouterr().out
+    assert "samples" in output and "report.html" in output and "Frechet" in output
+    (directory,) = (tmp_path / name).iterdir()
+    assert (directory / "checkpoints" / "images_000000000008.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_experiment_says_what_it_is_and_how_to_run_it(name):
+    first, second = (CONFIGS / f"{name}.yaml").read_text().splitlines()[:2]
+    assert first.startswith("# ") and len(first) < 120
+    assert second.startswith(f"# python -m experiments.run {name}")
+
+
+def test_list_show_and_help(capsys):
+    assert run.main(["--list"]) == 0
+    assert all(name in capsys.readouterr().out for name in ("demo",))
+    assert run.main(["demo", "--show", "schedule.batch_size=7"]) == 0
+    shown = capsys.readouterr().out
+    assert "batch_size: 7" in shown and shown.startswith("name: demo")
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--help"])
+    assert stop.value.code == 0
+
+
+def test_all_errors_come_at_once_with_key_value_type_and_nearest_name(tmp_path, capsys):
+    wrong = [
+        "module.lerning_rate=1e-3",
+        "module.latent_dim=abc",
+        "schedule.total_image=5",
+        "callbacks.checkpoint.keep=two",
+        "data.kind=kidny_ct",
+        "callbacks.emma={_target_: callbacks.ema.GeneratorEMMA}",
+    ]
+    assert run.main(tiny("dcgan", tmp_path, *wrong)) == 2
+    message = capsys.readouterr().err
+    for line in (
+        "6 errors in",
+        "module.lerning_rate=0.001: DCGAN has no argument 'lerning_rate'; did you mean 'learning_rate'",
+        "module.latent_dim='abc': expected int, got str",
+        "schedule.total_image=5: ConstantSchedule has no argument 'total_image'; did you mean 'total_images'",
+        "callbacks.checkpoint.keep='two': expected int, got str",
+        "data.kind='kidny_ct': expected one of 'mammogram', 'chest_xray', 'kidney_ct', got str",
+        "callbacks.ema has no class 'GeneratorEMMA'; did you mean 'GeneratorEMA'",
+    ):
+        assert line in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_extends_takes_several_files_and_the_last_wins(tmp_path):
+    (tmp_path / "a.yaml").write_text("x: {p: 1, q: 1}\ny: 1\n")
+    (tmp_path / "b.yaml").write_text("x: {q: 2}\n")
+    (tmp_path / "c.yaml").write_text("extends: [a, b.yaml]\nz: ${x.q}\n")
+    assert cfg.load(str(tmp_path / "c.yaml")) == {"name": "c", "x": {"p": 1, "q": 2}, "y": 1, "z": 2}
+
+
+def test_node_of_another_class_replaces_the_old_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("m: {_target_: x.A, p: 1}\nn: {q: 1}\n")
+    (tmp_path / "b.yaml").write_text("extends: a\nm: {_target_: x.B, r: 2}\nn: {_target_: x.C}\n")
+    config = cfg.load(str(tmp_path / "b.yaml"))
+    assert config["m"] == {"_target_": "x.B", "r": 2}
+    assert config["n"] == {"_target_": "x.C", "q": 1}
+
+
+def test_environment_gives_data_roots(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_CT_KIDNEY", str(tmp_path))
+    assert cfg.load("dcgan_ct_kidney_64")["data"]["root"] == str(tmp_path)
+
+
+def test_missing_root_is_one_sentence_with_argument_layout_and_source(tmp_path, capsys):
+    assert run.main(["dcgan_ct_kidney_64", f"runs_dir={tmp_path}", "data.root=/no/such/folder"]) == 2
+    message = capsys.readouterr().err
+    assert "data.root=/no/such/folder" in message and "Cyst, Normal, Stone and Tumor" in message
+    assert "kaggle.com" in message and len(message.splitlines()) == 2
+
+
+def test_batch_that_devices_cannot_share_is_one_sentence(tmp_path, capsys):
+    assert run.main(tiny("dcgan", tmp_path, "trainer.devices=3")) == 2
+    assert "schedule.batch_size=8: cannot be shared equally by 3 processes" in (message := capsys.readouterr().err)
+    assert "use 6 or 9" in message
+
+
+def test_sizes_and_channels_must_agree(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        train(tiny_config("dcgan", tmp_path, "module.image_size=[64,64]", "module.image_channels=3"))
+    assert error.value.problems == [
+        "module.image_size=[64, 64]: schedule.resolution is [32, 32]",
+        "module.image_channels=3: the images of Phantoms have 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "lightning_modules.gan.hashlib.blake2b",
+        "callbacks.checkpoint.os.remove",
+        "datamodules.base.np.load",
+        "experiments.run.main",
+        "torch.load",
+    ],
+)
+def test_a_configuration_cannot_name_arbitrary_code(tmp_path, target):
+    with pytest.raises(ConfigError):
+        train(tiny_config("dcgan", tmp_path, f"callbacks.extra={{_target_: {target}}}"))
+
+
+def test_lightnings_own_callbacks_can_be_named(tmp_path):
+    extra = "callbacks.extra={_target_: lightning.pytorch.callbacks.Timer, duration: '00:01:00:00'}"
+    directory = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8", extra))
+    assert (directory / "report.html").exists()
+
+
+def test_whole_floats_are_counts(tmp_path):
+    config = tiny_config("dcgan", tmp_path, "schedule.total_images=1.6e1")
+    assert train(config).exists()
+
+
+def test_none_from_a_sweep_agent_is_null():
+    assert cfg.load("demo", ["callbacks.score=None"])["callbacks"]["score"] is None
+
+
+def test_changed_hyper_parameters_are_refused_with_a_list(tmp_path, capsys):
+    first = train(tiny_config("dcgan", tmp_path))
+    changes = ["module.learning_rate=1e-5", "schedule.total_images=120", "callbacks.progress.every_images=10"]
+    assert run.main(tiny("dcgan", tmp_path, *changes, f"resume={first}")) == 2
+    message = capsys.readouterr().err
+    assert "module.learning_rate: was None, is 1e-05" in message
+    assert "schedule.total_images: was 96, is 120" in message
+    assert "progress" not in message and "allow_changes=true" in message
+    assert run.main(tiny("dcgan", tmp_path, *changes, f"resume={first}", "allow_changes=true")) == 0
+    assert (first / "checkpoints" / "images_000000000120.ckpt").exists()
+    assert list(first.glob("config.before-*.yaml"))
+
+
+def test_changed_learning_rate_takes_effect_on_resume(tmp_path):
+    import torch
+    from conftest import newest_checkpoint
+
+    first = train(tiny_config("dcgan", tmp_path))
+    changes = ["module.learning_rate=1e-5", "schedule.total_images=120", f"resume={first}", "allow_changes=true"]
+    train(tiny_config("dcgan", tmp_path, *changes))
+    groups = torch.load(newest_checkpoint(first), weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert groups[0]["lr"] == 1e-5
+
+
+def test_changed_data_is_refused(tmp_path, kidney_root, capsys):
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(kidney_root, root)
+    overrides = ["data={_target_: datamodules.ct_kidney.CTKidney, block_size: 2, cache_dir: " + f"{tmp_path}/cache}}"]
+    overrides += [f"data.root={root}"]
+    first = train(tiny_config("dcgan", tmp_path, *overrides))
+    next(root.glob("*/*/Cyst/*(1).jpg")).unlink()
+    assert run.main(tiny("dcgan", tmp_path, *overrides, f"resume={first}", "schedule.total_images=96")) == 2
+    assert "the data is not what the checkpoint was trained on" in capsys.readouterr().err
+
+
+def test_resume_auto_starts_anew_when_nothing_is_unfinished(tmp_path):
+    first = train(tiny_config("dcgan", tmp_path, "resume=auto"))
+    second = train(tiny_config("dcgan", tmp_path, "resume=auto"))
+    assert first != second
+
+
+def test_resume_auto_takes_the_newest_unfinished_run_even_without_checkpoint(tmp_path):
+    first = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
+    (first / "status.json").write_text('{"state": "running"}')
+    for path in (first / "checkpoints").iterdir():
+        path.unlink()
+    assert train(tiny_config("dcgan", tmp_path, "schedule.total_images=8", "resume=auto")) == first
