@@ -66,6 +66,7 @@ def tiny(family: str, tmp_path: Path, *overrides: str) -> list[str]:
 
 
 TINY_YAML = Path(__file__).parent / "tiny.yaml"
+TINY_KIDNEY = Path(__file__).parent / "tiny_kidney.yaml"
 
 
 def tiny_config(family: str, tmp_path: Path, *overrides: str) -> dict:

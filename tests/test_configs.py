@@ -1,7 +1,7 @@
 """Every shipped experiment runs; what is wrong with a configuration is said at once."""
 
 import pytest
-from conftest import tiny, tiny_config
+from conftest import TINY_KIDNEY, tiny, tiny_config
 
 from experiments import config as cfg
 from experiments import run
@@ -180,11 +180,11 @@ def test_changed_data_is_refused(tmp_path, kidney_root, capsys):
 
     root = tmp_path / "data"
     shutil.copytree(kidney_root, root)
-    overrides = ["data={_target_: datamodules.ct_kidney.CTKidney, block_size: 2, cache_dir: " + f"{tmp_path}/cache}}"]
-    overrides += [f"data.root={root}"]
-    first = train(tiny_config("dcgan", tmp_path, *overrides))
+    arguments = [str(TINY_KIDNEY), f"runs_dir={tmp_path / 'runs'}", f"data.root={root}"]
+    assert run.main(arguments) == 0
+    (first,) = (tmp_path / "runs" / "tiny_kidney").iterdir()
     next(root.glob("*/*/Cyst/*(1).jpg")).unlink()
-    assert run.main(tiny("dcgan", tmp_path, *overrides, f"resume={first}", "schedule.total_images=96")) == 2
+    assert run.main([*arguments, f"resume={first}"]) == 2
     assert "the data is not what the checkpoint was trained on" in capsys.readouterr().err
 
 

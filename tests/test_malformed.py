@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import CLASSES, TINY_YAML, tiny, write_kidney
+from conftest import CLASSES, TINY_KIDNEY, tiny, write_kidney
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney, read_classes
@@ -261,8 +261,7 @@ def test_malformed_csv(case, hundred_images, tmp_path, capsys):
     for label in CLASSES:
         (root / label).symlink_to(next(hundred_images.glob(f"*/*/{label}")))
     (root / "kidneyData.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    data = f"data={{_target_: datamodules.ct_kidney.CTKidney, root: '{root}', cache_dir: '{tmp_path}/cache'}}"
-    assert expected in refused(capsys, str(TINY_YAML), f"runs_dir={tmp_path / 'runs'}", data)
+    assert expected in refused(capsys, str(TINY_KIDNEY), f"runs_dir={tmp_path / 'runs'}", f"data.root={root}")
 
 
 def test_correct_csv_is_read(tmp_path):
