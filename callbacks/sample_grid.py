@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
@@ -54,9 +53,8 @@ class SampleGrid(L.Callback):
         path = Path(trainer.default_root_dir) / "samples" / f"images_{pl_module.images_seen:09d}.png"
         write_grid(images, path, self.columns)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # a W&B logger has it, the record has not
-                picture = np.asarray(Image.open(path))
-                logger.log_image("samples", [picture], caption=[f"images_seen {pl_module.images_seen}"])
+            if hasattr(logger, "log_picture"):  # the record holds numbers only
+                logger.log_picture("samples", path, pl_module.images_seen)
 
 
 def _spread(data: RealImages, count: int) -> Tensor:

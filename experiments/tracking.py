@@ -75,7 +75,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: str, config: Node) -> WandbLogger | None:
+class WandbMirror(WandbLogger):
+    """Lightning's W&B logger, and pictures under the clock."""
+
+    @rank_zero_only
+    def log_picture(self, name: str, path: Path, images_seen: int) -> None:
+        """Show an image file at a clock."""
+        import wandb
+
+        self.experiment.log({name: wandb.Image(str(path)), "images_seen": images_seen})
+
+
+def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: str, config: Node) -> WandbMirror | None:
     """Return the W&B logger of a run, or None if W&B cannot be used; never waits for a login or a dead network.
 
     Offline unless ``mode`` is "online": a key left in the environment must not upload patient images. The run's id is
@@ -109,7 +120,7 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
         run = wandb.init(mode="offline", settings=wandb.Settings(disable_code=True), **arguments)
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
-    return WandbLogger(experiment=run, log_model=False)
+    return WandbMirror(experiment=run, log_model=False)
 
 
 def _first_line(error: Exception) -> str:
