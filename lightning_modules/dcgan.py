@@ -26,7 +26,8 @@ class DCGAN(GANModule):
         image_size: Height and width in pixels, a small grid doubled: 64x64, 128x128, 80x64 ...
         image_channels: Channels of the images, 1 to 4.
         latent_dim: Length of a latent vector (section 4).
-        base_channels: Channels next to the image in both networks (figure 1: 128).
+        generator_channels: Channels of the generator next to the image (figure 1: 128).
+        discriminator_channels: Channels of the discriminator next to the image (the paper's code: 128).
         learning_rate: Adam's, of both networks (section 4).
         beta1: Adam's momentum (section 4: 0.9 makes training oscillate).
         gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
@@ -39,16 +40,17 @@ class DCGAN(GANModule):
         image_size: Sequence[int],
         image_channels: int = 1,
         latent_dim: int = 100,
-        base_channels: int = 128,
+        generator_channels: int = 128,
+        discriminator_channels: int = 128,
         learning_rate: float = 2e-4,
         beta1: float = 0.5,
         gradient_clip_norm: float | None = None,
     ) -> None:
         super().__init__(schedule, seed, image_size, image_channels, latent_dim, gradient_clip_norm)
         self.learning_rate, self.beta1 = learning_rate, beta1
-        self.generator = Generator(latent_dim, image_size, image_channels, base_channels)
+        self.generator = Generator(latent_dim, image_size, image_channels, generator_channels)
         self.generator_ema = frozen_copy(self.generator)
-        self.discriminator = Discriminator(image_size, image_channels, base_channels, norm="batch")
+        self.discriminator = Discriminator(image_size, image_channels, discriminator_channels, norm="batch")
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the discriminator and Adam for the generator."""

@@ -25,7 +25,8 @@ class WGAN(GANModule):
         image_size: Height and width in pixels, a small grid doubled: 64x64, 128x128, 80x64 ...
         image_channels: Channels of the images, 1 to 4.
         latent_dim: Length of a latent vector.
-        base_channels: Channels next to the image in both networks.
+        generator_channels: Channels of the generator next to the image.
+        discriminator_channels: Channels of the critic next to the image.
         critic_steps: Batches with a critic step per generator step, n_critic of algorithm 1.
         clip: Largest absolute value of a weight of the critic, c of algorithm 1.
         learning_rate: RMSprop's, of both networks (algorithm 1).
@@ -39,7 +40,8 @@ class WGAN(GANModule):
         image_size: Sequence[int],
         image_channels: int = 1,
         latent_dim: int = 100,
-        base_channels: int = 64,
+        generator_channels: int = 64,
+        discriminator_channels: int = 64,
         critic_steps: int = 5,
         clip: float = 0.01,
         learning_rate: float = 5e-5,
@@ -51,9 +53,9 @@ class WGAN(GANModule):
         if clip <= 0:
             raise ValueError(f"clip={clip}: must be positive")
         self.critic_steps, self.clip, self.learning_rate = critic_steps, clip, learning_rate
-        self.generator = Generator(latent_dim, image_size, image_channels, base_channels)
+        self.generator = Generator(latent_dim, image_size, image_channels, generator_channels)
         self.generator_ema = frozen_copy(self.generator)
-        self.critic = Discriminator(image_size, image_channels, base_channels, norm="batch")
+        self.critic = Discriminator(image_size, image_channels, discriminator_channels, norm="batch")
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return RMSprop for the critic and RMSprop for the generator."""

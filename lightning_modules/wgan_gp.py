@@ -28,7 +28,8 @@ class WGANGP(GANModule):
         image_size: Height and width in pixels, a small grid doubled: 64x64, 128x128, 80x64 ...
         image_channels: Channels of the images, 1 to 4.
         latent_dim: Length of a latent vector (the paper's code: 128).
-        base_channels: Channels next to the image in both networks.
+        generator_channels: Channels of the generator next to the image.
+        discriminator_channels: Channels of the critic next to the image.
         critic_steps: Batches with a critic step per generator step, n_critic of algorithm 1.
         penalty_weight: lambda of algorithm 1.
         penalty_precision: "float32" computes the penalty in float32 whatever the trainer's precision. "mixed" lets its
@@ -45,7 +46,8 @@ class WGANGP(GANModule):
         image_size: Sequence[int],
         image_channels: int = 1,
         latent_dim: int = 128,
-        base_channels: int = 128,
+        generator_channels: int = 128,
+        discriminator_channels: int = 128,
         critic_steps: int = 5,
         penalty_weight: float = 10.0,
         penalty_precision: Literal["float32", "mixed"] = "float32",
@@ -57,9 +59,9 @@ class WGANGP(GANModule):
             raise ValueError(f"critic_steps={critic_steps}: must be at least 1")
         self.critic_steps, self.penalty_weight, self.penalty_precision = critic_steps, penalty_weight, penalty_precision
         self.learning_rate = learning_rate
-        self.generator = Generator(latent_dim, image_size, image_channels, base_channels)
+        self.generator = Generator(latent_dim, image_size, image_channels, generator_channels)
         self.generator_ema = frozen_copy(self.generator)
-        self.critic = Discriminator(image_size, image_channels, base_channels, norm="layer")
+        self.critic = Discriminator(image_size, image_channels, discriminator_channels, norm="layer")
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return Adam for the critic and Adam for the generator."""

@@ -22,7 +22,7 @@ SMALL = [
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_experiment_runs_two_steps_through_the_command_line(name, tmp_path, kidney_root, capsys):
     config = cfg.load(name)
-    overrides = [*SMALL, f"runs_dir={tmp_path}", "module.base_channels=4"]
+    overrides = [*SMALL, f"runs_dir={tmp_path}", "module.generator_channels=4", "module.discriminator_channels=4"]
     if "root" in config["data"]:
         overrides.append(f"data.root={kidney_root}")
     else:

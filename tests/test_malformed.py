@@ -124,7 +124,7 @@ OVERRIDES = {
     "schedule._target_=ConstantSchedule": "a configuration can only name classes of",
     "module.gradient_clip_norm=0": "module.gradient_clip_norm=0.0: must be positive",
     "module.image_channels=7": "module.image_channels=7: must be 1 to 4",
-    "module.base_channels=0": "module.base_channels=0: must be at least 1",
+    "module.generator_channels=0": "module.generator_channels=0: must be at least 1",
     "module.seed=1": "module.seed=1: is set by Mirage itself",
     "module._target_=lightning_modules.dcgan.DCGANN": "did you mean 'DCGAN'",
     "module._target_=lightning_modules.dcga.DCGAN": "did you mean 'lightning_modules.dcgan'",

@@ -19,10 +19,15 @@ from lightning_modules.wgan_gp import WGANGP
 BATCH, SIZE, WIDTH, STEPS = 32, 64, 32, 5
 
 
+def _module() -> WGANGP:
+    torch.manual_seed(0)
+    schedule = ConstantSchedule((SIZE, SIZE), BATCH, 10**9)
+    return WGANGP(schedule, 0, (SIZE, SIZE), 1, 128, WIDTH, WIDTH, penalty_precision="mixed")
+
+
 def mirage_step(precision: torch.dtype | None) -> Callable[[], int]:
     """Return a function that runs one critic and one generator step as WGANGP and GANModule do."""
-    torch.manual_seed(0)
-    module = WGANGP(ConstantSchedule((SIZE, SIZE), BATCH, 10**9), seed=0, image_size=(SIZE, SIZE), base_channels=WIDTH)
+    module = _module()
     critic_optimizer, generator_optimizer = module.configure_optimizers()
     batch = {"image": torch.rand(BATCH, 1, SIZE, SIZE) * 2 - 1, "images_seen": 0}
 
@@ -48,8 +53,7 @@ def mirage_step(precision: torch.dtype | None) -> Callable[[], int]:
 
 def plain_step() -> Callable[[], int]:
     """Return a function that runs the same step in textbook style."""
-    torch.manual_seed(0)
-    module = WGANGP(ConstantSchedule((SIZE, SIZE), BATCH, 10**9), seed=0, image_size=(SIZE, SIZE), base_channels=WIDTH)
+    module = _module()
     generator = module.generator.to(memory_format=torch.contiguous_format)
     critic = module.critic.to(memory_format=torch.contiguous_format)
     average = copy.deepcopy(generator)
@@ -93,7 +97,7 @@ def main() -> None:
             "Mirage bf16": mirage_step(torch.bfloat16),
         }
     )
-    show(f"WGAN-GP step, {SIZE}x{SIZE}, batch {BATCH}, base_channels {WIDTH}", found, "images/s")
+    show(f"WGAN-GP step, {SIZE}x{SIZE}, batch {BATCH}, {WIDTH} channels", found, "images/s")
 
 
 if __name__ == "__main__":

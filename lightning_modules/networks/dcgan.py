@@ -18,8 +18,6 @@ MAX_CHANNELS = 1024  # The widest layer of figure 1; sizes above 64 do not widen
 
 def channel_counts(base_channels: int, doublings: int) -> list[int]:
     """Return the channels from the image's side to the base grid: doubled at each halving of the resolution."""
-    if base_channels < 1:
-        raise ValueError(f"base_channels={base_channels}: must be at least 1")
     if doublings < 1:
         raise ValueError("image_size: these networks need at least 8 pixels a side")
     return [min(base_channels * 2**i, MAX_CHANNELS) for i in range(doublings)]
@@ -37,6 +35,8 @@ class Generator(nn.Module):
 
     def __init__(self, latent_dim: int, image_size: Sequence[int], image_channels: int, base_channels: int) -> None:
         super().__init__()
+        if base_channels < 1:
+            raise ValueError(f"generator_channels={base_channels}: must be at least 1")
         grid, doublings = base_grid(image_size)
         channels = channel_counts(base_channels, doublings)[::-1]
         self.project = nn.Sequential(
@@ -81,6 +81,8 @@ class Discriminator(nn.Module):
         norm: Literal["batch", "layer"],
     ) -> None:
         super().__init__()
+        if base_channels < 1:
+            raise ValueError(f"discriminator_channels={base_channels}: must be at least 1")
         self.image_size, self.image_channels = tuple(image_size), image_channels
         grid, doublings = base_grid(image_size)
         channels = channel_counts(base_channels, doublings)

@@ -61,7 +61,7 @@ def fit(module, batches, **settings):
 
 def make(family, **arguments):
     torch.manual_seed(0)
-    return family(SCHEDULE, seed=0, image_size=SIZE, base_channels=4, **arguments)
+    return family(SCHEDULE, seed=0, image_size=SIZE, generator_channels=4, discriminator_channels=4, **arguments)
 
 
 def weights(network):
