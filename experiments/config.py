@@ -268,15 +268,17 @@ def build(node: Node, key: str, base: type, **supplied: Any) -> Any:
         raise ConfigError([f"{key}.{error}"]) from error
 
 
+def check_plain(cls: type, values: Node, key: str) -> list[str]:
+    """Return every problem of a node without ``_target_`` that is to become an object of a dataclass."""
+    return list(_argument_problems(cls, values, f"{key}.", ()))
+
+
 def build_plain(cls: type, values: Node, key: str) -> Any:
-    """Check a node without ``_target_`` against a dataclass and return the object.
+    """Return the dataclass's object that a checked node describes.
 
     Raises:
-        ConfigError: With every problem.
+        ConfigError: If the class refuses a value.
     """
-    problems = list(_argument_problems(cls, values, f"{key}.", ()))
-    if problems:
-        raise ConfigError(problems)
     try:
         return cls(**_converted(cls, values, f"{key}."))
     except ValueError as error:

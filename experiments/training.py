@@ -37,6 +37,7 @@ class Parts:
     data: ImageDataModule
     module: GANModule
     callbacks: list[L.Callback]
+    settings: TrainerSettings
 
 
 def train(config: Node) -> Path:
@@ -51,10 +52,10 @@ def train(config: Node) -> Path:
         DivergedError: If training left the finite numbers.
     """
     experiment = cfg.experiment(config)
-    settings = cfg.build_plain(TrainerSettings, experiment.trainer, "trainer")
     launcher = processes.external_launcher()
     parts = build(experiment)
-    check_together(parts, settings, processes.world_size(settings, launcher))
+    settings = parts.settings
+    check_together(parts, processes.world_size(settings, launcher))
     start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config))
     first = processes.is_first_process(launcher)
     with log_file(start.directory / "log.txt") if first else quiet():
@@ -82,6 +83,7 @@ def build(experiment: Experiment) -> Parts:
     problems += cfg.check(experiment.module, "module", GANModule, supplied=("schedule", "seed"))
     for name, node in callbacks.items():
         problems += cfg.check(node, f"callbacks.{name}", L.Callback)
+    problems += cfg.check_plain(TrainerSettings, experiment.trainer, "trainer")
     if problems:
         raise ConfigError(problems)
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
@@ -97,12 +99,16 @@ def build(experiment: Experiment) -> Parts:
             built[key] = cfg.build(node, key, base, **supplied)
         except ConfigError as error:
             problems += error.problems
+    try:
+        settings = cfg.build_plain(TrainerSettings, experiment.trainer, "trainer")
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()))
+    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings)
 
 
-def check_together(parts: Parts, settings: TrainerSettings, world_size: int) -> None:
+def check_together(parts: Parts, world_size: int) -> None:
     """Check what no object can check alone, and that the data is there.
 
     Raises:

@@ -47,7 +47,7 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
 def test_processes_with_different_weights_are_stopped(tmp_path):
     done = run_script(tmp_path, "disagree", 2)
     assert done.returncode != 0
-    assert "the processes hold different weights at images_seen=24" in done.stderr
+    assert "the processes hold different weights at images_seen=16" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,61 @@
+"""The README's commands are real: every experiment, override, target and example is checked against the project."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from experiments import config as cfg
+from experiments import run
+from experiments.training import build
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+RUNS = [line.split("#")[0] for line in LINES if "-m experiments.run" in line and not line.startswith("$")]
+
+
+def arguments(line):
+    words = shlex.split(line)
+    return words[words.index("experiments.run") + 1 :]
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_command_is_valid(line, tmp_path, capsys):
+    given = arguments(line)
+    if given[0].startswith("--"):
+        assert run.main(given) == 0
+        return
+    if given[0] == "my_experiment.yaml":
+        (tmp_path / given[0]).write_text("extends: demo\n")
+        given[0] = str(tmp_path / given[0])
+    overrides = [argument for argument in given[1:] if argument != "--show"]
+    build(cfg.experiment(cfg.load(given[0], overrides)))
+
+
+def test_there_are_commands_to_check():
+    assert len(RUNS) >= 8
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {word for line in LINES if line.startswith("make ") for word in line.split("#")[0].split()[1:]}
+    assert named and named <= targets
+
+
+def test_example_of_errors_is_what_is_printed(capsys):
+    example = next(block for block in BLOCKS if block.startswith("$ python -m experiments.run"))
+    command, *expected = example.strip().splitlines()
+    assert run.main(arguments(command)) == run.EXIT_BAD_CONFIG
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_every_shipped_experiment_is_in_the_table():
+    for name in cfg.shipped():
+        assert f"| `{name}` |" in README
+
+
+def test_every_picture_exists():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README) + re.findall(r'<img src="(.*?)"', README):
+        assert (ROOT / path).is_file(), path
