@@ -4,7 +4,6 @@ import logging
 import os
 import time
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.clock import check_cadence, crossed
-from callbacks.divergence import DivergedError, DivergenceWatch, newest_checkpoint_text
+from callbacks.divergence import assert_finite
+from callbacks.files import write_atomically
 from lightning_modules.gan import GANModule
 
 log = logging.getLogger(__name__)
@@ -32,23 +32,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """Write a checkpoint; called on the first process only."""
-        path, self.error = Path(path), None
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.error = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if not is_intact(temporary):
-                raise OSError(f"{temporary} was not written whole")
-            temporary.replace(path)
-            _sync_directory(path.parent)
+            write_atomically(Path(path), lambda file: torch.save(checkpoint, file), verify=is_intact)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             self.error = error if isinstance(error, OSError) else OSError(str(error))
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 class PeriodicCheckpoint(Checkpoint):
@@ -60,7 +48,7 @@ class PeriodicCheckpoint(Checkpoint):
         every_images: Images between two checkpoints.
         every_minutes: Also save when this much time has passed; None = by images only.
         keep: Newest checkpoints that are kept.
-        best_by: Name of a logged score; the checkpoint with its lowest value is kept as ``best.ckpt``; None = none.
+        keep_best: Also keep the checkpoint with the lowest score of the run as ``best.ckpt``.
     """
 
     _LOOK_EVERY_BATCHES = 20  # how often the processes agree on the time
@@ -70,15 +58,15 @@ class PeriodicCheckpoint(Checkpoint):
         every_images: int = 50_000,
         every_minutes: float | None = 30.0,
         keep: int = 2,
-        best_by: str | None = None,
+        keep_best: bool = True,
     ) -> None:
         check_cadence("every_images", every_images)
         if every_minutes is not None:
             check_cadence("every_minutes", every_minutes)
         if keep < 1:
             raise ValueError(f"keep={keep}: must be at least 1")
-        self.every_images, self.every_minutes, self.keep, self.best_by = every_images, every_minutes, keep, best_by
-        self.best_score: float | None = None
+        self.every_images, self.every_minutes, self.keep, self.keep_best = every_images, every_minutes, keep, keep_best
+        self.best: tuple[str, float] | None = None  # name and value of the lowest score
         self._scored_at = -1
         self._saved_at = time.monotonic()
 
@@ -97,7 +85,7 @@ class PeriodicCheckpoint(Checkpoint):
         assert_finite(trainer, pl_module)
         directory = Path(trainer.default_root_dir) / "checkpoints"
         if best and self._save(trainer, directory / "best.ckpt"):
-            log.info("best %s so far: %.4g at images_seen=%d", self.best_by, self.best_score, pl_module.images_seen)
+            log.info("lowest score so far at images_seen=%d: %s %.4g", pl_module.images_seen, *pl_module.score)
         if (
             due
             and self._save(trainer, directory / f"images_{pl_module.images_seen:012d}.ckpt")
@@ -108,21 +96,21 @@ class PeriodicCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score, so that a resumed run does not take a worse one for it."""
-        return {"best_score": self.best_score, "scored_at": self._scored_at}
+        return {"best": list(self.best) if self.best else None, "scored_at": self._scored_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the best score."""
-        self.best_score, self._scored_at = state_dict["best_score"], state_dict["scored_at"]
+        self.best = tuple(state_dict["best"]) if state_dict["best"] else None
+        self._scored_at = state_dict["scored_at"]
 
     def _is_best(self, module: GANModule) -> bool:
-        """Tell whether a score that was logged at this clock is the lowest one yet, and remember it if so."""
-        if self.best_by is None or module.scored_at != module.images_seen or self._scored_at == module.scored_at:
+        """Tell whether a score that was taken at this clock is the lowest of its name yet, and remember it if so."""
+        if not self.keep_best or module.scored_at != module.images_seen or self._scored_at == module.scored_at:
             return False
         self._scored_at = module.scored_at
-        score = module.latest.get(self.best_by)
-        if score is None or (self.best_score is not None and score >= self.best_score):
+        if self.best is not None and self.best[0] == module.score[0] and module.score[1] >= self.best[1]:
             return False
-        self.best_score = score
+        self.best = module.score
         return True
 
     def _time_is_up(self, trainer: L.Trainer, module: GANModule, images_seen: int) -> bool:
@@ -142,18 +130,6 @@ class PeriodicCheckpoint(Checkpoint):
         return not error
 
 
-def assert_finite(trainer: L.Trainer, module: GANModule) -> None:
-    """Raise DivergedError on every process if a loss, a weight or a buffer of any process is not finite."""
-    DivergenceWatch().check(trainer, module)
-    tensors = [tensor.detach() for tensor in module.state_dict().values() if tensor.is_floating_point()]
-    finite = bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
-    if trainer.strategy.reduce_boolean_decision(not finite, all=False):
-        raise DivergedError(
-            f"training diverged: a weight is NaN or infinite at images_seen={module.images_seen}. "
-            f"{newest_checkpoint_text(Path(trainer.default_root_dir))}"
-        )
-
-
 def is_intact(path: Path) -> bool:
     """Tell whether a checkpoint is whole: ``torch.load`` accepts a flipped bit, the archive's checksums do not."""
     try:
@@ -161,12 +137,3 @@ def is_intact(path: Path) -> bool:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError):
         return False
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

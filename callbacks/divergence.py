@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from lightning_modules.gan import GANModule
 
@@ -15,8 +16,8 @@ class DivergedError(RuntimeError):
 class DivergenceWatch(L.Callback):
     """Looks at the losses every few batches and ends the run, on all processes, if one was NaN or infinite.
 
-    The losses are checked on the device; reading the result waits for it, hence "every few batches". A checkpoint asks
-    as well before it is written, so the broken state is never saved.
+    The losses are checked on the device; reading the result waits for it, hence "every few batches". Loss
+    log, score and checkpoint look as well before they write, so a broken state is never scored or saved.
 
     Args:
         every_batches: Batches between two looks.
@@ -33,15 +34,28 @@ class DivergenceWatch(L.Callback):
         """Look every few batches and at the end."""
         index = pl_module.schedule.at(batch["images_seen"]).batch_index
         if (index + 1) % self.every_batches == 0 or trainer.should_stop:
-            self.check(trainer, pl_module)
+            assert_finite_losses(trainer, pl_module)
 
-    def check(self, trainer: L.Trainer, pl_module: GANModule) -> None:
-        """Raise DivergedError on every process if any process has seen a loss that is not finite."""
-        bad = pl_module.losses.first_bad()
-        if not trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
-            return
-        what = f"loss {bad[0]!r} was NaN or infinite at images_seen={bad[1]}" if bad else "another process diverged"
-        raise DivergedError(f"training diverged: {what}. {newest_checkpoint_text(Path(trainer.default_root_dir))}")
+
+def assert_finite_losses(trainer: L.Trainer, module: GANModule) -> None:
+    """Raise DivergedError on every process if any process has seen a loss that is not finite."""
+    bad = module.losses.first_bad()
+    if not trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+        return
+    what = f"loss {bad[0]!r} was NaN or infinite at images_seen={bad[1]}" if bad else "another process diverged"
+    raise DivergedError(f"training diverged: {what}. {newest_checkpoint_text(Path(trainer.default_root_dir))}")
+
+
+def assert_finite(trainer: L.Trainer, module: GANModule) -> None:
+    """Raise DivergedError on every process if a loss, a weight or a buffer of any process is not finite."""
+    assert_finite_losses(trainer, module)
+    tensors = [tensor.detach() for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    finite = bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
+    if trainer.strategy.reduce_boolean_decision(not finite, all=False):
+        raise DivergedError(
+            f"training diverged: a weight is NaN or infinite at images_seen={module.images_seen}. "
+            f"{newest_checkpoint_text(Path(trainer.default_root_dir))}"
+        )
 
 
 def newest_checkpoint_text(run_dir: Path) -> str:

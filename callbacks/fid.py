@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from callbacks.clock import check_cadence, crossed, log_numbers
+from callbacks.divergence import assert_finite
+from callbacks.files import write_atomically
 from callbacks.real_images import real_images
 from lightning_modules.gan import GANModule
-from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
+from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
 from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
 
 
@@ -66,6 +68,12 @@ class FrechetScore(L.Callback):
         trainer.strategy.barrier("score extractor")
         self.extractor.load()
         self.extractor.to(pl_module.device).eval().requires_grad_(False)
+        try:
+            self.extractor(torch.zeros(1, pl_module.image_channels, *pl_module.image_size, device=pl_module.device))
+        except (ValueError, RuntimeError) as error:
+            what = f"{pl_module.image_channels} channels of {pl_module.image_size[0]}x{pl_module.image_size[1]} pixels"
+            name = type(self.extractor).__name__
+            raise ExtractorError(f"callbacks.score.extractor={name}: cannot measure {what} ({error})") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         """Score the untrained generator, so that a falling score has a beginning."""
@@ -77,6 +85,7 @@ class FrechetScore(L.Callback):
     ) -> None:
         """Score on the clock."""
         if crossed(self.every_images, pl_module):
+            assert_finite(trainer, pl_module)
             self._score(trainer, pl_module)
 
     def _score(self, trainer: L.Trainer, module: GANModule) -> None:
@@ -85,8 +94,9 @@ class FrechetScore(L.Callback):
         _broadcast_buffers(trainer, module)
         fake = self._statistics(trainer, module, self._generated(trainer, module))
         name = f"score/{self.extractor.score_name}"
-        value = frechet_distance(self._real, fake)
-        module.scored_at = module.images_seen
+        # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
+        value = trainer.strategy.broadcast(frechet_distance(self._real, fake), src=0)
+        module.scored_at, module.score = module.images_seen, (name, value)
         log_numbers(trainer, module, {name: value})
         if trainer.is_global_zero:
             row = {"images_seen": module.images_seen, "value": value, **self._fingerprint(trainer, module, fake.count)}
@@ -113,16 +123,18 @@ class FrechetScore(L.Callback):
     def _real_statistics(self, trainer: L.Trainer, module: GANModule) -> GaussianStatistics:
         data = real_images(trainer)
         path = Path(data.cache_dir) / "statistics" / f"{self._real_key(trainer)}.pt"
-        found = trainer.strategy.broadcast(path.is_file(), src=0)  # all processes must take the same way
-        if found:
+        if data.size(self.split) < 2:
+            raise ExtractorError(
+                f"callbacks.score.split={self.split!r}: the split has {data.size(self.split)} images, a score needs at "
+                f"least 2; raise data.{self.split}_fraction or score against train"
+            )
+        # All processes must take the same way, also where every machine has a cache of its own.
+        if trainer.strategy.reduce_boolean_decision(path.is_file(), all=True):
             state = torch.load(path, weights_only=True)
             return GaussianStatistics(state["mean"], state["covariance"], state["count"])
         statistics = self._statistics(trainer, module, self._real_images(trainer))
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            torch.save(vars(statistics), temporary)
-            temporary.replace(path)
+            write_atomically(path, lambda file: torch.save(vars(statistics), file))
         return statistics
 
     def _real_images(self, trainer: L.Trainer) -> Iterator[Tensor]:
@@ -146,6 +158,7 @@ class FrechetScore(L.Callback):
         data = real_images(trainer)
         return {
             "metric": "frechet_distance",
+            "code_version": _code_version(),
             **self.extractor.identity(),
             "generated": generated,
             "real": self._real.count,
@@ -157,6 +170,13 @@ class FrechetScore(L.Callback):
             "generator": "ema",
             "seed": self.seed,
         }
+
+
+def _code_version() -> str:
+    try:
+        return version("mirage-gan")
+    except PackageNotFoundError:
+        return "unknown"  # used from a folder, without installation
 
 
 def _broadcast_buffers(trainer: L.Trainer, module: GANModule) -> None:

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from callbacks.clock import check_cadence, crossed, log_numbers
+from callbacks.divergence import assert_finite_losses
 from lightning_modules.gan import GANModule
 
 
@@ -32,6 +33,7 @@ class LossLog(L.Callback):
         """Log on the clock. The means wait for the device, which is why this is not done in every batch."""
         if not crossed(self.every_images, pl_module):
             return
+        assert_finite_losses(trainer, pl_module)
         means = {
             f"loss/{name}": float(trainer.strategy.reduce(mean, reduce_op="mean"))
             for name, mean in pl_module.losses.means().items()

@@ -1,6 +1,5 @@
 """Pictures of what the generator makes, always from the same latents."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from callbacks.clock import check_cadence, crossed
+from callbacks.files import write_atomically
 from callbacks.real_images import RealImages, real_images
 from lightning_modules.gan import GANModule
 
@@ -50,7 +50,7 @@ class SampleGrid(L.Callback):
         if not crossed(self.every_images, pl_module):
             return
         images = pl_module.sample(self.count, truncation=self.truncation, seed=self.seed)
-        path = Path(trainer.default_root_dir) / "samples" / f"images_{pl_module.images_seen:09d}.png"
+        path = Path(trainer.default_root_dir) / "samples" / f"images_{pl_module.images_seen:012d}.png"
         write_grid(images, path, self.columns)
         for logger in trainer.loggers:
             if hasattr(logger, "log_picture"):  # the record holds numbers only
@@ -72,7 +72,5 @@ def write_grid(images: Tensor, path: Path, columns: int) -> None:
         images = images.permute(0, 2, 1, 3).flatten(2).unsqueeze(1)
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)
     pixels = ((grid + 1.0) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels).save(temporary, format="PNG")
-    temporary.replace(path)
+    picture = Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))

@@ -264,7 +264,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             try:
                 contents = self._contents(records)
             except OSError as error:
-                raise DataError(f"{self._name}: {error}") from error
+                raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
             first: dict[str, str] = {}
             pairs = list(zip(records, contents, strict=True))
             unique = [pair for pair in pairs if first.setdefault(pair[1], pair[0].name) == pair[0].name]
@@ -304,7 +304,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 )
             return self.intensity.encode(resize(values, height, width))
 
-        cache = open_or_build(directory, names, read, shape, self.intensity.bits, self.max_unreadable)
+        try:
+            cache = open_or_build(directory, names, read, shape, self.intensity.bits, self.max_unreadable)
+        except OSError as error:
+            raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
         if cache.unreadable:
             log.warning(
                 "%s: left out %d unusable files: %s",

@@ -121,7 +121,10 @@ def _build(
             file.flush()
             os.fsync(file.fileno())
         index = {"names": kept, "unreadable": unreadable, "shape": [len(kept), *shape], "dtype": dtype.name}
-        (building / "index.json").write_text(json.dumps(index))
+        with (building / "index.json").open("w") as file:
+            json.dump(index, file)
+            file.flush()
+            os.fsync(file.fileno())
         building.rename(directory)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -160,10 +163,8 @@ def _read_all(read: Callable[[int], np.ndarray], total: int) -> Iterator[np.ndar
 def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
     """Return the SHA-256 of each file's bytes.
 
-    A file whose size and modification time are those of the last time is not read again (``memo`` remembers).
-
-    Raises:
-        UnreadableImageError: If a file cannot be read at all.
+    A file whose size and modification time are those of the last time is not read again (``memo`` remembers). A file
+    that cannot be opened gets a placeholder; reading it will say what is wrong with it.
     """
     try:
         known: dict[str, list] = json.loads(memo.read_text())
@@ -176,8 +177,11 @@ def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
         entry = known.get(str(paths[i]))
         if entry and entry[:2] == stamps[i]:
             return entry[2]
-        with paths[i].open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with paths[i].open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return f"cannot be opened: {paths[i]}"
 
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(hash_of, range(len(paths))))

@@ -10,7 +10,7 @@ import inspect
 import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from yaml import YAMLError
 CONFIGS = Path(__file__).parent / "configs"
 TARGET = "_target_"
 # What a configuration may name: classes of this project and of Lightning, never arbitrary code.
+REQUIRED = inspect.Parameter.empty  # in place of a default
 ALLOWED_PACKAGES = ("lightning_modules", "datamodules", "callbacks", "lightning")
 
 Node = dict[str, Any]
@@ -151,6 +152,7 @@ def description(name: str) -> str:
 
 
 def _load_file(path: Path, parents: tuple[Path, ...]) -> Node:
+    path = path.resolve()
     if path in parents:
         raise ConfigError([f"{path}: extends itself ({' -> '.join(p.name for p in (*parents, path))})"])
     try:
@@ -268,6 +270,17 @@ def build(node: Node, key: str, base: type, **supplied: Any) -> Any:
         raise ConfigError([f"{key}.{error}"]) from error
 
 
+def completed(node: Node) -> Node:
+    """Return a checked node with the defaults of everything that it does not set.
+
+    What a run records must not change its meaning when a default changes.
+    """
+    parameters = _parameters(locate(node[TARGET], object))
+    nested = {name: completed(value) for name, value in node.items() if isinstance(value, dict) and TARGET in value}
+    defaults = {name: default for name, (_, default) in parameters.items() if _is_plain(default)}
+    return {**defaults, **node, **nested}
+
+
 def check_plain(cls: type, values: Node, key: str) -> list[str]:
     """Return every problem of a node without ``_target_`` that is to become an object of a dataclass."""
     return list(_argument_problems(cls, values, f"{key}.", ()))
@@ -297,7 +310,7 @@ def locate(target: str, base: type) -> type:
         raise ConfigError([f"a configuration can only name classes of {allowed}, as package.module.Class"])
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ConfigError([f"there is no module {module_name!r}{_did_you_mean(module_name, _modules())}"]) from error
     cls = getattr(module, name, None)
     if not inspect.isclass(cls) or cls.__module__.split(".")[0] not in ALLOWED_PACKAGES:
@@ -322,8 +335,8 @@ def _argument_problems(cls: type, values: Mapping[str, Any], prefix: str, suppli
             yield f"{prefix}{name}={_shown(value)}: {where} has no argument {name!r}{hint}"
         else:
             yield from _value_problems(known[name][0], value, f"{prefix}{name}")
-    for name, (annotation, required) in known.items():
-        if required and name not in values and name not in supplied:
+    for name, (annotation, default) in known.items():
+        if default is REQUIRED and name not in values and name not in supplied:
             yield f"{prefix}{name}: is required by {cls.__name__} ({_type_name(annotation)})"
 
 
@@ -358,19 +371,19 @@ def _converted(cls: type, values: Mapping[str, Any], prefix: str = "") -> Node:
     return arguments
 
 
-def _parameters(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Return annotation and "is required" of every constructor argument."""
-    if is_dataclass(cls):
-        hints = typing.get_type_hints(cls)
-        required = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
-        return {name: (hints[name], is_required) for name, is_required in required.items()}
-    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    parameters = inspect.signature(cls).parameters.values()
+def _parameters(cls: type) -> dict[str, tuple[Any, Any]]:
+    """Return annotation and default (or REQUIRED) of every constructor argument."""
+    function: Any = cls if is_dataclass(cls) else cls.__init__  # type: ignore[misc]
+    hints = typing.get_type_hints(function)
     return {
-        p.name: (hints.get(p.name, Any), p.default is p.empty)
-        for p in parameters
+        p.name: (hints.get(p.name, Any), REQUIRED if p.default is p.empty else p.default)
+        for p in inspect.signature(cls).parameters.values()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _nested_class(annotation: Any) -> type | None:

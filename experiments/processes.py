@@ -6,6 +6,7 @@ started all of them.
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,10 @@ def world_size(settings: TrainerSettings, launcher: ClusterEnvironment | None) -
     Raises:
         ConfigError: If a launcher has started another number than the configuration says.
     """
+    if launcher is None and settings.num_nodes > 1:
+        raise ConfigError(
+            [f"trainer.num_nodes={settings.num_nodes}: several machines need torchrun or SLURM to start the processes"]
+        )
     expected = devices_per_machine(settings) * settings.num_nodes
     if launcher is not None and launcher.world_size() != expected:
         name = type(launcher).__name__.removesuffix("Environment")
@@ -69,6 +74,18 @@ def world_size(settings: TrainerSettings, launcher: ClusterEnvironment | None) -
 def is_first_process(launcher: ClusterEnvironment | None) -> bool:
     """Tell whether this process creates directories and writes logs."""
     return launcher.global_rank() == 0 if launcher is not None else _inherited() is None
+
+
+def let_the_first_process_speak() -> None:
+    """Keep a process that Lightning started alive until the first one has ended.
+
+    All processes meet the same error; Lightning kills the first one seconds after another has gone, and with it the
+    message, the status of the run and its exit code.
+    """
+    parent = os.getppid()
+    deadline = time.monotonic() + 60.0
+    while _inherited() is not None and os.getppid() == parent and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def agree_on_start(
@@ -114,6 +131,9 @@ def _broadcast_start(launcher: ClusterEnvironment, settings: TrainerSettings, de
             answer = [decide()]
         except ConfigError as error:
             answer = [error]
+        except Exception as error:  # the others wait for an answer, whatever went wrong
+            torch.distributed.broadcast_object_list([ConfigError([f"the first process failed: {error}"])], src=0)
+            raise
     torch.distributed.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], ConfigError):
         raise answer[0]

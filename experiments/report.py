@@ -31,7 +31,7 @@ def write_report(directory: Path) -> Path:
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: {status.get('images_seen', 'unknown')}</p>",
         _samples(directory / "samples"),
         "<h2>Scores</h2>",
-        _plot(scores, ["value"], "Frechet distance"),
+        _plot(comparable(scores), ["value"], "Frechet distance"),
         _score_table(scores),
         "<h2>Losses</h2>",
         _plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
@@ -46,7 +46,7 @@ def write_report(directory: Path) -> Path:
 
 def score_lines(directory: Path) -> list[str]:
     """Return a table of the run's scores as lines of text, first, best and last."""
-    scores = read_rows(directory / "scores.jsonl")
+    scores = comparable(read_rows(directory / "scores.jsonl"))
     if not scores:
         return ["no score was taken"]
     best = min(scores, key=lambda row: row["value"])
@@ -55,6 +55,15 @@ def score_lines(directory: Path) -> list[str]:
         what = f"{row['extractor']}, {row['generated']} / {row['real']} ({row['split']})"
         lines.append(f"{name:<6} {row['images_seen']:>12} {row['value']:>17.4g}  {what}")
     return lines
+
+
+def comparable(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the scores that were taken in the same way as the newest one."""
+
+    def way(row: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in row.items() if key not in ("images_seen", "value")}
+
+    return [row for row in scores if way(row) == way(scores[-1])]
 
 
 def newest_samples(directory: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 
@@ -61,9 +60,11 @@ def _train(config: dict) -> int:
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # inside Lightning
     from callbacks.divergence import DivergedError
     from datamodules.readers import DataError
+    from experiments.processes import external_launcher, is_first_process, let_the_first_process_speak
     from experiments.report import newest_samples, score_lines
     from experiments.training import train
     from lightning_modules.gan import OtherDataError
+    from lightning_modules.metrics.features import ExtractorError
 
     # Lightning announces what it did not find and what one could buy, twice; its warnings still come through.
     logging.getLogger("lightning").handlers.clear()
@@ -72,12 +73,15 @@ def _train(config: dict) -> int:
 
     try:
         directory = train(config)
-    except (DataError, OtherDataError) as error:
-        return _refuse(config["name"], [str(error)])
-    except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_DIVERGED
-    if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
+    except (DataError, OtherDataError, ExtractorError, DivergedError) as error:
+        if not is_first_process(external_launcher()):
+            let_the_first_process_speak()
+        elif not isinstance(error, DivergedError):
+            _refuse(config["name"], [str(error)])
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_DIVERGED if isinstance(error, DivergedError) else EXIT_BAD_CONFIG
+    if is_first_process(external_launcher()):
         print("\n".join(["", *score_lines(directory)]))
         print(f"\nsamples  {newest_samples(directory)}\nreport   {directory / 'report.html'}")
     return 0

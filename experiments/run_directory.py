@@ -4,21 +4,25 @@
 scores.jsonl, log.txt, wandb/ and the final report.
 """
 
+import fcntl
 import json
 import logging
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from callbacks.checkpoint import is_intact
+from callbacks.files import sweep_temporaries, write_atomically
 from experiments.config import ConfigError, Node
 
 log = logging.getLogger(__name__)
@@ -95,33 +99,71 @@ def write_status(directory: Path, state: str, **more: Any) -> None:
 def create(directory: Path, config: Node) -> None:
     """Create the directory with the resolved config and the versions; what a resumed run finds there is kept."""
     directory.mkdir(parents=True, exist_ok=True)
-    for left_over in directory.glob("checkpoints/.*.tmp"):
-        left_over.unlink()
-    text = OmegaConf.to_yaml(OmegaConf.create(_recorded(config)))
+    sweep_temporaries(directory)
+    text = OmegaConf.to_yaml(OmegaConf.create(config))
     old = directory / "config.yaml"
     if old.is_file() and old.read_text() != text:
-        old.replace(directory / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+        shutil.copy2(old, directory / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
     write_text(directory / "config.yaml", text)
     write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
 def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
     """Return "key: was X, is Y" for everything that decides the result and differs from the run's config."""
-    old = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-    assert isinstance(old, dict)
-    before, now = _flat(old), _flat(_recorded(config))
+    try:
+        old = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
+    before, now = _flat(old), _flat(config)
     relevant = sorted(key for key in before.keys() | now.keys() if _matters(key) and before.get(key) != now.get(key))
     return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def set_aside_overtaken(directory: Path, clock: int) -> None:
+    """Move checkpoints and grids behind the clock that a run goes on from out of the way.
+
+    They belong to a future that is about to be replaced: kept in place, they would be taken for the newest ones.
+    """
+    for folder in ("checkpoints", "samples"):
+        for path in (directory / folder).glob("images_*.*"):
+            if int(path.stem.removeprefix("images_")) > clock:
+                target = directory / folder / "overtaken" / path.name
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+
+
+def lock(directory: Path) -> BinaryIO:
+    """Hold a run directory for this process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: If another process trains in it.
+    """
+    file = (directory / ".lock").open("ab")
+    deadline = time.monotonic() + 15.0  # reading processes of a killed run hold on for some seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as error:
+            pid = read_status(directory).get("pid", 0)
+            if _is_alive(pid) or time.monotonic() > deadline:
+                file.close()
+                message = f"{directory}: process {pid} is training in this run directory; stop it first"
+                raise ConfigError([message]) from error
+            time.sleep(0.2)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return pid > 0
 
 
 def versions() -> dict[str, Any]:
@@ -152,11 +194,6 @@ def _newest_unfinished(runs_dir: Path, name: str) -> Start | None:
             )
         return Start(directory.absolute(), newest_usable_checkpoint(directory))
     return None
-
-
-def _recorded(config: Node) -> Node:
-    """Leave out what belongs to one launch and not to the run."""
-    return {key: value for key, value in config.items() if key not in ("resume", "allow_changes")}
 
 
 def _matters(key: str) -> bool:

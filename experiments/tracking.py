@@ -69,7 +69,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if "resumed_at" in row:
-            rows = [old for old in rows if old["images_seen"] <= row["resumed_at"]]
+            rows = [old for old in rows if old.get("images_seen", -1) <= row["resumed_at"]]
         else:
             rows.append(row)
     return rows
@@ -84,6 +84,10 @@ class WandbMirror(WandbLogger):
         import wandb
 
         self.experiment.log({name: wandb.Image(str(path)), "images_seen": images_seen})
+
+    def close(self, failed: bool) -> None:
+        """End the W&B run; without this the next run of this process would be logged to it."""
+        self.experiment.finish(exit_code=int(failed))
 
 
 def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: str, config: Node) -> WandbMirror | None:

@@ -2,11 +2,15 @@
 
 import logging
 import os
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -23,7 +27,7 @@ from experiments import processes, run_directory
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, append_row, wandb_logger
-from lightning_modules.gan import GANModule, OtherDataError
+from lightning_modules.gan import GANModule
 from lightning_modules.schedules import Schedule
 
 log = logging.getLogger(__name__)
@@ -56,18 +60,24 @@ def train(config: Node) -> Path:
     parts = build(experiment)
     settings = parts.settings
     check_together(parts, processes.world_size(settings, launcher))
+    config = recorded(experiment)
     start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config))
     first = processes.is_first_process(launcher)
-    with log_file(start.directory / "log.txt") if first else quiet():
-        loggers: list[Logger] = [JSONLinesLogger(start.directory)]
+    held = run_directory.lock(start.directory) if first else nullcontext()
+    with held, log_file(start.directory / "log.txt") if first else quiet():
         if first:
             announce(start)
-            if experiment.tracking != "disabled":
-                mirror = wandb_logger(start.directory, experiment.tracking, experiment.wandb_project, config)
-                loggers += [mirror] if mirror else []
+        mirror = None
+        if first and experiment.tracking != "disabled":
+            mirror = wandb_logger(start.directory, experiment.tracking, experiment.wandb_project, config)
+        loggers = [JSONLinesLogger(start.directory), *([mirror] if mirror else [])]
         trainer = build_trainer(settings, launcher, parts.callbacks, loggers, start.directory)
         parts.module.accept_other_data = experiment.allow_changes
-        fit(trainer, parts, start, first)
+        try:
+            fit(trainer, parts, start, first)
+        finally:
+            if mirror is not None:
+                mirror.close(failed=sys.exc_info()[0] is not None)
     return start.directory
 
 
@@ -106,6 +116,16 @@ def build(experiment: Experiment) -> Parts:
     if problems:
         raise ConfigError(problems)
     return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings)
+
+
+def recorded(experiment: Experiment) -> Node:
+    """Return the configuration as a run keeps it: every default written out, nothing that belongs to one launch."""
+    config = {key: value for key, value in vars(experiment).items() if key not in ("resume", "allow_changes")}
+    for key in ("schedule", "data", "module"):
+        config[key] = cfg.completed(config[key])
+    callbacks = {name: node and cfg.completed(node) for name, node in experiment.callbacks.items()}
+    trainer = vars(cfg.build_plain(TrainerSettings, experiment.trainer, "trainer"))
+    return {**config, "callbacks": callbacks, "trainer": trainer}
 
 
 def check_together(parts: Parts, world_size: int) -> None:
@@ -153,10 +173,14 @@ def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
                 [f"{start.directory} was started with other hyper-parameters (allow_changes=true goes on)", *changes]
             )
     try:
-        run_directory.create(start.directory, config)
+        start.directory.mkdir(parents=True, exist_ok=True)
+        with run_directory.lock(start.directory):
+            run_directory.create(start.directory, config)
+            run_directory.write_status(start.directory, "running", pid=os.getpid())
+            if start.checkpoint is not None:
+                run_directory.set_aside_overtaken(start.directory, clock_of(start.checkpoint))
     except OSError as error:
         raise ConfigError([f"runs_dir={experiment.runs_dir}: cannot be written to ({error})"]) from error
-    run_directory.write_status(start.directory, "running", pid=os.getpid())
     return start
 
 
@@ -183,7 +207,7 @@ def build_trainer(
             deterministic=settings.deterministic,
             # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
             sync_batchnorm=several and processes.uses_gpu(settings),
-            callbacks=callbacks,
+            callbacks=[DieOfSignals(), *callbacks],
             logger=loggers,
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,
@@ -198,25 +222,53 @@ def build_trainer(
         )
 
 
+class DieOfSignals(L.Callback):
+    """Gives SIGTERM its usual meaning back.
+
+    Lightning's handler ends with exit code 0, as if the run had finished, and hangs when all processes get the signal.
+    Dying at once is safe: checkpoints are atomic, and ``resume=auto`` continues from the newest.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Undo what Lightning installed."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def fit(trainer: L.Trainer, parts: Parts, start: run_directory.Start, first: bool) -> None:
     """Train, and leave the run directory with its state and report whatever happens."""
+    done = start.checkpoint is not None and clock_of(start.checkpoint) >= parts.schedule.total_images
     try:
-        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint)
-        state = "finished" if parts.module.images_seen >= parts.schedule.total_images else "interrupted"
-    except DivergedError as error:
+        if done:  # a run that was killed between its last checkpoint and its report
+            log.info(
+                "all %d images have been shown; to go on: resume=%s allow_changes=true and more schedule.total_images",
+                parts.schedule.total_images,
+                start.directory,
+            )
+        else:
+            trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint)
+    except Exception as error:
         if first:
-            run_directory.write_status(start.directory, "diverged", reason=str(error))
+            state = "diverged" if isinstance(error, DivergedError) else "failed"
+            run_directory.write_status(start.directory, state, reason=f"{type(error).__name__}: {error}")
         raise
-    except (DataError, OtherDataError, Exception) as error:
-        if first:
-            run_directory.write_status(start.directory, "failed", reason=f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        for logger in trainer.loggers:
-            logger.finalize("success")
     if first:
-        run_directory.write_status(start.directory, state, images_seen=parts.module.images_seen)
+        finished = done or parts.module.images_seen >= parts.schedule.total_images
+        images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
+        run_directory.write_status(start.directory, "finished" if finished else "interrupted", images_seen=images_seen)
         write_report(start.directory)
+
+
+def clock_of(checkpoint: Path) -> int:
+    """Return the images seen of a checkpoint.
+
+    Raises:
+        ConfigError: If the file is none of ours.
+    """
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
+    except (KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
 
 
 def announce(start: run_directory.Start) -> None:
@@ -226,7 +278,7 @@ def announce(start: run_directory.Start) -> None:
         clock = -1
     else:
         log.info("resuming from %s", start.checkpoint)
-        clock = torch.load(start.checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"]
+        clock = clock_of(start.checkpoint)
     for name in ("metrics.jsonl", "scores.jsonl"):
         if (start.directory / name).exists():
             append_row(start.directory / name, {"resumed_at": clock})

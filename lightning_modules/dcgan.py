@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase
+from lightning_modules.gan import Batch, GANModule, Phase, check_rate
 from lightning_modules.losses import logistic_discriminator_loss, non_saturating_generator_loss
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
@@ -47,6 +47,9 @@ class DCGAN(GANModule):
         gradient_clip_norm: float | None = None,
     ) -> None:
         super().__init__(schedule, seed, image_size, image_channels, latent_dim, gradient_clip_norm)
+        check_rate("learning_rate", learning_rate)
+        if not 0 <= beta1 < 1:
+            raise ValueError(f"beta1={beta1}: must lie in 0 to below 1")
         self.learning_rate, self.beta1 = learning_rate, beta1
         self.generator = Generator(latent_dim, image_size, image_channels, generator_channels)
         self.generator_ema = frozen_copy(self.generator)

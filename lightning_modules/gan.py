@@ -84,14 +84,19 @@ class LossRecord:
         self._counts.clear()
         self._first_bad.clear()
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """Return plain numbers that ``load_state_dict`` continues from."""
-        return {name: [float(total), self._counts[name]] for name, total in self._sums.items()}
+    def state_dict(self, gather: Callable[[Tensor], Tensor]) -> dict[str, list]:
+        """Return plain numbers that ``load_state_dict`` continues from.
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Continue the means of a saved record."""
+        Args:
+            gather: Stacks a scalar of every process; each process has means of its own.
+        """
+        return {name: [gather(total).flatten().tolist(), self._counts[name]] for name, total in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, list], rank: int = 0) -> None:
+        """Continue the means of a saved record; with another number of processes, their mean."""
         self.reset()
-        for name, (total, count) in state.items():
+        for name, (totals, count) in state.items():
+            total = totals[rank] if rank < len(totals) else sum(totals) / len(totals)
             self.add(name, torch.tensor(total), images_seen=0)
             self._counts[name] = int(count)
 
@@ -103,6 +108,12 @@ def seeded_generator(device: torch.device | str, *key: int | str) -> torch.Gener
     """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raise ValueError unless a learning rate or a weight is a positive, finite number."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value}: must be a positive number")
 
 
 class GANModule(L.LightningModule, ABC):
@@ -123,6 +134,7 @@ class GANModule(L.LightningModule, ABC):
         losses: Running means of the losses, read and reset by the loss log.
         latest: Newest value of every logged number, for the progress bar and the choice of the best checkpoint.
         scored_at: Clock of the newest score, -1 before the first.
+        score: Name and value of the newest score.
         data_facts: Plain facts of the data set (intensity range, classes, fingerprint) that travel in the checkpoint.
         accept_other_data: Load a checkpoint although it was trained on other images.
     """
@@ -140,6 +152,8 @@ class GANModule(L.LightningModule, ABC):
         gradient_clip_norm: float | None,
     ) -> None:
         super().__init__()
+        if len(image_size) != 2:
+            raise ValueError(f"image_size={list(image_size)}: give height and width")
         if not 1 <= image_channels <= 4:
             raise ValueError(f"image_channels={image_channels}: must be 1 to 4")
         if latent_dim < 1:
@@ -154,7 +168,7 @@ class GANModule(L.LightningModule, ABC):
         self.images_seen = 0
         self.losses = LossRecord()
         self.latest: dict[str, float] = {}
-        self.scored_at = -1
+        self.scored_at, self.score = -1, ("", float("inf"))
         self.data_facts: dict[str, Any] = {}
         self.accept_other_data = False
 
@@ -271,7 +285,7 @@ class GANModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the clock and what belongs to it, as plain numbers."""
         checkpoint["images_seen"] = self.images_seen
-        checkpoint["losses"] = self.losses.state_dict()
+        checkpoint["losses"] = self.losses.state_dict(self.all_gather)  # type: ignore[arg-type]
         checkpoint["latest"] = dict(self.latest)
         checkpoint["data_facts"] = self.data_facts
 
@@ -287,5 +301,5 @@ class GANModule(L.LightningModule, ABC):
             differences = "; ".join(f"{key}: was {before[key]}, is {self.data_facts.get(key)}" for key in changed)
             raise OtherDataError(f"the data is not what the checkpoint was trained on ({differences})")
         self.images_seen = checkpoint["images_seen"]
-        self.losses.load_state_dict(checkpoint["losses"])
+        self.losses.load_state_dict(checkpoint["losses"], self.global_rank)
         self.latest = dict(checkpoint["latest"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase
+from lightning_modules.gan import Batch, GANModule, Phase, check_rate
 from lightning_modules.losses import wasserstein_critic_loss, wasserstein_generator_loss
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
@@ -48,10 +48,10 @@ class WGAN(GANModule):
         gradient_clip_norm: float | None = None,
     ) -> None:
         super().__init__(schedule, seed, image_size, image_channels, latent_dim, gradient_clip_norm)
+        check_rate("learning_rate", learning_rate)
+        check_rate("clip", clip)
         if critic_steps < 1:
             raise ValueError(f"critic_steps={critic_steps}: must be at least 1")
-        if clip <= 0:
-            raise ValueError(f"clip={clip}: must be positive")
         self.critic_steps, self.clip, self.learning_rate = critic_steps, clip, learning_rate
         self.generator = Generator(latent_dim, image_size, image_channels, generator_channels)
         self.generator_ema = frozen_copy(self.generator)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase
+from lightning_modules.gan import Batch, GANModule, Phase, check_rate
 from lightning_modules.losses import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
@@ -55,6 +55,8 @@ class WGANGP(GANModule):
         gradient_clip_norm: float | None = None,
     ) -> None:
         super().__init__(schedule, seed, image_size, image_channels, latent_dim, gradient_clip_norm)
+        check_rate("learning_rate", learning_rate)
+        check_rate("penalty_weight", penalty_weight)
         if critic_steps < 1:
             raise ValueError(f"critic_steps={critic_steps}: must be at least 1")
         self.critic_steps, self.penalty_weight, self.penalty_precision = critic_steps, penalty_weight, penalty_precision

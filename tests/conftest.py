@@ -5,6 +5,8 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # LAPACK spins with more on small machines, and sums keep their order
 os.environ["WANDB_MODE"] = "offline"
+for name in ("MIRAGE_START", "MIRAGE_CT_KIDNEY", "WANDB_API_KEY"):
+    os.environ.pop(name, None)
 
 import numpy as np
 import pytest
@@ -20,12 +22,10 @@ CLASSES = ("Cyst", "Normal", "Stone", "Tumor")
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache, nor starts where another test's processes left off."""
-    monkeypatch.setenv("MIRAGE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.delenv("MIRAGE_START", raising=False)
-    monkeypatch.delenv("MIRAGE_CT_KIDNEY", raising=False)
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory):
+    """No test reads or writes the user's cache."""
+    os.environ["MIRAGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def write_kidney(root: Path, per_class: int = 10, size: int = 64, suffix: str = ".jpg") -> Path:
@@ -55,7 +55,7 @@ TINY = {
 
 
 def tiny(family: str, tmp_path: Path, *overrides: str) -> list[str]:
-    """Return the command line of a tiny run on phantoms (48 images, 40 of them for training)."""
+    """Return the command line of a tiny run on phantoms (44 images, 40 of them for training)."""
     return [
         str(TINY_YAML),
         f"name={family}",

@@ -156,7 +156,7 @@ def test_changed_hyper_parameters_are_refused_with_a_list(tmp_path, capsys):
     changes = ["module.learning_rate=1e-5", "schedule.total_images=120", "callbacks.progress.every_images=10"]
     assert run.main(tiny("dcgan", tmp_path, *changes, f"resume={first}")) == 2
     message = capsys.readouterr().err
-    assert "module.learning_rate: was None, is 1e-05" in message
+    assert "module.learning_rate: was 0.0002, is 1e-05" in message
     assert "schedule.total_images: was 96, is 120" in message
     assert "progress" not in message and "allow_changes=true" in message
     assert run.main(tiny("dcgan", tmp_path, *changes, f"resume={first}", "allow_changes=true")) == 0
@@ -184,7 +184,7 @@ def test_changed_data_is_refused(tmp_path, kidney_root, capsys):
     assert run.main(arguments) == 0
     (first,) = (tmp_path / "runs" / "tiny_kidney").iterdir()
     next(root.glob("*/*/Cyst/*(1).jpg")).unlink()
-    assert run.main([*arguments, f"resume={first}"]) == 2
+    assert run.main([*arguments, f"resume={first}/checkpoints/images_000000000024.ckpt"]) == 2
     assert "the data is not what the checkpoint was trained on" in capsys.readouterr().err
 
 
@@ -200,3 +200,76 @@ def test_resume_auto_takes_the_newest_unfinished_run_even_without_checkpoint(tmp
     for path in (first / "checkpoints").iterdir():
         path.unlink()
     assert train(tiny_config("dcgan", tmp_path, "schedule.total_images=8", "resume=auto")) == first
+
+
+def test_finished_run_is_not_trained_any_further(tmp_path):
+    first = train(tiny_config("dcgan", tmp_path))
+    names = sorted(path.name for path in (first / "checkpoints").iterdir())
+    (first / "status.json").write_text('{"state": "running"}')  # killed between last checkpoint and report
+    (first / "report.html").unlink()
+    assert train(tiny_config("dcgan", tmp_path, "resume=auto")) == first
+    assert sorted(path.name for path in (first / "checkpoints").iterdir()) == names
+    assert (first / "report.html").exists()
+    assert '"finished"' in (first / "status.json").read_text()
+
+
+def test_resuming_from_an_older_checkpoint_keeps_the_new_ones(tmp_path):
+    first = train(tiny_config("dcgan", tmp_path))
+    overrides = ["callbacks.checkpoint.keep=2", f"resume={first}/checkpoints/images_000000000024.ckpt"]
+    train(tiny_config("dcgan", tmp_path, *overrides, "schedule.total_images=48", "allow_changes=true"))
+    names = sorted(path.name for path in (first / "checkpoints").glob("images_*.ckpt"))
+    assert names == ["images_000000000040.ckpt", "images_000000000048.ckpt"]
+    assert (first / "checkpoints" / "overtaken" / "images_000000000096.ckpt").exists()
+    assert sorted(path.name for path in (first / "samples").glob("*.png"))[-2:] == [
+        "images_000000000048.png",
+        "real.png",
+    ]
+
+
+def test_a_run_directory_is_for_one_process(tmp_path, capsys):
+    from experiments import run_directory
+
+    first = train(tiny_config("dcgan", tmp_path))
+    run_directory.write_status(first, "running", pid=1)
+    with run_directory.lock(first):
+        assert run.main(tiny("dcgan", tmp_path, "resume=auto")) == 2
+    assert "process 1 is training in this run directory" in capsys.readouterr().err
+
+
+def test_recorded_configuration_holds_every_default(tmp_path):
+    from omegaconf import OmegaConf
+
+    directory = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
+    config = OmegaConf.load(directory / "config.yaml")
+    assert config.module.learning_rate == 2e-4 and config.module.beta1 == 0.5
+    assert config.data.val_fraction == 0.1 and config.callbacks.score.split == "train"
+    assert "resume" not in config
+
+
+def test_several_machines_need_a_launcher(tmp_path, capsys):
+    assert run.main(tiny("dcgan", tmp_path, "trainer.num_nodes=2")) == 2
+    assert "trainer.num_nodes=2: several machines need torchrun or SLURM" in capsys.readouterr().err
+
+
+def test_score_against_an_empty_split_is_one_sentence(tmp_path, capsys):
+    assert run.main(tiny("dcgan", tmp_path, "callbacks.score.split=val", "data.val_fraction=0")) == 2
+    assert "callbacks.score.split='val': the split has 0 images" in capsys.readouterr().err
+
+
+def test_images_too_small_for_the_extractor_are_one_sentence(tmp_path, capsys):
+    small = ["schedule.resolution=[8,8]", "callbacks.score.every_images=40"]
+    assert run.main(tiny("dcgan", tmp_path, *small)) == 2
+    message = capsys.readouterr().err
+    assert "callbacks.score.extractor=RandomConvNet: cannot measure 1 channels of 8x8 pixels" in message
+
+
+def test_best_checkpoint_starts_anew_with_another_score():
+    from callbacks.checkpoint import PeriodicCheckpoint
+
+    class Module:
+        images_seen, scored_at, score = 8, 8, ("score/fid", 50.0)
+
+    callback = PeriodicCheckpoint()
+    callback.load_state_dict({"best": ["score/frechet_random_conv", 0.3], "scored_at": 0})
+    assert callback._is_best(Module())
+    assert callback.best == ("score/fid", 50.0)

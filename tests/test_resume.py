@@ -63,7 +63,7 @@ def test_resumed_run_equals_uninterrupted_run(whole_run, tmp_path, family, stop,
             path.unlink()
     assert run(family, tmp_path, devices, f"data.num_workers={workers}", f"resume={checkpoint}") == part
     assert_same_state(newest_checkpoint(part), newest_checkpoint(whole))
-    last = "samples/images_000000096.png"
+    last = "samples/images_000000000096.png"
     assert (part / last).read_bytes() == (whole / last).read_bytes()
     for name in ("metrics.jsonl", "scores.jsonl"):
         assert without_times(part / name) == without_times(whole / name)

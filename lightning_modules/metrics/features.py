@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class ExtractorError(RuntimeError):
+    """A score cannot be taken with this extractor or these images; the message says why and what to do."""
+
+
 class FeatureExtractor(nn.Module, ABC):
     """Interface of an extractor: frozen, float32, in evaluation mode.
 
@@ -85,6 +89,8 @@ class RandomConvNet(FeatureExtractor):
 
     def features(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W), at least 16 pixels a side, to features (N, 240)."""
+        if min(images.shape[2:]) < 16:
+            raise ValueError(f"needs at least 16 pixels a side, got {tuple(images.shape[2:])}")
         x = images.mean(dim=1, keepdim=True)
         statistics = []
         for kernel in self.kernels:
@@ -122,14 +128,14 @@ class InceptionV3(FeatureExtractor):
         """Download the weights unless they are there, and check their SHA-256.
 
         Raises:
-            RuntimeError: If they cannot be had or are not the reference's.
+            ExtractorError: If they cannot be had or are not the reference's.
         """
         if not self.weights.is_file():
             self.weights.parent.mkdir(parents=True, exist_ok=True)
             try:
                 torch.hub.download_url_to_file(self.URL, str(self.weights), hash_prefix=self.SHA256, progress=False)
             except (OSError, RuntimeError) as error:
-                raise RuntimeError(
+                raise ExtractorError(
                     f"the Inception weights could not be downloaded ({error}); fetch {self.URL} on a machine with "
                     "network and name the file in callbacks.score.extractor.weights, or use the embedded extractor "
                     "lightning_modules.metrics.features.RandomConvNet"
@@ -137,7 +143,7 @@ class InceptionV3(FeatureExtractor):
         with self.weights.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.SHA256:
-            raise RuntimeError(f"{self.weights} has SHA-256 {found}, the reference FID weights have {self.SHA256}")
+            raise ExtractorError(f"{self.weights} has SHA-256 {found}, the reference FID weights have {self.SHA256}")
 
     def load(self) -> None:
         """Build the network on this process."""

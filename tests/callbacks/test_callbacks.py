@@ -125,8 +125,8 @@ def test_another_split_or_number_has_other_statistics(tmp_path, monkeypatch):
 
 def test_grids_are_pictures_of_the_generated_and_of_the_real(finished):
     names = sorted(path.name for path in (finished / "samples").iterdir())
-    assert names == ["images_000000040.png", "images_000000080.png", "images_000000096.png", "real.png"]
-    grid = Image.open(finished / "samples" / "images_000000096.png")
+    assert names == ["images_000000000040.png", "images_000000000080.png", "images_000000000096.png", "real.png"]
+    grid = Image.open(finished / "samples" / "images_000000000096.png")
     assert grid.mode == "L" and grid.size == (2 * 34 + 2, 2 * 34 + 2)
     assert np.asarray(grid).std() > 1
 

@@ -48,7 +48,7 @@ def test_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog):
             raise OSError(errno.ENOSPC, "No space left on device")
         return save(checkpoint, file, *arguments, **keywords)
 
-    config = tiny_config("dcgan", tmp_path, "callbacks.score=null", "callbacks.checkpoint.best_by=null")
+    config = tiny_config("dcgan", tmp_path, "callbacks.score=null", "callbacks.checkpoint.keep_best=false")
     monkeypatch.setattr(torch, "save", sometimes_full)
     directory = train(config)
     assert "No space left on device" in caplog.text and "training goes on" in caplog.text
@@ -83,7 +83,7 @@ def test_newest_two_are_kept_and_the_best(tmp_path):
 
 def test_checkpoint_after_a_time(tmp_path):
     overrides = ["callbacks.checkpoint.every_images=1_000_000", "callbacks.checkpoint.every_minutes=1e-9"]
-    overrides += ["callbacks.checkpoint.best_by=null", "schedule.total_images=200"]
+    overrides += ["callbacks.checkpoint.keep_best=false", "schedule.total_images=200"]
     directory = train(tiny_config("dcgan", tmp_path, *overrides))
     # Batch 0 and batch 20 look at the time, and the end is always saved.
     clocks = [int(path.stem.removeprefix("images_")) for path in sorted((directory / "checkpoints").iterdir())]
