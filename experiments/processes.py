@@ -107,6 +107,11 @@ def agree_on_start(
     return _broadcast_start(launcher, settings, decide)
 
 
+def forget_start() -> None:
+    """End the handing down of a start: runs that this process starts later are no part of the one that has ended."""
+    os.environ.pop(_START, None)
+
+
 def _inherited() -> Start | None:
     text = os.environ.get(_START)
     if not text:

@@ -76,6 +76,8 @@ def train(config: Node) -> Path:
         try:
             fit(trainer, parts, start, first)
         finally:
+            if first:
+                processes.forget_start()
             if mirror is not None:
                 mirror.close(failed=sys.exc_info()[0] is not None)
     return start.directory

@@ -273,3 +273,10 @@ def test_best_checkpoint_starts_anew_with_another_score():
     callback.load_state_dict({"best": ["score/frechet_random_conv", 0.3], "scored_at": 0})
     assert callback._is_best(Module())
     assert callback.best == ("score/fid", 50.0)
+
+
+def test_later_processes_are_no_part_of_a_run_that_has_ended(tmp_path):
+    import os
+
+    train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
+    assert "MIRAGE_START" not in os.environ
