@@ -1,17 +1,17 @@
 """Reading images from the cache against decoding with PIL: ``python -m experiments.benchmarks.reading``."""
 
 import functools
-import itertools
+import multiprocessing
+import os
 import tempfile
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
 from datamodules.phantom_drawings import kidney_ct
-from datamodules.phantoms import Kind, Phantoms
+from datamodules.phantoms import KINDS, Phantoms
 from datamodules.samplers import BatchRequest
 from experiments.benchmarks.timing import rates, show
 from lightning_modules.schedules import ConstantSchedule
@@ -44,17 +44,20 @@ def reading() -> None:
 
 
 def phantoms() -> None:
-    """Measure how fast the cache of phantoms is built, on all cores."""
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = itertools.count()
+    """Measure how fast phantoms are drawn by two processes."""
+    # Two processes with two BLAS threads each would fight for two cores.
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
 
-        def build(kind: Kind) -> int:
-            schedule = ConstantSchedule((64, 64), BATCH, BATCH)
-            Phantoms(schedule, 0, f"{folder}/{next(numbers)}", kind, 1000).prepare_data()
-            return 1000
+        def draw(kind: str) -> int:
+            return len(pool.map(functools.partial(_draw, kind), range(600), chunksize=50))
 
-        found = rates({kind: functools.partial(build, kind) for kind in get_args(Kind)}, rounds=3)
-        show("Drawing phantoms of 64x64 into a cache", found, "images/s")
+        found = rates({kind: functools.partial(draw, kind) for kind in KINDS}, rounds=3)
+    show("Drawing phantoms of 64x64, two processes", found, "images/s")
+
+
+def _draw(kind: str, index: int) -> float:
+    return float(KINDS[kind].draw(index, 64, 64).mean())
 
 
 def _write_files(folder: Path) -> list[Path]:
