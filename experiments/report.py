@@ -31,7 +31,7 @@ def write_report(directory: Path) -> Path:
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: {status.get('images_seen', 'unknown')}</p>",
         _samples(directory / "samples"),
         "<h2>Scores</h2>",
-        _plot(comparable(scores), ["value"], "Frechet distance"),
+        _plot(comparable(scores), ["value"], "Frechet distance", scale="log")  # falls by orders of magnitude,
         _score_table(scores),
         "<h2>Losses</h2>",
         _plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
@@ -94,7 +94,7 @@ def _image(png: bytes) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def _plot(rows: list[dict[str, Any]], keys: list[str], label: str) -> str:
+def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:
     """Return a plot of values over the clock as an inline picture."""
     from matplotlib.figure import Figure
 
@@ -103,7 +103,7 @@ def _plot(rows: list[dict[str, Any]], keys: list[str], label: str) -> str:
     for key in keys:
         points = [(row["images_seen"], row[key]) for row in rows if key in row]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=key.removeprefix("loss/"))
-    axes.set(xlabel="images seen", ylabel=label)
+    axes.set(xlabel="images seen", ylabel=label, yscale=scale)
     axes.grid(alpha=0.3)
     if len(keys) > 1:
         axes.legend()
