@@ -31,7 +31,7 @@ def write_report(directory: Path) -> Path:
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: {status.get('images_seen', 'unknown')}</p>",
         _samples(directory / "samples"),
         "<h2>Scores</h2>",
-        _plot(comparable(scores), ["value"], "Frechet distance", scale="log")  # falls by orders of magnitude,
+        _plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
         _score_table(scores),
         "<h2>Losses</h2>",
         _plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
