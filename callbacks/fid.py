@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from callbacks.clock import check_cadence, crossed, log_numbers
 from callbacks.divergence import assert_finite
@@ -23,8 +24,10 @@ from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, f
 class FrechetScore(L.Callback):
     """Logs ``score/<extractor's name>`` of the averaged generator on the clock, at the start and at the end.
 
-    Every process generates and measures its share. Statistics of the real images are computed once and kept on disk
-    under a fingerprint of images and extractor. What the score was made of is written to ``scores.jsonl`` with it.
+    Always at the final resolution, also while a network grows: pixels of smaller images are repeated, so that scores of
+    all stages can be compared. Every process generates and measures its share. Statistics of the real images are
+    computed once and kept on disk under a fingerprint of images and extractor. What the score was made of is written to
+    ``scores.jsonl`` with it.
 
     Args:
         every_images: Images between two scores.
@@ -60,6 +63,7 @@ class FrechetScore(L.Callback):
         # Not a part of the module: its weights do not belong into checkpoints, nor into data-parallel training.
         self.extractor = extractor or RandomConvNet()
         self._real: GaussianStatistics | None = None
+        self._generated_at: tuple[int, ...] = ()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         """Load the extractor on this process's device; fetch its weights once per machine."""
@@ -99,17 +103,20 @@ class FrechetScore(L.Callback):
         module.scored_at, module.score = module.images_seen, (name, value)
         log_numbers(trainer, module, {name: value})
         if trainer.is_global_zero:
-            row = {"images_seen": module.images_seen, "value": value, **self._fingerprint(trainer, module, fake.count)}
+            at = {"images_seen": module.images_seen, "generated_at": list(self._generated_at)}
+            row = {**at, "value": value, **self._fingerprint(trainer, module, fake.count)}
             with (Path(trainer.default_root_dir) / "scores.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _generated(self, trainer: L.Trainer, module: GANModule) -> Iterator[Tensor]:
-        """Yield this process's share of images 0 .. count - 1 of the seed."""
+        """Yield this process's share of images 0 .. count - 1 of the seed, at the final resolution."""
         per_process = -(-self.count // trainer.world_size)
         first = trainer.global_rank * per_process
         last = min(first + per_process, self.count)
         for start in range(first, last, self.batch_size):
-            yield module.sample(min(self.batch_size, last - start), seed=self.seed, start=start)
+            images = module.sample(min(self.batch_size, last - start), seed=self.seed, start=start)
+            self._generated_at = tuple(images.shape[2:])
+            yield F.interpolate(images, module.image_size) if self._generated_at != module.image_size else images
 
     def _statistics(self, trainer: L.Trainer, module: GANModule, batches: Iterator[Tensor]) -> GaussianStatistics:
         """Return statistics over all processes."""
@@ -166,6 +173,7 @@ class FrechetScore(L.Callback):
             "data_fingerprint": data.fingerprint(self.split),
             "split": self.split,
             "resolution": list(module.image_size),
+            "upsampling": "repeated pixels",
             "dtype": "float32",
             "generator": "ema",
             "seed": self.seed,

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(L.Callback):
-    """Shows images seen, images/s, time left, losses and last score: a bar on a terminal, else a line now and then.
+    """Shows the clock, stage and alpha, images/s, time left, losses and last score: a bar on a terminal, else lines.
 
     Args:
         every_images: Images between two lines where there is no terminal.
@@ -47,20 +47,22 @@ class Progress(L.Callback):
     ) -> None:
         """Move on; the numbers shown are the newest that were logged, so that nothing waits for the device."""
         if self._bar is not None:
-            if pl_module.latest:
-                self._bar.set_postfix_str(_numbers(pl_module.latest), refresh=False)
+            self._bar.set_postfix_str(f"{_growth(pl_module)}{_numbers(pl_module.latest)}", refresh=False)
             self._bar.update(pl_module.images_seen - self._bar.n)
         elif crossed(self.every_images, pl_module):
-            seconds = time.monotonic() - self._started
-            speed = (pl_module.images_seen - self._first) / max(seconds, 1e-9)
-            left = pl_module.schedule.at(pl_module.images_seen).images_left / max(speed, 1e-9)
-            share = pl_module.images_seen / pl_module.schedule.total_images
+            now, images_seen = time.monotonic(), pl_module.images_seen
+            speed = (images_seen - self._first) / max(now - self._started, 1e-9)
+            self._started, self._first = now, images_seen
+            left = pl_module.schedule.at(images_seen).images_left / max(speed, 1e-9)
+            at_least = "at least " if _will_grow(pl_module) else ""  # later stages are slower
             log.info(
-                "images_seen %d (%.0f %%)  %.0f img/s  %s left  %s",
-                pl_module.images_seen,
-                100 * min(share, 1.0),
+                "images_seen %d (%.0f %%)  %.3g img/s  %s%s left  %s%s",
+                images_seen,
+                100 * min(images_seen / pl_module.schedule.total_images, 1.0),
                 speed,
+                at_least,
                 tqdm.format_interval(left),
+                _growth(pl_module),
                 _numbers(pl_module.latest),
             )
 
@@ -70,6 +72,18 @@ class Progress(L.Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _will_grow(module: GANModule) -> bool:
+    return module.schedule.at(module.images_seen).stage < module.schedule.stages()[-1].stage
+
+
+def _growth(module: GANModule) -> str:
+    """Return resolution and fade-in of a growing network, else nothing."""
+    if not module.grows:
+        return ""
+    point = module.schedule.at(module.images_seen)
+    return f"{point.resolution[0]}x{point.resolution[1]} alpha {point.alpha:.2f}  "
 
 
 def _numbers(latest: dict[str, float]) -> str:

@@ -7,12 +7,15 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from callbacks.clock import check_cadence, crossed
 from callbacks.files import write_atomically
 from callbacks.real_images import RealImages, real_images
 from lightning_modules.gan import GANModule
+
+SMALLEST = 32  # pixels a side of an image in a grid
 
 
 class SampleGrid(L.Callback):
@@ -66,8 +69,10 @@ def _spread(data: RealImages, count: int) -> Tensor:
 def write_grid(images: Tensor, path: Path, columns: int) -> None:
     """Write images (N, C, H, W) in [-1, 1] as one 8-bit PNG; the file is whole or absent.
 
-    One channel is written grey, three as RGB, two and four as their channels side by side.
+    One channel is written grey, three as RGB, two and four as their channels side by side. Pixels of images under 32
+    pixels a side, as a growing network makes at first, are repeated so that they can be seen.
     """
+    images = F.interpolate(images, scale_factor=float(max(1, -(-SMALLEST // min(images.shape[2:])))))
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 2, 1, 3).flatten(2).unsqueeze(1)
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)

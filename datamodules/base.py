@@ -8,7 +8,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.augmentation import Augmentation, augment
 from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
 from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
-from datamodules.splits import SPLITS, split_by_group
-from datamodules.transforms import Augmentation, augment, resize
+from datamodules.splits import SPLITS, check_disjoint, split_by_group
+from datamodules.transforms import resize
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
@@ -94,10 +95,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         max_unreadable: Share of the files that may be unreadable; they are left out, counted and named.
         num_workers: Processes that read batches. 0 is the fastest for a memory map: copies between processes cost more
             than reading.
-        augmentation: Random changes of training images, on the device; None = off.
+        augmentation: Random changes of training images; None = off.
     """
 
     classes: tuple[str, ...] = ()
+    mirrored: dict[str, str] = {}  # classes that a left-right flip exchanges
     channels: int = 1
     intensity: Intensity
 
@@ -148,6 +150,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return what ``read`` depends on besides the file, to be part of the cache's key."""
         return {}
 
+    def split(self, records: Sequence[Record]) -> np.ndarray:
+        """Return "train", "val" or "test" for each record (N,); no group may lie in two parts."""
+        groups = [record.group for record in records]
+        strata = ["|".join(record.labels) for record in records]
+        return split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
+
     # Lightning's hooks ----------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -160,9 +168,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         for height, width in self.schedule.resolutions():
             self._caches[height, width] = self._open_cache(height, width)
         self._kept = self._kept_records(next(iter(self._caches.values())))
-        groups = [record.group for record, _ in self._kept]
-        strata = ["|".join(record.labels) for record, _ in self._kept]
-        split = split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
+        records = [record for record, _ in self._kept]
+        split = self.split(records)
+        check_disjoint([record.group for record in records], split.tolist())
         self._rows = {name: np.flatnonzero(split == name) for name in SPLITS}
         self._names = [record.name for record, _ in self._kept]
         self._labels = self._multi_hot()
@@ -195,17 +203,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return the data set that answers a sampler's request with a batch."""
         rows = self._rows["train"]
         labels = self._labels[rows] if self.classes else None
-        return _CachedImages(self._caches, rows, labels, [self._names[row] for row in rows], self.intensity)
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment on the device, with randomness that is a pure function of seed, clock and rank."""
-        if self.augmentation.active:
-            assert self.trainer is not None
-            key = np.random.SeedSequence([self.seed, batch["images_seen"], self.trainer.global_rank])
-            device = batch["image"].device
-            generator = torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-            batch["image"] = augment(batch["image"], self.augmentation, generator)
-        return batch
+        names = [self._names[row] for row in rows]
+        mirror = [self.classes.index(self.mirrored.get(name, name)) for name in self.classes]
+        return _CachedImages(
+            self._caches, rows, labels, names, self.intensity, self.augmentation, self.seed, np.array(mirror, dtype=int)
+        )
 
     # What others ask for --------------------------------------------------------------------------------------------
 
@@ -331,28 +333,36 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return labels
 
 
+@dataclass(frozen=True)
 class _CachedImages(Dataset):
     """Answers a whole request of the sampler at once from the memory map."""
 
-    def __init__(
-        self,
-        caches: dict[tuple[int, int], ImageCache],
-        rows: np.ndarray,
-        labels: np.ndarray | None,
-        names: list[str],
-        intensity: Intensity,
-    ) -> None:
-        self.caches, self.rows, self.labels, self.names, self.intensity = caches, rows, labels, names, intensity
+    caches: dict[tuple[int, int], ImageCache]
+    rows: np.ndarray
+    labels: np.ndarray | None
+    names: list[str]
+    intensity: Intensity
+    augmentation: Augmentation
+    seed: int
+    mirror: np.ndarray  # column of each class after a left-right flip
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        stored = self.caches[request.resolution].images[self.rows[request.indices]]
+        images = self.intensity.to_images(self.caches[request.resolution].images[self.rows[request.indices]])
+        labels = None if self.labels is None else self.labels[request.indices]
+        if self.augmentation.active:
+            # One seed per place in the stream: the same on any number of processes and workers.
+            keys = (np.random.SeedSequence([self.seed, int(position)]) for position in request.positions)
+            seeds = [int(key.generate_state(1)[0]) for key in keys]
+            images, flipped = augment(images, self.augmentation, seeds)
+            if labels is not None:
+                labels = np.where(flipped[:, None], labels[:, self.mirror], labels)
         batch: Batch = {
-            "image": self.intensity.to_images(stored),
+            "image": images,
             "id": [self.names[i] for i in request.indices],
             "images_seen": request.images_seen,
         }
-        if self.labels is not None:
-            batch["label"] = torch.from_numpy(self.labels[request.indices])
+        if labels is not None:
+            batch["label"] = torch.from_numpy(labels)
         return batch
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
 from datamodules.readers import DataError, UnreadableImageError, image_size, read_grey
 from datamodules.samplers import Schedule
-from datamodules.transforms import Augmentation
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
 from datamodules.phantom_drawings import chest_xray, kidney_ct, mammogram
 from datamodules.samplers import Schedule
-from datamodules.transforms import Augmentation, resize
+from datamodules.transforms import resize
 
 Kind = Literal["mammogram", "chest_xray", "kidney_ct"]
 KINDS: dict[str, ModuleType] = {"mammogram": mammogram, "chest_xray": chest_xray, "kidney_ct": kidney_ct}

@@ -41,11 +41,13 @@ class BatchRequest:
 
     Attributes:
         images_seen: The clock that the batch is drawn for.
-        indices: Images to read (n,), positions within the split.
+        positions: Place of each image in the endless stream (n,); no two images ever shown share one.
+        indices: Images to read (n,), rows of the split.
         resolution: Height and width to read them at.
     """
 
     images_seen: int
+    positions: np.ndarray
     indices: np.ndarray
     resolution: tuple[int, int]
 
@@ -97,4 +99,4 @@ class ScheduleBatchSampler(Sampler[BatchRequest]):
         for number in np.unique(passes):
             chosen = passes == number
             indices[chosen] = pass_order(self.size, self.seed, int(number))[within[chosen]]
-        return BatchRequest(images_seen, indices, point.resolution)
+        return BatchRequest(images_seen, positions, indices, point.resolution)

@@ -61,7 +61,7 @@ def comparable(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the scores that were taken in the same way as the newest one."""
 
     def way(row: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in row.items() if key not in ("images_seen", "value")}
+        return {key: value for key, value in row.items() if key not in ("images_seen", "generated_at", "value")}
 
     return [row for row in scores if way(row) == way(scores[-1])]
 

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.divergence import DivergedError
+from callbacks.fade_in import FadeIn
 from datamodules.base import ImageDataModule
 from datamodules.readers import DataError
 from experiments import config as cfg
@@ -28,7 +29,7 @@ from experiments.config import ConfigError, Experiment, Node, TrainerSettings
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, append_row, wandb_logger
 from lightning_modules.gan import GANModule
-from lightning_modules.schedules import Schedule
+from lightning_modules.schedules import ProgressiveSchedule, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -137,15 +138,16 @@ def check_together(parts: Parts, world_size: int) -> None:
         ConfigError: With every problem.
     """
     problems = []
-    for size in sorted(set(parts.schedule.batch_sizes())):
+    for size in sorted({point.batch_size for point in parts.schedule.stages()}):
         if size % world_size:
             below, above = size // world_size * world_size, -(-size // world_size) * world_size
             nearest = f"{below} or {above}" if below else f"{above}"
             problems.append(
-                f"schedule.batch_size={size}: cannot be shared equally by {world_size} processes (trainer.devices x "
+                f"schedule: a batch of {size} cannot be shared equally by {world_size} processes (trainer.devices x "
                 f"trainer.num_nodes); use {nearest}"
             )
     final = parts.schedule.resolutions()[-1]
+    problems += growth_problems(parts)
     if tuple(parts.module.image_size) != tuple(final):
         problems.append(f"module.image_size={list(parts.module.image_size)}: schedule.resolution is {list(final)}")
     if parts.module.image_channels != parts.data.channels:
@@ -159,6 +161,19 @@ def check_together(parts: Parts, world_size: int) -> None:
         problems.append(str(error))
     if problems:
         raise ConfigError(problems)
+
+
+def growth_problems(parts: Parts) -> list[str]:
+    """Return what keeps schedule, networks and callbacks from growing together."""
+    family, schedule = type(parts.module).__name__, type(parts.schedule).__name__
+    has_callback = any(isinstance(callback, FadeIn) for callback in parts.callbacks)
+    if not parts.module.grows:
+        if parts.schedule.stages()[-1].stage > 0:
+            return [f"schedule={schedule}: {family} does not grow; use lightning_modules.schedules.ConstantSchedule"]
+        return [f"callbacks.fade_in: {family} does not grow; remove it"] if has_callback else []
+    if not isinstance(parts.schedule, ProgressiveSchedule):
+        return [f"schedule={schedule}: {family} grows; use lightning_modules.schedules.ProgressiveSchedule"]
+    return [] if has_callback else [f"callbacks: {family} grows and needs callbacks.fade_in.FadeIn"]
 
 
 def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:

@@ -1,12 +1,15 @@
 """Exponential moving average of a generator's weights, as pure functions."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def frozen_copy(network: nn.Module) -> nn.Module:
+
+def frozen_copy(network: Network) -> Network:
     """Return a copy in evaluation mode that no optimizer will train."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 

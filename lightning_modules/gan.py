@@ -15,7 +15,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lightning_modules.networks.layers import check_shape
-from lightning_modules.schedules import Schedule
+from lightning_modules.schedules import Point, Schedule
 
 Batch = dict[str, Any]
 
@@ -130,6 +130,7 @@ class GANModule(L.LightningModule, ABC):
         gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
 
     Attributes:
+        grows: Whether the networks follow the schedule's stages.
         images_seen: The clock: real images shown, over all processes; part of the checkpoint.
         losses: Running means of the losses, read and reset by the loss log.
         latest: Newest value of every logged number, for the progress bar and the choice of the best checkpoint.
@@ -139,6 +140,7 @@ class GANModule(L.LightningModule, ABC):
         accept_other_data: Load a checkpoint although it was trained on other images.
     """
 
+    grows = False
     generator: nn.Module
     generator_ema: nn.Module
 
@@ -185,6 +187,9 @@ class GANModule(L.LightningModule, ABC):
     def prior(self, generator: torch.Generator, n: int) -> Tensor:
         """Draw latents (n, latent_dim), standard normal unless the family says otherwise."""
         return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
+
+    def set_point(self, point: Point) -> None:
+        """Bring networks that change with time to a point of the schedule; most families have none."""
 
     # The step -------------------------------------------------------------------------------------------------------
 
@@ -264,7 +269,8 @@ class GANModule(L.LightningModule, ABC):
             start: First image of the list.
 
         Returns:
-            Images (n, C, H, W) float32 in [-1, 1] on the module's device.
+            Images (n, C, H, W) float32 in [-1, 1] on the module's device; a growing network's are as large as its
+            present stage.
         """
         if labels is not None:
             raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
@@ -301,5 +307,6 @@ class GANModule(L.LightningModule, ABC):
             differences = "; ".join(f"{key}: was {before[key]}, is {self.data_facts.get(key)}" for key in changed)
             raise OtherDataError(f"the data is not what the checkpoint was trained on ({differences})")
         self.images_seen = checkpoint["images_seen"]
+        self.set_point(self.schedule.at(self.images_seen))
         self.losses.load_state_dict(checkpoint["losses"], self.global_rank)
         self.latest = dict(checkpoint["latest"])

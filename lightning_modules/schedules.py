@@ -1,7 +1,12 @@
 """Schedules: pure functions of the clock ``images_seen`` (real images shown so far, over all processes)."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from lightning_modules.networks.layers import base_grid
 
 
 @dataclass(frozen=True)
@@ -10,6 +15,8 @@ class Point:
 
     Attributes:
         images_seen: The clock: real images shown before this batch, over all processes.
+        stage: Number of doublings that a growing network has made since its smallest grid; 0 where nothing grows.
+        stage_start: The clock at which this stage begins.
         resolution: Height and width of the images of this batch, in pixels.
         alpha: Fade-in weight of the newest resolution in [0, 1]; 1 where nothing is being faded in.
         batch_size: Images of this batch over all processes.
@@ -19,6 +26,8 @@ class Point:
     """
 
     images_seen: int
+    stage: int
+    stage_start: int
     resolution: tuple[int, int]
     alpha: float
     batch_size: int
@@ -28,7 +37,11 @@ class Point:
 
 
 class Schedule(ABC):
-    """What every schedule answers. Subclasses are frozen dataclasses of plain numbers."""
+    """What every schedule answers. Subclasses are frozen dataclasses of plain numbers.
+
+    Attributes:
+        total_images: The clock at which training ends.
+    """
 
     total_images: int
 
@@ -41,8 +54,8 @@ class Schedule(ABC):
         """Return every (height, width) that training will ask for, in order."""
 
     @abstractmethod
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Return every batch size (over all processes) that training will ask for, in order."""
+    def stages(self) -> tuple[Point, ...]:
+        """Return the point at which each stage begins, in order; one where nothing grows."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,8 @@ class ConstantSchedule(Schedule):
         """Return the point of the batch that starts at this clock."""
         return Point(
             images_seen=images_seen,
+            stage=0,
+            stage_start=0,
             resolution=self.resolution,
             alpha=1.0,
             batch_size=self.batch_size,
@@ -95,9 +110,9 @@ class ConstantSchedule(Schedule):
         """Return the one resolution."""
         return (self.resolution,)
 
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Return the one batch size."""
-        return (self.batch_size,)
+    def stages(self) -> tuple[Point, ...]:
+        """Return the one stage."""
+        return (self.at(0),)
 
     def _learning_rate_scale(self, images_seen: int) -> float:
         scale = 1.0
@@ -108,3 +123,94 @@ class ConstantSchedule(Schedule):
             left = max(0, self.total_images - images_seen)
             scale *= left / (self.total_images - self.decay_from_images)
         return scale
+
+
+@dataclass(frozen=True)
+class ProgressiveSchedule(Schedule):
+    """A small grid that is doubled stage by stage, each new stage faded in (Karras 2018, section 2 and appendix A).
+
+    The first stage has nothing to fade in and shows its stable images only. A stage ends with a whole batch: the batch
+    in which its images run out is completed, so that nothing is lost or shown twice where batch sizes change.
+
+    Args:
+        resolution: Final height and width in pixels, a small grid doubled: 1024x1024 is 4x4, 1280x1024 is 5x4.
+        batch_sizes: Images per batch over all processes, one number for all stages or one each.
+        fade_images: Images during which a new stage is faded in, one number or one per stage (the first one's is 0).
+        stable_images: Images after the fade, one number for all stages or one each.
+        learning_rate_scales: Factor on the learning rate, one number for all stages or one each.
+    """
+
+    resolution: tuple[int, int]
+    batch_sizes: int | tuple[int, ...]
+    fade_images: int | tuple[int, ...]
+    stable_images: int | tuple[int, ...]
+    learning_rate_scales: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training run can have."""
+        try:
+            base_grid(self.resolution)
+        except ValueError as error:
+            raise ValueError(str(error).replace("image_size", "resolution", 1)) from error
+        for name, smallest in (("batch_sizes", 1), ("fade_images", 0), ("stable_images", 1)):
+            values = self._per_stage(name)
+            if min(values) < smallest:
+                raise ValueError(f"{name}={list(values)}: must be at least {smallest}")
+        if min(self._per_stage("learning_rate_scales")) <= 0:
+            raise ValueError(f"learning_rate_scales={self.learning_rate_scales}: must be positive")
+
+    def at(self, images_seen: int) -> Point:
+        """Return the point of the batch that starts at this clock."""
+        stage = bisect_right(self._starts, images_seen) - 1
+        start, batch_size, fade = self._starts[stage], self._sizes[stage], self._fades[stage]
+        return Point(
+            images_seen=images_seen,
+            stage=stage,
+            stage_start=start,
+            resolution=self.resolutions()[stage],
+            alpha=min(1.0, (images_seen - start) / fade) if fade else 1.0,
+            batch_size=batch_size,
+            batch_index=sum(self._batches[:stage]) + (images_seen - start) // batch_size,
+            images_left=max(0, self.total_images - images_seen),
+            learning_rate_scale=self._per_stage("learning_rate_scales")[stage],
+        )
+
+    @property
+    def total_images(self) -> int:  # type: ignore[override]
+        """The clock at which training ends."""
+        return self._starts[-1] + self._batches[-1] * self._sizes[-1]
+
+    def resolutions(self) -> tuple[tuple[int, int], ...]:
+        """Return the resolution of every stage, smallest first."""
+        (height, width), doublings = base_grid(self.resolution)
+        return tuple((height << stage, width << stage) for stage in range(doublings + 1))
+
+    def stages(self) -> tuple[Point, ...]:
+        """Return the point at which each stage begins."""
+        return tuple(self.at(start) for start in self._starts)
+
+    def _per_stage(self, name: str) -> tuple:
+        """Return one value per stage of an argument that may be one number for all."""
+        value, stages = getattr(self, name), len(self.resolutions())
+        values = tuple(value) if isinstance(value, list | tuple) else (value,) * stages
+        if len(values) != stages:
+            raise ValueError(f"{name}={list(values)}: give one number, or {stages} (one per stage, smallest first)")
+        return values
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        return self._per_stage("batch_sizes")
+
+    @cached_property
+    def _fades(self) -> tuple[int, ...]:
+        return (0, *self._per_stage("fade_images")[1:])
+
+    @cached_property
+    def _batches(self) -> tuple[int, ...]:
+        images = (fade + stable for fade, stable in zip(self._fades, self._per_stage("stable_images"), strict=True))
+        return tuple(-(-count // size) for count, size in zip(images, self._sizes, strict=True))
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        lengths = [batches * size for batches, size in zip(self._batches, self._sizes, strict=True)]
+        return (0, *accumulate(lengths[:-1]))

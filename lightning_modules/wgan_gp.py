@@ -7,14 +7,18 @@ Different: the networks are DCGAN's (one of the paper's architectures, section 5
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
 from lightning_modules.gan import Batch, GANModule, Phase, check_rate
-from lightning_modules.losses import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
+from lightning_modules.losses import (
+    Precision,
+    gradient_penalty,
+    wasserstein_critic_loss,
+    wasserstein_generator_loss,
+)
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
 
@@ -50,7 +54,7 @@ class WGANGP(GANModule):
         discriminator_channels: int = 128,
         critic_steps: int = 5,
         penalty_weight: float = 10.0,
-        penalty_precision: Literal["float32", "mixed"] = "float32",
+        penalty_precision: Precision = "float32",
         learning_rate: float = 1e-4,
         gradient_clip_norm: float | None = None,
     ) -> None:

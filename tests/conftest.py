@@ -5,7 +5,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # LAPACK spins with more on small machines, and sums keep their order
 os.environ["WANDB_MODE"] = "offline"
-for name in ("MIRAGE_START", "MIRAGE_CT_KIDNEY", "WANDB_API_KEY"):
+for name in ("MIRAGE_START", "MIRAGE_CT_KIDNEY", "MIRAGE_CHESTXRAY14", "MIRAGE_MAMMOGRAPHY", "WANDB_API_KEY"):
     os.environ.pop(name, None)
 
 import numpy as np
@@ -51,13 +51,15 @@ TINY = {
     "dcgan": [],
     "wgan_gp": ["module._target_=lightning_modules.wgan_gp.WGANGP", "module.critic_steps=2"],
     "wgan": ["module._target_=lightning_modules.wgan.WGAN", "module.critic_steps=2"],
+    "progressive": [],
+    "progressive_r1": ["module.loss._target_=lightning_modules.losses.LogisticR1"],
 }
 
 
 def tiny(family: str, tmp_path: Path, *overrides: str) -> list[str]:
     """Return the command line of a tiny run on phantoms (44 images, 40 of them for training)."""
     return [
-        str(TINY_YAML),
+        str(TINY_PROGRESSIVE if family.startswith("progressive") else TINY_YAML),
         f"name={family}",
         f"runs_dir={tmp_path / 'runs'}",
         *TINY[family],
@@ -66,6 +68,7 @@ def tiny(family: str, tmp_path: Path, *overrides: str) -> list[str]:
 
 
 TINY_YAML = Path(__file__).parent / "tiny.yaml"
+TINY_PROGRESSIVE = Path(__file__).parent / "tiny_progressive.yaml"
 TINY_KIDNEY = Path(__file__).parent / "tiny_kidney.yaml"
 
 

@@ -15,21 +15,28 @@ from experiments.run_directory import read_status
 from experiments.tracking import read_rows
 from experiments.training import train
 
-SLOWER = ["schedule.total_images=2400", "callbacks.losses.every_images=8", "callbacks.checkpoint.every_images=24"]
+LONGER = {
+    "dcgan": ["schedule.total_images=2400"],
+    "wgan_gp": ["schedule.total_images=2400"],
+    "progressive": ["schedule.fade_images=400", "schedule.stable_images=[600,400,400]"],
+}
+SLOWER = ["callbacks.losses.every_images=8", "callbacks.checkpoint.every_images=24"]
 
 
 @pytest.mark.parametrize(
     "family, devices, kills",
     [
         ("dcgan", 1, 2),
+        pytest.param("progressive", 1, 8, marks=pytest.mark.slow),
         pytest.param("wgan_gp", 1, 20, marks=pytest.mark.slow),
         pytest.param("dcgan", 2, 2, marks=pytest.mark.slow),
         pytest.param("wgan_gp", 2, 2, marks=pytest.mark.slow),
+        pytest.param("progressive", 2, 2, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.timeout(1500)
 def test_killed_run_resumes_to_the_same_weights(tmp_path, family, devices, kills):
-    overrides = [*SLOWER, "callbacks.checkpoint.keep=2", f"trainer.devices={devices}"]
+    overrides = [*SLOWER, *LONGER[family], "callbacks.checkpoint.keep=2", f"trainer.devices={devices}"]
     dice = random.Random(f"{family}{devices}")
     targets = sorted(dice.sample(range(24, 2000), kills))
     runs = tmp_path / "killed" / "runs" / family

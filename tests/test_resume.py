@@ -8,13 +8,26 @@ from conftest import assert_same_state, newest_checkpoint, run_cli, tiny, tiny_c
 from experiments.tracking import read_rows
 from experiments.training import train
 
-# A pass over 40 images ends at clock 40, where a batch of 8 ends as well; 24 lies in the middle of the first pass.
-CLOCKS = {"pass boundary": 40, "mid-pass": 24}
-QUICK = [("dcgan", "mid-pass", 2, 1), ("wgan_gp", "pass boundary", 0, 1), ("dcgan", "mid-pass", 0, 2)]
+# A pass over 40 images ends at clock 40, where a batch of 8 ends as well; 24 lies in the middle of the first pass. The
+# growing run has stages that begin at 24 and 64; 32 and 72 lie in their fades.
+CLOCKS = {"pass boundary": 40, "mid-pass": 24, "stage border": 64, "fade": 72, "fade before a border": 32}
+STOPS = {
+    "dcgan": ("pass boundary", "mid-pass"),
+    "wgan_gp": ("pass boundary", "mid-pass"),
+    "progressive": ("stage border", "fade", "fade before a border"),
+}
+QUICK = [
+    ("dcgan", "mid-pass", 2, 1),
+    ("wgan_gp", "pass boundary", 0, 1),
+    ("dcgan", "mid-pass", 0, 2),
+    ("progressive", "fade", 2, 1),
+    ("progressive", "fade before a border", 0, 1),
+    ("progressive", "stage border", 0, 2),
+]
 MATRIX = [
     (family, stop, workers, devices)
-    for family in ("dcgan", "wgan_gp")
-    for stop in CLOCKS
+    for family, stops in STOPS.items()
+    for stop in stops
     for workers in (0, 2)
     for devices in (1, 2)
 ]
@@ -77,6 +90,35 @@ def test_pass_of_the_tiny_run_is_forty_images(whole_run):
 def test_worker_processes_do_not_change_the_result(whole_run, tmp_path):
     other = run("dcgan", tmp_path, 1, "data.num_workers=2")
     assert_same_state(newest_checkpoint(other), newest_checkpoint(whole_run("dcgan", 1)))
+
+
+def test_augmented_run_resumes_to_the_bit_with_other_workers(tmp_path):
+    augmented = ["data.augmentation.preset=kidney_ct", "data.augmentation.flip_lr=0.5"]
+    whole = run("progressive", tmp_path / "whole", 1, *augmented)
+    plain = run("progressive", tmp_path / "plain", 1)
+    with pytest.raises(AssertionError):
+        assert_same_state(newest_checkpoint(plain), newest_checkpoint(whole))
+    part = tmp_path / "runs" / "progressive" / whole.name
+    shutil.copytree(whole, part)
+    checkpoint = part / "checkpoints" / "images_000000000072.ckpt"
+    run("progressive", tmp_path, 1, *augmented, "data.num_workers=2", f"resume={checkpoint}")
+    assert_same_state(newest_checkpoint(part), newest_checkpoint(whole))
+
+
+def test_loaded_checkpoint_is_at_the_stage_and_alpha_of_its_clock_without_any_callback(whole_run):
+    import torch
+
+    from experiments import config as cfg
+    from experiments.training import build
+
+    directory = whole_run("progressive", 1)
+    parts = build(cfg.experiment(cfg.load(str(directory / "config.yaml"))))
+    for clock, stage, alpha in ((24, 1, 0.0), (32, 1, 0.4), (64, 2, 0.0), (72, 2, 0.4), (96, 2, 1.0)):
+        state = torch.load(directory / "checkpoints" / f"images_{clock:012d}.ckpt", weights_only=True)
+        parts.module.on_load_checkpoint(state)
+        parts.module.load_state_dict(state["state_dict"])
+        assert (parts.module.generator_ema.stage, parts.module.generator_ema.alpha) == (stage, alpha)
+        assert parts.module.sample(2).shape == (2, 1, 5 << stage, 4 << stage)
 
 
 def test_another_seed_changes_the_result(whole_run, tmp_path):

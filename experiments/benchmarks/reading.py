@@ -27,7 +27,8 @@ def reading() -> None:
         data = Phantoms(schedule, 0, f"{folder}/cache", "kidney_ct", COUNT, val_fraction=0.0, test_fraction=0.0)
         data.prepare_data()
         data.setup()
-        batches = [BatchRequest(0, np.random.default_rng(i).permutation(COUNT)[:BATCH], (64, 64)) for i in range(50)]
+        orders = (np.random.default_rng(i).permutation(COUNT)[:BATCH] for i in range(50))
+        batches = [BatchRequest(0, np.arange(BATCH), order, (64, 64)) for order in orders]
         images = data.train_images()
 
         def from_cache() -> int:

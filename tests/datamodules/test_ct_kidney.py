@@ -48,7 +48,7 @@ def test_batch_keeps_the_contract(kidney_root, tmp_path):
     from datamodules.samplers import BatchRequest
 
     data = prepared(kidney_root, tmp_path)
-    batch = data.train_images()[BatchRequest(16, np.array([0, 5, 5]), (32, 32))]
+    batch = data.train_images()[BatchRequest(16, np.arange(16, 19), np.array([0, 5, 5]), (32, 32))]
     assert batch["image"].shape == (3, 1, 32, 32) and batch["image"].dtype == torch.float32
     assert batch["label"].shape == (3, 4) and batch["label"].dtype == torch.float32
     assert batch["label"].sum(dim=1).tolist() == [1.0, 1.0, 1.0]

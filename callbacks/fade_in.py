@@ -1,0 +1,35 @@
+"""Growth of a progressive GAN, on the clock."""
+
+import logging
+from typing import Any
+
+import lightning as L
+
+from lightning_modules.gan import GANModule
+
+log = logging.getLogger(__name__)
+
+
+class FadeIn(L.Callback):
+    """Brings the networks to the stage and alpha of the schedule before each batch; says so at a new stage.
+
+    The module refuses to train networks that are not where the schedule says, so leaving this callback out is an error
+    and not a run that never grows.
+
+    Args:
+        reset_optimizers: Forget the optimizers' averages at a new stage (the paper's published code does).
+    """
+
+    def __init__(self, reset_optimizers: bool = True) -> None:
+        self.reset_optimizers = reset_optimizers
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: GANModule, batch: Any, batch_idx: int) -> None:
+        """Set stage and alpha; both are pure functions of the clock, so a resumed run needs nothing else."""
+        point = pl_module.schedule.at(pl_module.images_seen)
+        pl_module.set_point(point)
+        if point.stage > 0 and point.images_seen == point.stage_start:
+            height, width = point.resolution
+            log.info("images_seen %d: growing to %dx%d, batch %d", point.images_seen, height, width, point.batch_size)
+            if self.reset_optimizers:
+                for optimizer in trainer.optimizers:
+                    optimizer.state.clear()
