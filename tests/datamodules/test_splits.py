@@ -1,9 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.splits import check_disjoint, split_by_group
+from datamodules.readers import DataError
+from datamodules.splits import SPLITS, check_disjoint, split_by_group, stratified_split
 
 
 @settings(deadline=None, max_examples=60)
@@ -49,3 +52,82 @@ def test_leak_is_named():
 def test_impossible_shares_are_refused(val, test):
     with pytest.raises(ValueError, match="val_fraction="):
         split_by_group(["a"], ["x"], val, test, 0)
+
+
+def mean_label_groups(groups=300, images=3):
+    """Groups of images with four labels, the last one rare."""
+    random = np.random.default_rng(0)
+    labels = random.random((groups * images, 4)) < [0.5, 0.3, 0.6, 0.02]
+    labels[:30, 3] = True  # all images of the first ten groups
+    return [f"p{i // images:04}" for i in range(groups * images)], labels
+
+
+def test_stratified_split_keeps_groups_together_and_labels_balanced(tmp_path):
+    groups, labels = mean_label_groups()
+    split = stratified_split(groups, labels, 0.1, 0.2, 0, tmp_path)
+    check_disjoint(groups, split.tolist())
+    assert {part: (split == part).mean() for part in SPLITS} == pytest.approx(
+        {"train": 0.7, "val": 0.1, "test": 0.2}, abs=0.01
+    )
+    for part in SPLITS:
+        assert labels[split == part][:, :3].mean(axis=0) == pytest.approx(labels[:, :3].mean(axis=0), abs=0.06)
+    rare = {groups[i] for i in range(30)}
+    found = {part: len(rare & set(np.array(groups)[split == part])) for part in SPLITS}
+    assert found == {"train": 7, "val": 1, "test": 2}
+
+
+def test_stratified_split_depends_on_seed_and_shares_but_not_on_the_order_of_images(tmp_path):
+    groups, labels = mean_label_groups()
+    first = stratified_split(groups, labels, 0.1, 0.2, 0, tmp_path)
+    assert first.tolist() != stratified_split(groups, labels, 0.1, 0.2, 1, tmp_path).tolist()
+    assert first.tolist() != stratified_split(groups, labels, 0.2, 0.2, 0, tmp_path).tolist()
+    assert len(list((tmp_path / "splits").iterdir())) == 3
+    backwards = stratified_split(groups[::-1], labels[::-1], 0.1, 0.2, 0, tmp_path)
+    assert first.tolist() == backwards[::-1].tolist()
+    assert len(list((tmp_path / "splits").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"p0000": "train"}', b"null", "deep", "part", "half"]
+)
+def test_damaged_stratified_split_is_computed_again(tmp_path, caplog, damage):
+    groups, labels = mean_label_groups(30)
+    first = stratified_split(groups, labels, 0.1, 0.2, 0, tmp_path)
+    (path,) = (tmp_path / "splits").iterdir()
+    whole = path.read_bytes()
+    if damage == "part":
+        damage = whole.replace(b'"val"', b'"vel"')
+    elif damage == "deep":
+        damage = b"[" * 100_000
+    elif damage == "half":
+        damage = whole[: len(whole) // 2]
+    path.write_bytes(damage)
+    assert stratified_split(groups, labels, 0.1, 0.2, 0, tmp_path).tolist() == first.tolist()
+    assert "is damaged" in caplog.text
+    assert path.read_bytes() == whole
+    assert (tmp_path / "splits").stat().st_mode & 0o777 == 0o700
+
+
+def test_stratified_split_without_held_out_parts_needs_no_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "iterstrat.ml_stratifiers", None)  # importing it raises
+    assert set(stratified_split(*mean_label_groups(5), 0.0, 0.0, 0, tmp_path)) == {"train"}
+    assert stratified_split([], np.zeros((0, 4)), 0.1, 0.1, 0, tmp_path).tolist() == []
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("groups, val, test, part", [(1, 0.1, 0.0, "val"), (1, 0.0, 0.1, "test"), (2, 0.4, 0.4, "val")])
+def test_stratified_split_that_leaves_a_part_empty_is_refused(tmp_path, groups, val, test, part):
+    with pytest.raises(DataError, match=rf"{groups} groups .* too few .*data.{part}_fraction"):
+        stratified_split(*mean_label_groups(groups, 10), val, test, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_folder_of_splits_is_named(tmp_path):
+    (tmp_path / "splits").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match=r"data.cache_dir="):
+        stratified_split(*mean_label_groups(30), 0.1, 0.2, 0, tmp_path)
+
+
+def test_stratified_split_refuses_impossible_shares(tmp_path):
+    with pytest.raises(ValueError, match="val_fraction="):
+        stratified_split(*mean_label_groups(30), 0.5, 0.5, 0, tmp_path)
