@@ -160,13 +160,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Build the caches that training needs; Lightning calls this on one process per machine."""
-        for height, width in self.schedule.resolutions():
-            self._open_cache(height, width)
+        self._open_caches()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the caches and split the images by group."""
-        for height, width in self.schedule.resolutions():
-            self._caches[height, width] = self._open_cache(height, width)
+        self._caches = self._open_caches()
         self._kept = self._kept_records(next(iter(self._caches.values())))
         records = [record for record, _ in self._kept]
         split = self.split(records)
@@ -240,6 +238,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "fingerprint": {split: self.fingerprint(split) for split in SPLITS},
         }
 
+    def cache_bytes(self, images: int) -> dict[tuple[int, int], int]:
+        """Return the bytes on disk of each resolution's cache for so many images."""
+        per_value = self.channels * (1 if self.intensity.bits <= 8 else 2)
+        return {(height, width): images * height * width * per_value for height, width in self.schedule.resolutions()}
+
     def describe(self) -> str:
         """Return a table of images, groups and classes per split, for the log."""
         lines = [f"{self._name}: {len(self._kept)} images"]
@@ -283,9 +286,41 @@ class ImageDataModule(L.LightningDataModule, ABC):
             next(hashes) if record.path is not None else f"{record.name} {self.read_settings()}" for record in records
         ]
 
-    def _open_cache(self, height: int, width: int) -> ImageCache:
+    def _open_caches(self) -> dict[tuple[int, int], ImageCache]:
+        """Return a cache per resolution of the schedule; missing ones are built in one pass over the files."""
         records, contents = self._scanned()
         names = [record.name for record in records]
+        resolutions = self.schedule.resolutions()
+        largest_first = sorted(set(resolutions), reverse=True)
+
+        def read(i: int) -> list[np.ndarray]:
+            image = self.read(records[i])
+            low, high = float(image.min()), float(image.max())
+            if not (self.intensity.low <= low and high <= self.intensity.high):
+                raise UnreadableImageError(
+                    f"{records[i].name}: values {low:g} .. {high:g} lie outside the data set's range "
+                    f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
+                )
+            stored = []
+            for height, width in largest_first:  # each from the one before: the mean of means is the mean
+                image = resize(image, height, width)
+                stored.append(self.intensity.encode(image))
+            return stored
+
+        shapes = [(self.channels, height, width) for height, width in largest_first]
+        directories = [self._cache_directory(shape, names, contents) for shape in shapes]
+        try:
+            caches = open_or_build(directories, names, read, shapes, self.intensity.bits, self.max_unreadable)
+        except OSError as error:
+            raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
+        unreadable = caches[0].unreadable
+        if unreadable:
+            log.warning("%s: left out %d unusable files: %s", self._name, len(unreadable), _some(unreadable))
+        by_resolution = dict(zip(largest_first, caches, strict=True))
+        return {resolution: by_resolution[resolution] for resolution in resolutions}
+
+    def _cache_directory(self, shape: tuple[int, int, int], names: list[str], contents: list[str]) -> Path:
+        _, height, width = shape
         settings = {
             "data_set": self._name,
             "size": [height, width],
@@ -293,31 +328,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             **self.read_settings(),
         }
         key = cache_key(settings, names, contents)
-        directory = self.cache_dir / "images" / f"{self._name}-{height}x{width}-{key}"
-        shape = (self.channels, height, width)
-
-        def read(i: int) -> np.ndarray:
-            values = self.read(records[i])
-            low, high = float(values.min()), float(values.max())
-            if low < self.intensity.low or high > self.intensity.high:
-                raise UnreadableImageError(
-                    f"{records[i].name}: values {low:g} .. {high:g} lie outside the data set's range "
-                    f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
-                )
-            return self.intensity.encode(resize(values, height, width))
-
-        try:
-            cache = open_or_build(directory, names, read, shape, self.intensity.bits, self.max_unreadable)
-        except OSError as error:
-            raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
-        if cache.unreadable:
-            log.warning(
-                "%s: left out %d unusable files: %s",
-                self._name,
-                len(cache.unreadable),
-                _some(cache.unreadable),
-            )
-        return cache
+        return self.cache_dir / "images" / f"{self._name}-{height}x{width}-{key}"
 
     def _kept_records(self, cache: ImageCache) -> list[tuple[Record, str]]:
         """Return record and content hash of every image in the cache, in its order."""

@@ -1,4 +1,4 @@
-"""The image cache: every file is decoded and resized once, into one memory map on disk, and read from there.
+"""The image cache: every file is decoded once, resized once per stage, and kept in one memory map per stage.
 
 A cache is a directory named by the hash of its images' contents and of the settings. It is built beside its final place
 and renamed, so it is either whole or absent; a lock lets a second process wait instead of doing the work again.
@@ -7,14 +7,15 @@ Measured on 2 cores: a memory map gives 500 times the images/s of decoding and r
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
-import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tqdm import tqdm
 from datamodules.readers import UnreadableImageError
 
 log = logging.getLogger(__name__)
+
+JOURNAL_EVERY = 500  # images; what a kill during a build costs at most
 
 
 class ImageCache:
@@ -67,68 +70,132 @@ def cache_key(settings: dict[str, Any], names: Sequence[str], contents: Sequence
 
 
 def open_or_build(
-    directory: Path,
+    directories: Sequence[Path],
     names: Sequence[str],
-    read: Callable[[int], np.ndarray],
-    shape: tuple[int, int, int],
+    read: Callable[[int], Sequence[np.ndarray]],
+    shapes: Sequence[tuple[int, int, int]],
     bits: int,
     max_unreadable: float,
-) -> ImageCache:
-    """Return the cache in ``directory``, building it first if it is not there.
+) -> list[ImageCache]:
+    """Return the caches in ``directories``, one per size of image; those that are not there are built first, together.
+
+    Each file is read once for all of them. A build that was killed goes on where it was.
 
     Args:
-        directory: Final place of the cache; its name holds the key.
+        directories: Final place of each cache; its name holds the key.
         names: Name of each image.
-        read: Returns image i as unsigned integers (C, H, W), or raises UnreadableImageError.
-        shape: (C, H, W) of every image.
+        read: Returns image i as unsigned integers (C, H, W), once per size, or raises UnreadableImageError.
+        shapes: (C, H, W) of the images of each cache.
         bits: Bits per value; up to 8 are stored in one byte, up to 16 in two.
         max_unreadable: Share of the files that may be unreadable. They are left out and listed.
 
     Raises:
         UnreadableImageError: If more than that share is unreadable.
+        OSError: If a cache is damaged, or was built from other files than the others were.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the cache holds patient images
-    if not directory.exists():
-        with _lock(directory.with_suffix(".lock")):
-            if not directory.exists():
-                _build(directory, names, read, shape, np.dtype("uint8" if bits <= 8 else "uint16"), max_unreadable)
-    return ImageCache(directory)
+    parent = directories[0].parent
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the cache holds patient images
+    if not all(directory.exists() for directory in directories):
+        with ExitStack() as locks:
+            for directory in sorted(directories):  # in one order for all, so that nobody waits in a circle
+                locks.enter_context(_lock(directory.with_suffix(".lock")))
+            dtype = np.dtype("uint8" if bits <= 8 else "uint16")
+            missing = [i for i, directory in enumerate(directories) if not directory.exists()]
+            if missing:
+                parts = [_Part(directories[i], shapes[i], dtype) for i in missing]
+                _build(parts, names, lambda n: [images[i] for images in [read(n)] for i in missing], max_unreadable)
+    caches = [ImageCache(directory) for directory in directories]
+    for cache in caches[1:]:
+        if cache.names != caches[0].names:
+            raise OSError(
+                f"the caches {caches[0].directory} and {cache.directory} hold different images (a file could be read "
+                "for one and not for the other); delete both"
+            )
+    return caches
+
+
+class _Part:
+    """A cache that is being built, in a folder beside its final place.
+
+    The journal says how many files have been dealt with; what was written after its last entry is written again.
+    """
+
+    def __init__(self, directory: Path, shape: tuple[int, int, int], dtype: np.dtype) -> None:
+        self.directory, self.shape, self.dtype = directory, shape, dtype
+        self.folder = directory.with_name(f".{directory.name}.building")
+        self.bytes_per_image = int(np.prod(shape)) * dtype.itemsize
+
+    def progress(self) -> dict[str, Any]:
+        """Return what the journal says, or that nothing has been done."""
+        try:
+            journal = json.loads((self.folder / "journal.json").read_text())
+            whole = (self.folder / "images.bin").stat().st_size >= len(journal["names"]) * self.bytes_per_image
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        return journal if whole else {"done": 0, "names": [], "unreadable": []}
+
+    def open(self, kept: int) -> None:
+        """Continue after so many images."""
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+        self.file = (self.folder / "images.bin").open("ab")
+        self.file.truncate(kept * self.bytes_per_image)
+        self.file.seek(0, os.SEEK_END)
+
+    def write(self, name: str, image: np.ndarray) -> None:
+        if image.shape != self.shape or image.dtype != self.dtype:
+            raise RuntimeError(f"{name}: got {image.shape} {image.dtype}, expected {self.shape} {self.dtype}")
+        self.file.write(np.ascontiguousarray(image).tobytes())
+
+    def note(self, journal: dict[str, Any]) -> None:
+        """Bring images and journal to the disk, in this order."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        _write_json(self.folder / "journal.json", journal)
+
+    def finish(self, journal: dict[str, Any]) -> None:
+        self.file.close()
+        shape = [len(journal["names"]), *self.shape]
+        index = {key: journal[key] for key in ("names", "unreadable")} | {"shape": shape, "dtype": self.dtype.name}
+        _write_json(self.folder / "index.json", index)
+        (self.folder / "journal.json").unlink()
+        self.folder.rename(self.directory)
 
 
 def _build(
-    directory: Path,
-    names: Sequence[str],
-    read: Callable[[int], np.ndarray],
-    shape: tuple[int, int, int],
-    dtype: np.dtype,
-    max_unreadable: float,
+    parts: list[_Part], names: Sequence[str], read: Callable[[int], Sequence[np.ndarray]], max_unreadable: float
 ) -> None:
-    for left_over in directory.parent.glob(f".{directory.name}-*"):  # of a build that was killed; we hold the lock
-        shutil.rmtree(left_over, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    journal = min((part.progress() for part in parts), key=lambda found: found["done"])
     try:
-        kept, unreadable = [], []
-        with (building / "images.bin").open("wb") as file:
-            for name, result in zip(names, _read_all(read, len(names)), strict=True):
-                if isinstance(result, UnreadableImageError):
-                    unreadable.append(str(result))
-                    _check_limit(unreadable, max_unreadable, len(names))
-                    continue
-                if result.shape != shape or result.dtype != dtype:
-                    raise RuntimeError(f"{name}: got {result.shape} {result.dtype}, expected {shape} {dtype}")
-                file.write(np.ascontiguousarray(result).tobytes())
-                kept.append(name)
-            file.flush()
-            os.fsync(file.fileno())
-        index = {"names": kept, "unreadable": unreadable, "shape": [len(kept), *shape], "dtype": dtype.name}
-        with (building / "index.json").open("w") as file:
-            json.dump(index, file)
-            file.flush()
-            os.fsync(file.fileno())
-        building.rename(directory)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+        for part in parts:
+            part.open(len(journal["names"]))
+        for i, result in _read_all(read, journal["done"], len(names)):
+            if isinstance(result, UnreadableImageError):
+                journal["unreadable"].append(str(result))
+                _check_limit(journal["unreadable"], max_unreadable, len(names))
+            else:
+                for part, image in zip(parts, result, strict=True):
+                    part.write(names[i], image)
+                journal["names"].append(names[i])
+            journal["done"] = i + 1
+            if journal["done"] % JOURNAL_EVERY == 0:
+                for part in parts:
+                    part.note(journal)
+        for part in parts:
+            part.note(journal)
+            part.finish(journal)
+    except Exception:  # a kill or an interrupt leaves the folder for the next build to go on with
+        for part in parts:
+            shutil.rmtree(part.folder, ignore_errors=True)
         raise
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _check_limit(unreadable: list[str], max_unreadable: float, total: int) -> None:
@@ -139,25 +206,29 @@ def _check_limit(unreadable: list[str], max_unreadable: float, total: int) -> No
         )
 
 
-def _read_all(read: Callable[[int], np.ndarray], total: int) -> Iterator[np.ndarray | UnreadableImageError]:
-    """Yield every image in order, decoded on all cores (decoders release Python's lock)."""
+def _read_all(
+    read: Callable[[int], Sequence[np.ndarray]], start: int, total: int
+) -> Iterator[tuple[int, Sequence[np.ndarray] | UnreadableImageError]]:
+    """Yield every image from ``start`` on in order, decoded on all cores (decoders release Python's lock)."""
 
-    def read_or_error(i: int) -> np.ndarray | UnreadableImageError:
+    def read_or_error(i: int) -> Sequence[np.ndarray] | UnreadableImageError:
         try:
             return read(i)
         except UnreadableImageError as error:
             return error
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chunk = 64 * cores  # bounds the images that wait in memory
+    waiting: deque[Future] = deque()
     with (
         ThreadPoolExecutor(cores) as pool,
-        tqdm(total=total, desc="image cache", unit="img", disable=None, leave=False) as bar,
+        tqdm(total=total, initial=start, desc="image cache", unit="img", disable=None, leave=False) as bar,
     ):
-        for start in range(0, total, chunk):
-            for result in pool.map(read_or_error, range(start, min(start + chunk, total))):
-                yield result
-                bar.update()
+        upcoming = iter(range(start, total))
+        for i in range(start, total):
+            for ahead in itertools.islice(upcoming, 4 * cores - len(waiting)):  # bounds the images that wait in memory
+                waiting.append(pool.submit(read_or_error, ahead))
+            yield i, waiting.popleft().result()
+            bar.update()
 
 
 def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:

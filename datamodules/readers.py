@@ -49,23 +49,29 @@ def image_size(path: Path) -> tuple[int, int] | None:
 
 
 def _grey_values(image: Image.Image) -> np.ndarray:
-    if image.mode in _INTEGER_MODES or image.mode == "F":
-        values = np.asarray(image)
-    elif image.mode in ("RGB", "RGBA", "P", "LA", "1"):
-        values = _merge_channels(np.asarray(image.convert("RGBA")))
-    else:
-        raise ValueError(f"colour mode {image.mode} is not grey")
-    values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("holds values that are not finite")
-    return values
+    if image.mode in _INTEGER_MODES:
+        return np.asarray(image).astype(np.float32)
+    if image.mode == "F":
+        values = np.asarray(image).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("holds values that are not finite")
+        return values
+    if image.mode in ("RGB", "RGBA"):
+        return _merge_channels(np.asarray(image))
+    if image.mode in ("P", "LA", "1"):
+        return _merge_channels(np.asarray(image.convert("RGBA")))
+    raise ValueError(f"colour mode {image.mode} is not grey")
 
 
-def _merge_channels(rgba: np.ndarray) -> np.ndarray:
-    colour, alpha = rgba[..., :3].astype(np.int16), rgba[..., 3]
-    if (alpha != 255).any():
+def _merge_channels(pixels: np.ndarray) -> np.ndarray:
+    """Return the grey values of (H, W, 3 or 4) bytes."""
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    if pixels.shape[-1] == 4 and (pixels[..., 3] != 255).any():
         raise ValueError("is partly transparent")
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red.astype(np.float32)
+    colour = pixels[..., :3].astype(np.int16)
     chroma = int((colour.max(axis=-1) - colour.min(axis=-1)).max())
     if chroma > MAX_CHROMA:
         raise ValueError(f"is a colour image (its channels differ by up to {chroma} of 255)")
-    return colour.mean(axis=-1)
+    return colour.mean(axis=-1, dtype=np.float32)

@@ -15,6 +15,7 @@ examples:
   python -m experiments.run demo
   python -m experiments.run dcgan_ct_kidney_64 data.root=/data/ct_kidney schedule.batch_size=128
   python -m experiments.run dcgan_ct_kidney_64 resume=auto         continue the newest unfinished run
+  python -m experiments.run progressive_chestxray14_1024 --plan    what it needs, measured on this device
   python -m experiments.run my_experiment.yaml trainer.devices=4 trainer.precision=bf16-mixed
 
 exit codes: 0 finished, 2 wrong configuration or data, 3 diverged, 1 anything else
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single values")
     parser.add_argument("--list", action="store_true", help="show the shipped experiments")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--plan", action="store_true", help="measure time and memory of every stage and stop (budget=60s: for how long)"
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.list:
         for name in shipped():
@@ -41,15 +45,27 @@ def main(arguments: list[str] | None = None) -> int:
     if options.experiment is None:
         parser.error("name an experiment (--list shows them) or a YAML file")
     try:
-        config = load(options.experiment, options.overrides)
+        overrides = [text for text in options.overrides if not (options.plan and text.startswith("budget="))]
+        config = load(options.experiment, overrides)
         if options.show:
             from omegaconf import OmegaConf
 
             print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
             return 0
+        if options.plan:
+            budgets = [text for text in options.overrides if text not in overrides]
+            return _plan(config, budgets[-1].removeprefix("budget=") if budgets else "60s")
         return _train(config)
     except ConfigError as error:
         return _refuse(options.experiment, error.problems)
+
+
+def _plan(config: dict, budget: str) -> int:
+    """Import the heavy packages, measure, and print the plan."""
+    from experiments.plan import plan, seconds_of
+
+    print("\n".join(plan(config, seconds_of(budget))))
+    return 0
 
 
 def _train(config: dict) -> int:

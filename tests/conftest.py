@@ -46,6 +46,40 @@ def kidney_root(tmp_path_factory) -> Path:
     return write_kidney(tmp_path_factory.mktemp("ct_kidney"))
 
 
+@pytest.fixture(scope="session")
+def chest_root(tmp_path_factory) -> Path:
+    """40 patients with 2 films each in NIH's layout, table of 2020."""
+    root = tmp_path_factory.mktemp("chestxray14")
+    (root / "images").mkdir()
+    random = np.random.default_rng(0)
+    rows = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"]
+    lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
+    for i in range(80):
+        name = f"{i // 2 + 1:08}_{i % 2:03}.png"
+        rows.append(f"{name},{('No Finding', 'Mass|Effusion', 'Hernia')[i % 3]},{i % 2},{i // 2 + 1},50,M,PA")
+        lists["test_list.txt" if i // 2 % 5 == 0 else "train_val_list.txt"].append(name)
+        Image.fromarray(random.integers(0, 256, (32, 32), dtype=np.uint8)).save(root / "images" / name)
+    (root / "Data_Entry_2017_v2020.csv").write_text("\n".join(rows) + "\n")
+    for list_name, names in lists.items():
+        (root / list_name).write_text("\n".join(names))
+    return root
+
+
+@pytest.fixture(scope="session")
+def mammography_root(tmp_path_factory) -> Path:
+    """20 exams of four views, 12-bit DICOM files of 50x36, named like NYU's."""
+    from dicom_files import write_mammogram
+
+    root = tmp_path_factory.mktemp("mammography")
+    random = np.random.default_rng(0)
+    for exam in range(20):
+        for side in "LR":
+            for view in ("CC", "MLO"):
+                stored = random.integers(0, 4096, (50, 36)).astype(np.uint16)
+                write_mammogram(root / f"{exam}_{side}-{view}.dcm", stored, bits=12, PatientID=str(exam))
+    return root
+
+
 # A run that takes a second: 40 images are a pass, 8 are a batch, 96 are the run (2.4 passes).
 TINY = {
     "dcgan": [],

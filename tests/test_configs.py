@@ -1,7 +1,7 @@
 """Every shipped experiment runs; what is wrong with a configuration is said at once."""
 
 import pytest
-from conftest import TINY_KIDNEY, tiny, tiny_config
+from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 
 from experiments import config as cfg
 from experiments import run
@@ -9,8 +9,6 @@ from experiments.config import CONFIGS, ConfigError, shipped
 from experiments.training import train
 
 SMALL = [
-    "schedule.batch_size=4",
-    "schedule.total_images=8",
     "callbacks.score.count=4",
     "callbacks.samples.count=4",
     "trainer.accelerator=cpu",
@@ -19,19 +17,37 @@ SMALL = [
 ]
 
 
+NARROW = ["module.generator_channels=4", "module.discriminator_channels=4", "schedule.batch_size=4"]
+# Three stages of one and two batches each: 4 + 8 + 8 images.
+GROWING = [
+    "schedule.batch_sizes=4",
+    "schedule.fade_images=4",
+    "schedule.stable_images=4",
+    "schedule.learning_rate_scales=1",
+    "module.channels=null",
+    "module.channel_max=4",
+    "module.latent_dim=8",
+]
+
+
 @pytest.mark.parametrize("name", shipped())
-def test_every_shipped_experiment_runs_two_steps_through_the_command_line(name, tmp_path, kidney_root, capsys):
+def test_every_shipped_experiment_runs_to_its_end_through_the_command_line(name, tmp_path, request, capsys):
     config = cfg.load(name)
-    overrides = [*SMALL, f"runs_dir={tmp_path}", "module.generator_channels=4", "module.discriminator_channels=4"]
-    if "root" in config["data"]:
-        overrides.append(f"data.root={kidney_root}")
+    overrides = [*SMALL, f"runs_dir={tmp_path}"]
+    if config["module"]["_target_"].endswith("ProgressiveGAN"):
+        height, width = config["schedule"]["resolution"]
+        overrides += [*GROWING, f"schedule.resolution=[{16 * height // width},16]"]
     else:
-        overrides.append("data.count=20")
+        overrides += [*NARROW, "schedule.total_images=8"]
+    roots = {"CTKidney": "kidney_root", "ChestXray14": "chest_root", "Mammography": "mammography_root"}
+    data = config["data"]["_target_"].rsplit(".")[-1]
+    overrides.append(f"data.root={request.getfixturevalue(roots[data])}" if data in roots else "data.count=20")
     assert run.main([name, *overrides]) == 0
     output = capsys.readouterr().out
     assert "samples" in output and "report.html" in output and "Frechet" in output
     (directory,) = (tmp_path / name).iterdir()
-    assert (directory / "checkpoints" / "images_000000000008.ckpt").exists()
+    end = 20 if "module.latent_dim=8" in overrides else 8
+    assert (directory / "checkpoints" / f"images_{end:012d}.ckpt").exists()
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -105,7 +121,7 @@ def test_missing_root_is_one_sentence_with_argument_layout_and_source(tmp_path, 
 
 def test_batch_that_devices_cannot_share_is_one_sentence(tmp_path, capsys):
     assert run.main(tiny("dcgan", tmp_path, "trainer.devices=3")) == 2
-    assert "schedule.batch_size=8: cannot be shared equally by 3 processes" in (message := capsys.readouterr().err)
+    assert "schedule: a batch of 8 cannot be shared equally by 3 processes" in (message := capsys.readouterr().err)
     assert "use 6 or 9" in message
 
 
@@ -116,6 +132,28 @@ def test_sizes_and_channels_must_agree(tmp_path):
         "module.image_size=[64, 64]: schedule.resolution is [32, 32]",
         "module.image_channels=3: the images of Phantoms have 1",
     ]
+
+
+def test_networks_schedule_and_callback_must_grow_together(tmp_path, capsys):
+    (tmp_path / "growing_dcgan.yaml").write_text(
+        f"extends: [{TINY_YAML}, {TINY_PROGRESSIVE}]\ncallbacks: {{fade_in: null}}\n"
+        "module: {_target_: lightning_modules.dcgan.DCGAN, image_size: '${schedule.resolution}'}\n"
+    )
+    (tmp_path / "constant.yaml").write_text(
+        f"extends: [{TINY_PROGRESSIVE}]\nschedule: {{_target_: lightning_modules.schedules.ConstantSchedule, "
+        "resolution: [20, 16], batch_size: 8, total_images: 8}\n"
+    )
+    for arguments, message in (
+        (tiny("progressive", tmp_path, "callbacks.fade_in=null"), "ProgressiveGAN grows and needs callbacks.fade_in"),
+        (tiny("dcgan", tmp_path, "callbacks.fade_in._target_=callbacks.fade_in.FadeIn"), "DCGAN does not grow; remove"),
+        (
+            [str(tmp_path / "growing_dcgan.yaml")],
+            "DCGAN does not grow; use lightning_modules.schedules.ConstantSchedule",
+        ),
+        ([str(tmp_path / "constant.yaml")], "grows; use lightning_modules.schedules.ProgressiveSchedule"),
+    ):
+        assert run.main(arguments) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

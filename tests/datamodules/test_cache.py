@@ -2,12 +2,14 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 
+from datamodules import cache as cache_module
 from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
 from datamodules.readers import UnreadableImageError
 
@@ -19,7 +21,8 @@ def image(i):
 
 
 def build(directory, read=image, count=10, bits=8, limit=0.0):
-    return open_or_build(directory, [f"n{i}" for i in range(count)], read, SHAPE, bits, limit)
+    (cache,) = open_or_build([directory], [f"n{i}" for i in range(count)], lambda i: [read(i)], [SHAPE], bits, limit)
+    return cache
 
 
 def test_images_are_read_once_and_come_back(tmp_path):
@@ -102,17 +105,92 @@ def test_two_processes_build_once(tmp_path):
     assert sorted([queue.get(timeout=5), queue.get(timeout=5)]) == [0, 10]
 
 
-def test_killed_build_leaves_nothing_behind_that_the_next_one_trips_over(tmp_path):
+@pytest.fixture
+def journal_of_three(monkeypatch):
+    monkeypatch.setattr(cache_module, "JOURNAL_EVERY", 3)
+
+
+def pyramid(folder, read, count=10, sizes=(8, 4)):
+    shapes = [(1, size, size) for size in sizes]
+    directories = [folder / f"c{size}" for size in sizes]
+    return open_or_build(directories, [f"n{i}" for i in range(count)], read, shapes, 8, 0.5)
+
+
+def both_sizes(i):
+    return [np.full((1, size, size), i, np.uint8) for size in (8, 4)]
+
+
+def test_all_sizes_are_built_in_one_pass(tmp_path):
+    calls = []
+    large, small = pyramid(tmp_path, lambda i: calls.append(i) or both_sizes(i))
+    assert sorted(calls) == list(range(10))
+    assert large.images.shape == (10, 1, 8, 8) and small.images.shape == (10, 1, 4, 4)
+    assert large.names == small.names
+
+
+def test_only_the_missing_size_is_built(tmp_path):
+    pyramid(tmp_path, both_sizes)
+    before = (tmp_path / "c8" / "images.bin").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "c4")
+    _, small = pyramid(tmp_path, both_sizes)
+    np.testing.assert_array_equal(small.images[:, 0, 0, 0], np.arange(10))
+    assert (tmp_path / "c8" / "images.bin").stat().st_mtime_ns == before
+
+
+def test_sizes_that_hold_different_images_are_refused(tmp_path):
+    pyramid(tmp_path, both_sizes)
+    shutil.rmtree(tmp_path / "c4")
+
+    def now_unreadable(i):
+        if i == 3:
+            raise UnreadableImageError("n3: broken")
+        return both_sizes(i)
+
+    with pytest.raises(OSError, match="hold different images"):
+        pyramid(tmp_path, now_unreadable)
+
+
+def _build_slowly(folder, seen):
+    def read(i):
+        time.sleep(0.02)
+        seen.put(i)
+        if i == 2:
+            raise UnreadableImageError("n2: broken")
+        return both_sizes(i)
+
+    pyramid(folder, read, count=40)
+
+
+@pytest.mark.parametrize("after", [1, 8, 20])
+def test_killed_build_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path, journal_of_three, after):
     context = multiprocessing.get_context("fork")
-    worker = context.Process(target=_build_and_report, args=(tmp_path / "c", context.Queue()))
+    queue = context.Queue()
+    worker = context.Process(target=_build_slowly, args=(tmp_path / "killed", queue))
     worker.start()
-    while not list(tmp_path.glob(".c-*/images.bin")):
-        time.sleep(0.001)
+    for _ in range(after):
+        queue.get(timeout=20)
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    assert not (tmp_path / "c").exists()
-    assert build(tmp_path / "c").names == [f"n{i}" for i in range(10)]
-    assert not list(tmp_path.glob(".c-*"))
+    assert not (tmp_path / "killed" / "c8").exists()
+    again = context.Queue()
+    _build_slowly(tmp_path / "killed", again)
+    _build_slowly(tmp_path / "whole", context.Queue())
+    for size in (8, 4):
+        for name in ("images.bin", "index.json"):
+            left, right = (tmp_path / part / f"c{size}" / name for part in ("killed", "whole"))
+            assert left.read_bytes() == right.read_bytes()
+    first = min(again.get(timeout=5) for _ in range(3))  # two threads read ahead of each other
+    assert (first == 0) == (after == 1) and first % 3 == 0
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+def test_damaged_journal_means_starting_anew(tmp_path, journal_of_three):
+    folder = tmp_path / ".c8.building"
+    folder.mkdir()
+    (folder / "journal.json").write_text('{"done": 6, "names": ["n0"')
+    (folder / "images.bin").write_bytes(b"x" * 7)
+    large, _ = pyramid(tmp_path, both_sizes)
+    np.testing.assert_array_equal(large.images[:, 0, 7, 7], np.arange(10))
 
 
 def test_key_follows_content_and_settings():

@@ -1,0 +1,323 @@
+"""DICOM: one file -> the grey values that a viewer shows with the file's own settings.
+
+Stored value -> modality LUT or rescale -> VOI LUT or window -> [0, 1] -> inverted for MONOCHROME1 -> padding is black
+(DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). A stored value has at most 16 bits, so the chain is computed once for each of the
+65,536 values, in float64, and the pixels look it up.
+"""
+
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamodules.readers import UnreadableImageError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset  # imported when the first file is read: it costs 0.3 s
+
+MAX_PIXELS = 100_000_000  # four times the largest mammogram; more is a damaged header
+HEADER = (
+    "Modality",
+    "SeriesDescription",
+    "PatientID",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "ViewPosition",
+    "ImageLaterality",
+    "Laterality",
+    "PatientOrientation",
+    "ViewCodeSequence",
+    "ViewModifierCodeSequence",
+    "PartialView",
+    "EstimatedRadiographicMagnificationFactor",
+    "BreastImplantPresent",
+    "ImageComments",
+)
+# The first that is installed decodes. Fed with damaged files, GDCM ends the process now and then (7 of 1,500 JPEG-LS,
+# 1 of 1,500 JPEG 2000 files before the checks below), and pylibjpeg's RLE decoder panics; the others never did.
+_DECODERS = ("pydicom", "pylibjpeg", "pillow", "gdcm")
+_PYDICOM = r"pydicom\b|datamodules\.dicom$"
+_STANDALONE = {0x01, *range(0xD0, 0xDA)}  # JPEG markers without a segment; none may stand before the scan
+_SOF, _SOS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}, 0xDA  # JPEG markers: frame header, start of the scan
+
+
+def read_dicom(path: Path, window: int = 0) -> np.ndarray:
+    """Read a grey, single-frame image as it is meant to be shown.
+
+    Args:
+        path: The file; it must begin with a DICOM preamble.
+        window: Which of the file's VOI LUTs (or windows, if it has no VOI LUT) is used. A file without any is shown
+            over the whole range that its BitsStored and PixelRepresentation declare.
+
+    Returns:
+        Array (H, W) float32 in [0, 1]; 1 is white whatever the photometric interpretation, padding is 0.
+
+    Raises:
+        UnreadableImageError: With the file's name and what is wrong with it.
+    """
+    with _named_errors(path):
+        dataset = _open(path)
+        values = _stored_values(dataset)
+        bits = 8 * values.itemsize
+        every = np.arange(2**bits, dtype=f"u{values.itemsize}")
+        shown = _display(every.view(values.dtype), dataset, window)
+        return shown.astype(np.float32)[np.ascontiguousarray(values).view(every.dtype)]
+
+
+def read_header(path: Path) -> "Dataset":
+    """Read only the tags that data sets sort images by (``HEADER``); far quicker than the whole file.
+
+    Raises:
+        UnreadableImageError: With the file's name, if it is no DICOM file or one of the tags is damaged.
+    """
+    with _named_errors(path):
+        dataset = _open(path, stop_before_pixels=True, specific_tags=list(HEADER))
+        for keyword in HEADER:
+            dataset.get(keyword)  # values are decoded at first use: damage must show here
+        return dataset
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom and its decoders raise (on damaged files: nearly anything) into one error with a name."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UnreadableImageError(f"{path.name}: {reason}") from error
+
+
+def _open(path: Path, **arguments: Any) -> "Dataset":
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    # What pydicom warns of is either harmless or refused here. The filter is set for good, not around each call:
+    # files are read by threads, and catch_warnings is not safe with them.
+    if not any(getattr(entry[3], "pattern", None) == _PYDICOM for entry in warnings.filters):
+        warnings.filterwarnings("ignore", module=_PYDICOM)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    try:
+        return dcmread(path, **arguments)
+    except InvalidDicomError as error:
+        raise ValueError("is not a DICOM file (it has no DICM preamble)") from error
+
+
+# Pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _stored_values(dataset: "Dataset") -> np.ndarray:
+    """Return the stored integers (H, W), 8 or 16 bits, signed or not, in native byte order."""
+    from pydicom.pixels import get_decoder
+
+    _refuse_unsupported(dataset)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise ValueError(f"its transfer syntax {syntax.name} ({syntax}) is not supported") from error
+    if not decoder.is_available:
+        raise ValueError(f"no decoder for {syntax.name} is installed: {'; '.join(decoder.missing_dependencies)}")
+    if syntax.is_encapsulated:
+        _check_codestream(dataset)
+    plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
+    try:
+        values, _ = decoder.as_array(dataset, decoding_plugin=plugin if syntax.is_encapsulated else "")
+    except RuntimeError as error:  # what each decoder said; the name of the format helps to find another one
+        raise ValueError(f"{syntax.name}: {error}") from error
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.itemsize > 2:
+        raise ValueError(f"its pixels are {values.dtype} {values.shape}, expected are integers of up to 16 bits")
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _refuse_unsupported(dataset: "Dataset") -> None:
+    if "PixelData" not in dataset:
+        raise ValueError("holds no image (no integer pixel data)")
+    photometric = str(dataset.PhotometricInterpretation)
+    if dataset.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"is not a grey image (its photometric interpretation is {photometric})")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise ValueError(f"is a multi-frame image ({frames} frames); one file must hold one image")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if not 0 < rows * columns <= MAX_PIXELS:
+        raise ValueError(f"its header says {rows}x{columns} pixels; at most {MAX_PIXELS} are read")
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    if allocated not in (8, 16):
+        raise ValueError(f"has {allocated} bits per pixel; 8 and 16 are supported")
+    if not 0 < stored <= allocated:
+        raise ValueError(f"its header says {stored} of {allocated} bits are used")
+    if int(dataset.get("HighBit", stored - 1)) != stored - 1:
+        raise ValueError(f"its highest bit is {dataset.HighBit}, for {stored} bits it must be {stored - 1}")
+
+
+def _check_codestream(dataset: "Dataset") -> None:
+    """Refuse compressed pixels that are cut off or whose own header disagrees with the file's.
+
+    Decoders fill up what is missing without a word and allocate whatever size a damaged codestream claims, and GDCM
+    ends the whole process when the two headers disagree.
+    """
+    from pydicom.encaps import get_frame
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if "JPEG" not in syntax.name:
+        return
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if b"\xff\xd9" not in frame[-16:]:  # end of image, perhaps with padding after it
+        raise ValueError("its compressed pixel data is cut off")
+    rows, columns, channels, precision = _jpeg2000_header(frame) if "2000" in syntax.name else _jpeg_header(frame)
+    if (rows, columns, channels) != (dataset.Rows, dataset.Columns, 1):
+        raise ValueError(
+            f"its compressed image has {rows}x{columns} pixels of {channels} channels, "
+            f"its header says {dataset.Rows}x{dataset.Columns} of 1"
+        )
+    if not dataset.BitsAllocated - 8 < precision <= dataset.BitsAllocated:
+        raise ValueError(f"its compressed image has {precision} bits, its header says {dataset.BitsAllocated}")
+
+
+def _jpeg2000_header(frame: bytes) -> tuple[int, int, int, int]:
+    """Return rows, columns, channels and bits of a JPEG 2000 codestream."""
+    start = frame.find(b"\xff\x4f\xff\x51")  # not at 0 if the codestream is wrapped in a JP2 file
+    if start < 0:
+        raise ValueError("its compressed pixel data is not JPEG 2000")
+    right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+    channels, precision = struct.unpack_from(">HB", frame, start + 40)
+    return bottom - top, right - left, channels, (precision & 0x7F) + 1
+
+
+def _jpeg_header(frame: bytes) -> tuple[int, int, int, int]:
+    """Return rows, columns, channels and bits of a JPEG or JPEG-LS image whose markers are whole up to the scan."""
+    found, position = [], 2
+    while frame[:2] == b"\xff\xd8" and frame[position] == 0xFF and frame[position + 1] != _SOS:
+        marker, length = struct.unpack_from(">xBH", frame, position)
+        if marker in _STANDALONE:
+            break
+        if marker in _SOF:
+            precision, rows, columns, channels = struct.unpack_from(">BHHB", frame, position + 4)
+            found.append((rows, columns, channels, precision))
+        position += 2 + length
+    if frame[position : position + 2] != bytes((0xFF, _SOS)) or len(found) != 1:
+        raise ValueError("its compressed pixel data is not a whole JPEG image")
+    return found[0]
+
+
+# Grey values ------------------------------------------------------------------------------------------------------
+
+
+def _display(stored: np.ndarray, dataset: "Dataset", window: int) -> np.ndarray:
+    """Map stored values (N,) to display values (N,) float64 in [0, 1]."""
+    values, low, high = _modality(stored.astype(np.float64), dataset)
+    if not np.isfinite(values).all():
+        raise ValueError("its rescale slope and intercept give values that are not finite")
+    shown = _voi(values, low, high, dataset, window)
+    if not np.isfinite(shown).all():
+        raise ValueError("its window gives values that are not finite")
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1.0 - shown
+    shown[_is_padding(stored, dataset)] = 0.0
+    return shown
+
+
+def _modality(values: np.ndarray, dataset: "Dataset") -> tuple[np.ndarray, float, float]:
+    """Return the values in the scanner's unit, with the range that the file declares for them."""
+    if dataset.get("ModalityLUTSequence"):
+        mapped, bits = _look_up(values, dataset.ModalityLUTSequence[0], dataset)
+        return mapped, 0.0, 2.0**bits - 1
+    bits = int(dataset.BitsStored)
+    signed = int(dataset.PixelRepresentation) == 1
+    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+    slopes, intercepts = _numbers(dataset, "RescaleSlope"), _numbers(dataset, "RescaleIntercept")
+    if not slopes or not intercepts:
+        return values, low, high
+    slope, intercept = slopes[0], intercepts[0]
+    if slope == 0:
+        raise ValueError("its rescale slope is 0")
+    ends = sorted((low * slope + intercept, high * slope + intercept))  # a negative slope turns them round
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values * slope + intercept, ends[0], ends[1]
+
+
+def _voi(values: np.ndarray, low: float, high: float, dataset: "Dataset", window: int) -> np.ndarray:
+    """Map values to [0, 1] by the chosen VOI LUT, else the chosen window, else over the declared range."""
+    luts = dataset.get("VOILUTSequence") or []
+    centers, widths = _numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")
+    available = len(luts) or min(len(centers), len(widths))
+    if not 0 <= window < max(available, 1):
+        raise ValueError(f"has {available} windows or VOI LUTs, data.window={window} asks for another (0 is the first)")
+    if luts:
+        mapped, bits = _look_up(values, luts[window], dataset)
+        return mapped / (2.0**bits - 1)
+    if not available:
+        return np.clip((values - low) / (high - low), 0.0, 1.0)
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    return _window(values, centers[window], widths[window], function)
+
+
+def _window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
+    """PS3.3 C.11.2.1.2 (LINEAR) and C.11.2.1.3 (SIGMOID, LINEAR_EXACT)."""
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ValueError(f"its VOI LUT function {function} is none of LINEAR, LINEAR_EXACT and SIGMOID")
+    if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
+        raise ValueError(f"its window width {width:g} is too small for a {function} window")
+    with np.errstate(over="ignore", invalid="ignore"):
+        if function == "SIGMOID":
+            return 1.0 / (1.0 + np.exp(-4.0 * (values - center) / width))
+        if function == "LINEAR":
+            center, width = center - 0.5, width - 1.0
+        if width == 0:  # a LINEAR window of width 1 is a threshold
+            return (values > center).astype(np.float64)
+        return np.clip((values - center) / width + 0.5, 0.0, 1.0)
+
+
+def _look_up(values: np.ndarray, item: "Dataset", dataset: "Dataset") -> tuple[np.ndarray, int]:
+    """Map values by a LUT; return the result and the bits of its range.
+
+    Not pydicom's function: that one wraps values of more than 8 bits around if the LUT's output has 8.
+    """
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    entries = entries or 2**16  # 65,536 does not fit into the tag
+    if not 8 <= bits <= 16:
+        raise ValueError(f"has a LUT of {bits} bits; 8 to 16 are allowed")
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16  # written as if unsigned
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        packed = bits == 8 and len(data) < 2 * entries  # one byte each
+        table = np.frombuffer(data, np.uint8 if packed else f"{order}u2")
+    else:
+        table = np.atleast_1d(np.asarray(data))
+    if len(table) < entries or table.max() > 2**bits - 1:
+        raise ValueError(f"has a damaged LUT ({len(table)} entries up to {table.max()}, {entries} of {bits} bits)")
+    index = np.clip(np.floor(values - first), 0, entries - 1).astype(np.int64)
+    return table[index].astype(np.float64), bits
+
+
+def _is_padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """Return where PixelPaddingValue (to PixelPaddingRangeLimit) says that there is no image."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(len(stored), dtype=bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    ends = np.array([int(value), int(value if limit is None else limit)], dtype=np.int64)
+    bits = 8 * stored.itemsize
+    if ends.min() < -(2 ** (bits - 1)) or ends.max() >= 2**bits:
+        return np.zeros(len(stored), dtype=bool)  # no pixel can have it
+    first, last = np.sort(ends.astype(stored.dtype))  # the tag may have been written with the wrong sign: bits count
+    return (stored >= first) & (stored <= last)
+
+
+def _numbers(dataset: "Dataset", keyword: str) -> list[float]:
+    """Return the numbers of a tag that may be absent, empty, single or multi-valued."""
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        return []
+    numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"its {keyword} is {value}")
+    return numbers.tolist()

@@ -1,0 +1,329 @@
+"""Mammograms: CBIS-DDSM, INbreast, VinDr-Mammo or any folder of DICOM, PNG or JPEG files.
+
+Prepared as in D. Korkinof et al., "Perceived Realism of High-Resolution Generative Adversarial Network-derived
+Synthetic Mammograms", Radiology: Artificial Intelligence 3(2):e190181, 2021: the file's default window, then resizing
+that keeps the aspect ratio. Images with implants, clips or magnification can be left out.
+"""
+
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.augmentation import Augmentation
+from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.dicom import read_dicom
+from datamodules.mammography_layouts import (
+    DICOM,
+    PICTURES,
+    REASONS,
+    UNKNOWN,
+    Found,
+    cbis_ddsm,
+    folder,
+    inbreast,
+    read_rows,
+    vindr,
+)
+from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.samplers import Schedule
+from datamodules.transforms import resize
+
+log = logging.getLogger(__name__)
+
+EXPECTED = {
+    "cbis_ddsm": "TCIA's folders CBIS-DDSM/<case>/<study>/<series>/*.dcm, or PNG files <case>=full.png, "
+    "e.g. Mass-Test_P_00116_RIGHT_MLO=full.png",
+    "inbreast": "files <image>_<patient>_MG_<L|R>_<CC|ML>_ANON.dcm",
+    "vindr": "files images/<study>/<image>.dicom and the CSVs of the download",
+    "folder": "DICOM, PNG or JPEG files (data.csv says whose they are)",
+}
+
+
+class Mammography(ImageDataModule):
+    """Mammograms with the labels LEFT, RIGHT, CC and MLO (side and view, as far as they are known).
+
+    Values are display grey in [0, 1]. Images keep their aspect ratio: they are padded with background at the side away
+    from the breast, and equally above and below, never cropped or squashed.
+
+    Args:
+        schedule: What depends on time.
+        seed: Seed of split, order and augmentation.
+        cache_dir: Where decoded images are kept.
+        root: Folder of the data set.
+        layout: How its files are arranged.
+        csv: Layout "folder": a CSV with columns file (below root), patient and, if known, view, side and exclude.
+        content: CBIS-DDSM: whole mammograms, or the crops of their lesions.
+        view: Which views are used; images of unknown view are left out unless it is "both".
+        flip_to: Mirror images so that all breasts lie at this border; None = off. Where the breast lies is seen from
+            the pixels (the brighter half), because what "left" means differs between data sets: some show the left
+            breast at the left border, some at the right, some are mirrored.
+        isolate_breast: Set everything but the breast to background: labels, markers, white strips of film scanners.
+        value_range: PNG and JPEG: the stored values that are black and white. Needed for 16-bit files, whose values
+            may fill 12 bits as well as 16; None = 0 to 255, for 8-bit files.
+        window: DICOM: which of the file's windows or VOI LUTs is used, counted from 0.
+        exclude: Reasons, of "implant", "magnification" (also partial views) and "clips", for which images are left out,
+            according to their tags or to the column exclude of ``csv``.
+        exclude_csv: A CSV with a column file or image_id that lists images to leave out.
+        missing_ok: Share of the images listed by CSVs that may be absent.
+        val_fraction: Share of the images held out for validation, by patient.
+        test_fraction: Share of the images held out for testing, by patient.
+        max_unreadable: Share of the files that may be unreadable.
+        num_workers: Processes that read batches.
+        augmentation: Random changes of training images; None = off.
+    """
+
+    classes = ("LEFT", "RIGHT", "CC", "MLO")
+    mirrored = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+    intensity = Intensity(
+        0.0, 1.0, 16, "display grey", "MONOCHROME2 after the file's default window; 0 = background, 1 = white"
+    )
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        seed: int,
+        cache_dir: str,
+        root: str,
+        layout: Literal["cbis_ddsm", "inbreast", "vindr", "folder"],
+        csv: str | None = None,
+        content: Literal["full", "crops"] = "full",
+        view: Literal["CC", "MLO", "both"] = "both",
+        flip_to: Literal["left", "right"] | None = None,
+        isolate_breast: bool = False,
+        value_range: tuple[float, float] | None = None,
+        window: int = 0,
+        exclude: tuple[str, ...] = (),
+        exclude_csv: str | None = None,
+        missing_ok: float = 0.0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        max_unreadable: float = 0.0,
+        num_workers: int = 0,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__(
+            schedule, seed, cache_dir, val_fraction, test_fraction, max_unreadable, num_workers, augmentation
+        )
+        if layout not in EXPECTED:
+            raise ValueError(f"layout={layout!r}: must be one of {', '.join(EXPECTED)}")
+        if csv is not None and layout != "folder":
+            raise ValueError(f'csv={csv}: only layout="folder" takes one, the layout {layout} has its own')
+        if content != "full" and layout != "cbis_ddsm":
+            raise ValueError(f'content={content!r}: only layout="cbis_ddsm" has crops')
+        unknown = sorted(set(exclude) - set(REASONS))
+        if unknown:
+            raise ValueError(f"exclude={unknown}: must be of {', '.join(REASONS)}")
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ValueError(f"value_range={list(value_range)}: black must be below white")
+        if not 0 <= missing_ok <= 1:
+            raise ValueError(f"missing_ok={missing_ok}: is a share, it lies in 0 to 1")
+        if window < 0:
+            raise ValueError(f"window={window}: must not be negative")
+        self.root, self.layout, self.csv, self.content = root, layout, csv, content
+        self.view, self.flip_to, self.isolate_breast = view, flip_to, isolate_breast
+        self.value_range, self.window = value_range, window
+        self.exclude, self.exclude_csv, self.missing_ok = tuple(exclude), exclude_csv, missing_ok
+
+    def check(self) -> None:
+        """Raise DataError unless the folder is there and holds an image, and the CSVs are there."""
+        expected = f"Expected for data.layout={self.layout} are {EXPECTED[self.layout]}"
+        if not self.root or not Path(self.root).is_dir():
+            raise DataError(f"data.root={self.root}: there is no such folder. {expected}")
+        suffixes = DICOM if self.layout == "inbreast" else DICOM | PICTURES
+        if not any(path.suffix.lower() in suffixes for path in Path(self.root).rglob("*")):
+            raise DataError(f"data.root={self.root}: holds no such file. {expected}")
+        for key, path in (("csv", self.csv), ("exclude_csv", self.exclude_csv)):
+            if path is not None and not Path(path).is_file():
+                raise DataError(f"data.{key}={path}: there is no such file")
+
+    def records(self) -> list[Record]:
+        """Return the images that are to be used; those left out are counted in the log."""
+        root, records, left_out = Path(self.root), [], Counter[str]()
+        listed = self._listed_exclusions()
+        for found in self._find(root):
+            name = found.path.relative_to(root).as_posix()
+            reason = self._reason_to_leave_out(found, listed & {name, found.path.name, found.path.stem})
+            if reason:
+                left_out[reason] += 1
+                continue
+            labels = tuple(label for label in (found.side, found.view) if label in self.classes)
+            records.append(Record(name, found.patient, labels, found.path))
+        for reason, count in sorted(left_out.items()):
+            log.info("%s: left out %d images: %s", self._name, count, reason)
+        if left_out and not records:
+            raise DataError(f"data.root={self.root}: every image is left out ({dict(left_out)})")
+        if not records:
+            raise DataError(f"data.root={self.root}: no image found. Expected are {EXPECTED[self.layout]}")
+        return records
+
+    def read(self, record: Record) -> np.ndarray:
+        """Return display values (1, H, W) in [0, 1] in the aspect ratio of the final resolution."""
+        assert record.path is not None
+        if record.group.startswith(UNKNOWN):
+            raise UnreadableImageError(f"{record.path.name}: its header cannot be read, so its patient is not known")
+        if record.path.suffix.lower() in DICOM:
+            values = read_dicom(record.path, self.window)
+        else:
+            values = read_picture(record.path, self.value_range)
+        if self.isolate_breast:
+            values = isolate_breast(values)
+        side = breast_side(values)
+        if self.flip_to is not None and side != self.flip_to:
+            values, side = values[:, ::-1], self.flip_to
+        return pad_to_aspect(values, side, *self.schedule.resolutions()[-1])[None]
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return what the pixels depend on besides the files."""
+        height, width = self.schedule.resolutions()[-1]
+        return {
+            "aspect": [height // math.gcd(height, width), width // math.gcd(height, width)],
+            "flip_to": self.flip_to,
+            "isolate_breast": self.isolate_breast,
+            "value_range": None if self.value_range is None else [float(value) for value in self.value_range],
+            "window": self.window,
+        }
+
+    def _find(self, root: Path) -> list[Found]:
+        if self.layout == "cbis_ddsm":
+            return cbis_ddsm(root, self.content, self.missing_ok)
+        if self.layout == "inbreast":
+            return inbreast(root, self.missing_ok)
+        if self.layout == "vindr":
+            return vindr(root, self.missing_ok)
+        return folder(root, Path(self.csv) if self.csv else None, self.missing_ok)
+
+    def _listed_exclusions(self) -> set[str]:
+        if self.exclude_csv is None:
+            return set()
+        path = Path(self.exclude_csv)
+        rows = read_rows(path, ())
+        column = next((name for name in ("file", "image_id") if name in rows[0]), None)
+        if column is None:
+            raise DataError(f"{path}: has no column file or image_id; it has {list(rows[0])}")
+        return {row[column] for row in rows if row[column]}
+
+    def _reason_to_leave_out(self, found: Found, listed: set[str]) -> str | None:
+        if listed:
+            return "listed in data.exclude_csv"
+        reasons = [reason for reason in found.excluded if reason in self.exclude]
+        if reasons:
+            return reasons[0]
+        if self.view != "both" and found.view != self.view:
+            return "the view is not known" if found.view is None else f"the view is not {self.view}"
+        return None
+
+
+# Pixels -----------------------------------------------------------------------------------------------------------
+
+
+def read_picture(path: Path, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Read a PNG or JPEG as display values (H, W) in [0, 1].
+
+    Raises:
+        DataError: If it has more than 8 bits and no range is given: the file does not say what white is.
+        UnreadableImageError: If it is damaged, not grey, or has values outside the range.
+    """
+    values = read_grey(path)
+    low, high = float(values.min()), float(values.max())
+    if value_range is None and (high > 255 or is_deep(path)):
+        raise DataError(
+            f"{path.name}: has 16 bits with values {low:g} .. {high:g}, and does not say which of them are black and "
+            "white; set data.value_range, e.g. data.value_range=[0,4095] for 12-bit or [0,65535] for 16-bit values"
+        )
+    black, white = value_range or (0.0, 255.0)
+    if low < black or high > white:
+        raise UnreadableImageError(
+            f"{path.name}: values {low:g} .. {high:g} lie outside data.value_range=[{black:g},{white:g}]"
+        )
+    return ((values - black) / (white - black)).astype(np.float32)
+
+
+def is_deep(path: Path) -> bool:
+    """Return whether an image file declares more than 8 bits per value."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def breast_side(values: np.ndarray) -> Literal["left", "right"]:
+    """Return at which border of an image (H, W) the breast lies: the one whose half is brighter."""
+    half = max(1, values.shape[1] // 2)
+    return "left" if values[:, :half].mean() >= values[:, -half:].mean() else "right"
+
+
+def pad_to_aspect(values: np.ndarray, side: str, height: int, width: int) -> np.ndarray:
+    """Pad an image (H, W) with 0 to the aspect ratio height : width; the chest wall stays at its border."""
+    h, w = values.shape
+    rows, columns = max(h, round(w * height / width)), max(w, round(h * width / height))
+    above = (rows - h) // 2
+    beside = (0, columns - w) if side == "left" else (columns - w, 0)
+    return np.pad(values, ((above, rows - h - above), beside))
+
+
+def isolate_breast(values: np.ndarray) -> np.ndarray:
+    """Set everything but the breast of an image (H, W) in [0, 1] to 0.
+
+    Strips of film scanners go first, because they may touch the breast. The breast is then the largest bright region of
+    a copy of at most 512 pixels, holes filled and slightly widened so that no skin is cut off.
+    """
+    from scipy import ndimage
+
+    values = remove_strips(values)
+    h, w = values.shape
+    scale = min(1.0, 512 / max(h, w))
+    small = resize(values[None], max(1, round(h * scale)), max(1, round(w * scale)))[0]
+    bright = small > background_limit(small)
+    regions, count = ndimage.label(bright)
+    if count == 0:
+        return values
+    breast = regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
+    # A nipple may be cut off by a thin dark line; labels lie further away.
+    near = ndimage.binary_dilation(breast, iterations=max(2, max(small.shape) // 128))
+    breast = np.isin(regions, np.unique(regions[near & bright]))
+    # Dark fat at the chest wall is a hole, too, once the image's border closes it.
+    edge = ((1, 1), (1, 0)) if breast_side(small) == "left" else ((1, 1), (0, 1))
+    chest = np.pad(breast, edge)
+    column = 0 if edge[1][0] else -1
+    rows = np.flatnonzero(chest[:, 1 if column == 0 else -2])
+    if len(rows):
+        chest[rows[0] : rows[-1] + 1, column] = True
+    filled = ndimage.binary_fill_holes(chest)[1:-1]
+    filled = filled[:, 1:] if column == 0 else filled[:, :-1]
+    widened = ndimage.binary_dilation(filled, iterations=max(2, max(small.shape) // 80))
+    rows_of, columns_of = np.arange(h) * small.shape[0] // h, np.arange(w) * small.shape[1] // w
+    return np.where(widened[rows_of[:, None], columns_of[None]], values, np.float32(0))
+
+
+def remove_strips(values: np.ndarray) -> np.ndarray:
+    """Set near-white strips along a whole border, which film scanners leave, to 0."""
+    values = values.copy()
+    for turns in range(4):
+        turned = np.rot90(values, turns)  # a view; the strip lies at its left border
+        widest = max(3, turned.shape[1] // 16)
+        white = turned[:, :widest] >= 0.95
+        run = np.where(white.all(axis=1), widest, np.argmin(white, axis=1))
+        if (run > 0).mean() < 0.9 or (run == widest).mean() > 0.5:
+            continue
+        # Films lie askew: the strip grows along the border. Rows above its smooth outline run on into white tissue.
+        rows, regular = np.arange(len(run)), run < widest
+        for _ in range(5):
+            outline = np.polyval(np.polyfit(rows[regular], run[regular], 2), rows)
+            regular = run <= outline + 3
+        width = np.minimum(run, outline + 3) + max(2, turned.shape[1] // 300)  # its edge is blurred
+        turned[np.arange(turned.shape[1])[None] < width[:, None]] = 0.0
+    return values
+
+
+def background_limit(values: np.ndarray) -> float:
+    """Return the value that separates background from breast: just above the most frequent dark value and its noise."""
+    counts, edges = np.histogram(values, bins=256, range=(0.0, 1.0))
+    dark = counts[:77]  # the background is darker than 0.3
+    peak = float(edges[int(np.argmax(dark))])
+    below = values[values <= peak]
+    noise = float(np.sqrt(np.mean((below - peak) ** 2))) if below.size else 0.0
+    return peak + max(0.02, 4.0 * min(noise, 0.02))

@@ -1,0 +1,50 @@
+"""A training step without a trainer, for measuring: the phases of a family, its optimizers, the averaged generator."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lightning_modules.ema import ema_update
+from lightning_modules.gan import Batch, GANModule
+from lightning_modules.schedules import Point
+
+
+def bare_step(module: GANModule, point: Point, batch_size: int, precision: str) -> Callable[[], None]:
+    """Return a function that trains one batch as ``GANModule.training_step`` and the callback ``GeneratorEMA`` do.
+
+    All phases run, also those that are due in some batches only.
+
+    Args:
+        module: The family, on its device.
+        point: Where in its growth the module is to be measured.
+        batch_size: Images of the batch.
+        precision: "32-true" or "bf16-mixed".
+    """
+    module.set_point(point)
+    optimizers = module.configure_optimizers()
+    images = torch.rand(batch_size, module.image_channels, *point.resolution, device=module.device) * 2 - 1
+    batch: Batch = {"image": images, "images_seen": point.images_seen}
+
+    def step() -> None:
+        for phase in module.phases():
+            optimizer = optimizers[phase.optimizer]
+            trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            frozen = [p for p in _trainable(module) if id(p) not in trained]
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss = torch.stack(list(phase.losses(batch).values())).sum()
+            loss.backward()
+            optimizer.step()
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        ema_update(module.generator_ema, module.generator, 0.999)
+        module.images_seen += batch_size
+
+    return step
+
+
+def _trainable(module: GANModule) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
