@@ -34,6 +34,7 @@ types: install ## mypy
 
 bench: install ## measure Mirage against plain code, side by side
 	$(BIN)/python -m experiments.benchmarks.step
+	$(BIN)/python -m experiments.benchmarks.progressive_step
 	$(BIN)/python -m experiments.benchmarks.reading
 	$(BIN)/python -m experiments.benchmarks.statistics
 

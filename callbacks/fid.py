@@ -103,8 +103,8 @@ class FrechetScore(L.Callback):
         module.scored_at, module.score = module.images_seen, (name, value)
         log_numbers(trainer, module, {name: value})
         if trainer.is_global_zero:
-            at = {"images_seen": module.images_seen, "generated_at": list(self._generated_at)}
-            row = {**at, "value": value, **self._fingerprint(trainer, module, fake.count)}
+            row = {"images_seen": module.images_seen, "value": value, "generated_at": list(self._generated_at)}
+            row |= self._fingerprint(trainer, module, fake.count)
             with (Path(trainer.default_root_dir) / "scores.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
 

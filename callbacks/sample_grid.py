@@ -54,7 +54,7 @@ class SampleGrid(L.Callback):
             return
         images = pl_module.sample(self.count, truncation=self.truncation, seed=self.seed)
         path = Path(trainer.default_root_dir) / "samples" / f"images_{pl_module.images_seen:012d}.png"
-        write_grid(images, path, self.columns)
+        write_grid(enlarged(images), path, self.columns)
         for logger in trainer.loggers:
             if hasattr(logger, "log_picture"):  # the record holds numbers only
                 logger.log_picture("samples", path, pl_module.images_seen)
@@ -66,13 +66,16 @@ def _spread(data: RealImages, count: int) -> Tensor:
     return next(data.images("train", count, rank=0, world_size=step))
 
 
+def enlarged(images: Tensor) -> Tensor:
+    """Repeat the pixels of images (N, C, H, W) that are too small to be seen, as a growing network's are at first."""
+    return F.interpolate(images, scale_factor=float(max(1, -(-SMALLEST // min(images.shape[2:])))))
+
+
 def write_grid(images: Tensor, path: Path, columns: int) -> None:
     """Write images (N, C, H, W) in [-1, 1] as one 8-bit PNG; the file is whole or absent.
 
-    One channel is written grey, three as RGB, two and four as their channels side by side. Pixels of images under 32
-    pixels a side, as a growing network makes at first, are repeated so that they can be seen.
+    One channel is written grey, three as RGB, two and four as their channels side by side.
     """
-    images = F.interpolate(images, scale_factor=float(max(1, -(-SMALLEST // min(images.shape[2:])))))
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 2, 1, 3).flatten(2).unsqueeze(1)
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)

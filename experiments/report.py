@@ -76,6 +76,10 @@ def _samples(folder: Path) -> str:
     if not grids:
         return "<p>No samples were written.</p>"
     figures = [("Real images", folder / "real.png"), (f"Generated, {_clock(grids[-1])} images seen", grids[-1])]
+    figures += [
+        ("Generated images, each followed by its nearest training image", path)
+        for path in sorted(folder.glob("nearest_*.png"))[-1:]
+    ]
     pair = "".join(_figure(path, caption) for caption, path in figures if path.exists())
     middle = grids[:-1][:: max(1, len(grids) // 4)]
     history = "".join(_figure(path, f"{_clock(path)} images seen") for path in middle)

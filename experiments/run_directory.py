@@ -130,8 +130,8 @@ def set_aside_overtaken(directory: Path, clock: int) -> None:
     They belong to a future that is about to be replaced: kept in place, they would be taken for the newest ones.
     """
     for folder in ("checkpoints", "samples"):
-        for path in (directory / folder).glob("images_*.*"):
-            if int(path.stem.removeprefix("images_")) > clock:
+        for path in (directory / folder).glob("*_*.*"):
+            if int(path.stem.rpartition("_")[2]) > clock:
                 target = directory / folder / "overtaken" / path.name
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)

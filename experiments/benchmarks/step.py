@@ -9,10 +9,9 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
 
-from experiments.benchmarks.timing import rates, show
-from lightning_modules.ema import ema_update
+from experiments.bare_step import bare_step
+from experiments.benchmarks.timing import average_loop, rates, repeated, show
 from lightning_modules.schedules import ConstantSchedule
 from lightning_modules.wgan_gp import WGANGP
 
@@ -25,30 +24,10 @@ def _module() -> WGANGP:
     return WGANGP(schedule, 0, (SIZE, SIZE), 1, 128, WIDTH, WIDTH, penalty_precision="mixed")
 
 
-def mirage_step(precision: torch.dtype | None) -> Callable[[], int]:
+def mirage_step(precision: str) -> Callable[[], int]:
     """Return a function that runs one critic and one generator step as WGANGP and GANModule do."""
     module = _module()
-    critic_optimizer, generator_optimizer = module.configure_optimizers()
-    batch = {"image": torch.rand(BATCH, 1, SIZE, SIZE) * 2 - 1, "images_seen": 0}
-
-    def phase(optimizer: torch.optim.Optimizer, losses: Callable[..., dict[str, Tensor]]) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
-            loss = torch.stack(list(losses(batch).values())).sum()
-        loss.backward()
-        optimizer.step()
-
-    def work() -> int:
-        for _ in range(STEPS):
-            phase(critic_optimizer, module.critic_losses)
-            module.critic.requires_grad_(False)
-            phase(generator_optimizer, module.generator_losses)
-            module.critic.requires_grad_(True)
-            ema_update(module.generator_ema, module.generator, 0.999)
-            module.images_seen += BATCH
-        return STEPS * BATCH
-
-    return work
+    return repeated(bare_step(module, module.schedule.at(0), BATCH, precision), STEPS, BATCH)
 
 
 def plain_step() -> Callable[[], int]:
@@ -75,17 +54,10 @@ def plain_step() -> Callable[[], int]:
             generator_optimizer.zero_grad()
             (-critic(generator(torch.randn(BATCH, 128))).mean()).backward()
             generator_optimizer.step()
-            _average_loop(average, generator)
+            average_loop(average, generator)
         return STEPS * BATCH
 
     return work
-
-
-@torch.no_grad()
-def _average_loop(average: nn.Module, network: nn.Module) -> None:
-    parameters = dict(network.named_parameters())
-    for name, mean in average.named_parameters():
-        mean.copy_(0.999 * mean + 0.001 * parameters[name])
 
 
 def main() -> None:
@@ -93,8 +65,8 @@ def main() -> None:
     found = rates(
         {
             "plain float32": plain_step(),
-            "Mirage float32": mirage_step(None),
-            "Mirage bf16": mirage_step(torch.bfloat16),
+            "Mirage float32": mirage_step("32-true"),
+            "Mirage bf16": mirage_step("bf16-mixed"),
         }
     )
     show(f"WGAN-GP step, {SIZE}x{SIZE}, batch {BATCH}, {WIDTH} channels", found, "images/s")

@@ -176,7 +176,7 @@ def test_report_holds_pictures_scores_and_configuration(finished):
     assert "http://" not in text and "https://" not in text
     assert "frechet" in text.lower() and "lightning_modules.dcgan.DCGAN" in text
     header, *rows = (finished / "scores.csv").read_text().splitlines()
-    assert header.startswith("images_seen,value,metric") and len(rows) == 4
+    assert header.startswith("images_seen,value,generated_at,metric") and len(rows) == 4
 
 
 def test_run_directory_holds_what_later_verbs_need(finished):
@@ -194,3 +194,43 @@ def test_augmentation_changes_training_images_only(tmp_path):
     data.prepare_data()
     data.setup()
     assert torch.equal(next(data.images("train", 4)), next(data.images("train", 4)))
+
+
+def test_nearest_training_images_lie_beside_the_generated(tmp_path):
+    extra = "callbacks.nearest={_target_: callbacks.nearest.NearestTraining, every_images: 48, count: 4, columns: 2}"
+    directory = train(tiny_config("progressive", tmp_path, extra, "data.val_fraction=0.2"))
+    names = sorted(path.name for path in (directory / "samples").glob("nearest_*.png"))
+    assert names == ["nearest_000000000048.png", "nearest_000000000096.png"]
+    picture = Image.open(directory / "samples" / names[-1])
+    assert picture.size == (4 * (2 * 16 + 2) + 2, 2 * (2 * 20 + 2) + 2)  # pixels are doubled to be seen
+    rows = [row for row in read_rows(directory / "metrics.jsonl") if "nearest/ratio" in row]
+    assert [row["images_seen"] for row in rows] == [48, 96]
+    assert all(row["nearest/ratio"] > 0 and row["nearest/distance"] > 0 for row in rows)
+    assert "nearest training image" in (directory / "report.html").read_text()
+
+
+def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
+    from callbacks.nearest import NearestTraining
+
+    logged = {}
+
+    class Module:
+        images_seen, image_size, latest = 8, (8, 8), logged
+        schedule = ConstantSchedule((8, 8), 8, 8)
+
+        def sample(self, n, seed):
+            return IMAGES[:n]
+
+    class Data:
+        def size(self, split):
+            return 4
+
+        def images(self, split, batch_size, rank=0, world_size=1):
+            return iter(IMAGES.split(batch_size)) if split == "train" else iter([HELD_OUT])
+
+    class Trainer:
+        default_root_dir, datamodule, loggers, is_global_zero = tmp_path, Data(), [], True
+
+    IMAGES, HELD_OUT = torch.rand(16, 1, 8, 8) * 2 - 1, torch.rand(4, 1, 8, 8) * 2 - 1
+    NearestTraining(count=4).on_train_batch_end(Trainer(), Module(), None, None, 0)
+    assert logged["nearest/ratio"] == 0.0
