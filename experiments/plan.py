@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -224,20 +225,25 @@ def _timed_step(parts: Parts, point: Point, batch: int, gpu: bool) -> float:
 def _memory_now(gpu: bool) -> float:
     if gpu:
         return float(torch.cuda.memory_allocated())
-    return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    statm = Path("/proc/self/statm")  # Linux; elsewhere the peak so far, which a process that has done nothing is at
+    return float(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else _memory_peak(gpu)
 
 
 def _memory_peak(gpu: bool) -> float:
     if gpu:
         return float(torch.cuda.max_memory_allocated())
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak) if sys.platform == "darwin" else float(peak) * 1024
 
 
 def available_memory(gpu: bool) -> float:
     """Return the bytes that a run on this device can have."""
     if gpu:
         return float(torch.cuda.mem_get_info()[0])
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():  # macOS: what is installed, for want of a figure of what is free
+        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    lines = meminfo.read_text().splitlines()
     free = {line.split(":")[0]: float(line.split()[1]) * 1024 for line in lines}
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"

@@ -30,7 +30,7 @@ def test_command_is_valid(line, tmp_path, capsys):
     if given[0] == "my_experiment.yaml":
         (tmp_path / given[0]).write_text("extends: demo\n")
         given[0] = str(tmp_path / given[0])
-    overrides = [argument for argument in given[1:] if argument != "--show"]
+    overrides = [argument for argument in given[1:] if not argument.startswith(("--", "budget="))]
     build(cfg.experiment(cfg.load(given[0], overrides)))
 
 
