@@ -234,3 +234,24 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
     IMAGES, HELD_OUT = torch.rand(16, 1, 8, 8) * 2 - 1, torch.rand(4, 1, 8, 8) * 2 - 1
     NearestTraining(count=4).on_train_batch_end(Trainer(), Module(), None, None, 0)
     assert logged["nearest/ratio"] == 0.0
+
+
+@pytest.mark.parametrize("reset, steps", [(True, {1.0}), (False, {1.0, 4.0})])
+def test_optimizers_forget_at_a_new_stage_unless_told_otherwise(tmp_path, reset, steps):
+    """At clock 32 the second stage has made one step and the first had made three."""
+    directory = train(tiny_config("progressive", tmp_path, f"callbacks.fade_in.reset_optimizers={reset}"))
+    state = torch.load(directory / "checkpoints" / "images_000000000032.ckpt", weights_only=True)
+    for optimizer in state["optimizer_states"]:
+        assert {float(entry["step"]) for entry in optimizer["state"].values()} == steps
+
+
+def test_record_shows_the_growth(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        directory = train(tiny_config("progressive", tmp_path))
+    text = (directory / "log.txt").read_text()
+    assert "images_seen 24: growing to 10x8, batch 8" in text and "images_seen 64: growing to 20x16, batch 4" in text
+    assert "10x8 alpha 0.80" in text  # clock 40
+    assert "at least" in text
+    rows = [json.loads(line) for line in (directory / "scores.jsonl").read_text().splitlines()]
+    assert [row["generated_at"] for row in rows] == [[5, 4], [10, 8], [20, 16], [20, 16]]
+    assert all(row["resolution"] == [20, 16] for row in rows)
