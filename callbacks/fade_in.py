@@ -11,7 +11,9 @@ log = logging.getLogger(__name__)
 
 
 class FadeIn(L.Callback):
-    """Brings the networks to the stage and alpha of the schedule before each batch; says so at a new stage.
+    """Brings the networks to the stage and alpha of the clock after each batch; says so at a new stage.
+
+    It runs before all other callbacks, so that scores and pictures show what a checkpoint of the same clock holds.
 
     The module refuses to train networks that are not where the schedule says, so leaving this callback out is an error
     and not a run that never grows.
@@ -23,10 +25,19 @@ class FadeIn(L.Callback):
     def __init__(self, reset_optimizers: bool = True) -> None:
         self.reset_optimizers = reset_optimizers
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: GANModule, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+        """Begin at the clock of the checkpoint."""
+        pl_module.set_point(pl_module.schedule.at(pl_module.images_seen))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Set stage and alpha; both are pure functions of the clock, so a resumed run needs nothing else."""
+        pl_module.set_point(pl_module.schedule.at(pl_module.images_seen))
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: GANModule, batch: Any, batch_idx: int) -> None:
+        """Announce a new stage and let the optimizers forget."""
         point = pl_module.schedule.at(pl_module.images_seen)
-        pl_module.set_point(point)
         if point.stage > 0 and point.images_seen == point.stage_start:
             height, width = point.resolution
             log.info("images_seen %d: growing to %dx%d, batch %d", point.images_seen, height, width, point.batch_size)

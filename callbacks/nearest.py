@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.nn import functional as F
 
 from callbacks.clock import check_cadence, crossed, log_numbers
-from callbacks.real_images import real_images
+from callbacks.divergence import assert_finite
+from callbacks.real_images import real_images, spread
 from callbacks.sample_grid import enlarged, write_grid
 from lightning_modules.gan import GANModule
 from lightning_modules.metrics.neighbours import nearest
@@ -42,13 +43,16 @@ class NearestTraining(L.Callback):
         self.every_images, self.count, self.columns = every_images, count, columns
         self.seed, self.split = seed, split
 
-    @rank_zero_only
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the picture on the clock."""
-        if not crossed(self.every_images, pl_module):
-            return
+        """Write the picture on the clock, unless training has diverged."""
+        if crossed(self.every_images, pl_module):
+            assert_finite(trainer, pl_module)  # asks all processes
+            self._write(trainer, pl_module)
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         data = real_images(trainer)
         images = F.interpolate(pl_module.sample(self.count, seed=self.seed), pl_module.image_size)
         distances, neighbours = nearest(images, data.images("train", 64))
@@ -57,7 +61,7 @@ class NearestTraining(L.Callback):
         write_grid(pairs, path, 2 * self.columns)
         numbers = {"nearest/distance": float(distances.mean())}
         if data.size(self.split):
-            held_out = next(data.images(self.split, self.count)).to(images.device)
+            held_out = spread(data, self.split, self.count).to(images.device)
             usual, _ = nearest(held_out, data.images("train", 64))
             numbers["nearest/ratio"] = float(distances.mean() / usual.mean())
         log_numbers(trainer, pl_module, numbers)

@@ -13,6 +13,9 @@ from lightning_modules.gan import GANModule
 
 log = logging.getLogger(__name__)
 
+# Later stages are slower: the time left at the present speed would be far too short.
+WITHOUT_TIME_LEFT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+
 
 class Progress(L.Callback):
     """Shows the clock, stage and alpha, images/s, time left, losses and last score: a bar on a terminal, else lines.
@@ -47,6 +50,7 @@ class Progress(L.Callback):
     ) -> None:
         """Move on; the numbers shown are the newest that were logged, so that nothing waits for the device."""
         if self._bar is not None:
+            self._bar.bar_format = WITHOUT_TIME_LEFT if _will_grow(pl_module) else None
             self._bar.set_postfix_str(f"{_growth(pl_module)}{_numbers(pl_module.latest)}", refresh=False)
             self._bar.update(pl_module.images_seen - self._bar.n)
         elif crossed(self.every_images, pl_module):

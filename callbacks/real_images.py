@@ -26,6 +26,12 @@ class RealImages(Protocol):
         ...
 
 
+def spread(data: RealImages, split: str, count: int) -> Tensor:
+    """Return images from all over a split (count or fewer, C, H, W): neighbours are often slices of one patient."""
+    step = max(1, data.size(split) // count)
+    return next(data.images(split, count, rank=0, world_size=step))
+
+
 def real_images(trainer: L.Trainer) -> RealImages:
     """Return the data module that the trainer was given."""
     return cast(RealImages, trainer.datamodule)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 
 from callbacks.clock import check_cadence, crossed
 from callbacks.files import write_atomically
-from callbacks.real_images import RealImages, real_images
+from callbacks.real_images import real_images, spread
 from lightning_modules.gan import GANModule
 
 SMALLEST = 32  # pixels a side of an image in a grid
@@ -43,7 +43,7 @@ class SampleGrid(L.Callback):
         """Write the real images that generated ones can be compared with."""
         path = Path(trainer.default_root_dir) / "samples" / "real.png"
         if not path.exists():
-            write_grid(_spread(real_images(trainer), self.count), path, self.columns)
+            write_grid(spread(real_images(trainer), "train", self.count), path, self.columns)
 
     @rank_zero_only
     def on_train_batch_end(
@@ -58,12 +58,6 @@ class SampleGrid(L.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_picture"):  # the record holds numbers only
                 logger.log_picture("samples", path, pl_module.images_seen)
-
-
-def _spread(data: RealImages, count: int) -> Tensor:
-    """Return training images from all over the set: neighbours are often slices of one patient."""
-    step = max(1, data.size("train") // count)
-    return next(data.images("train", count, rank=0, world_size=step))
 
 
 def enlarged(images: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,7 @@ from datamodules.readers import UnreadableImageError
 
 log = logging.getLogger(__name__)
 
-JOURNAL_EVERY = 500  # images; what a kill during a build costs at most
+JOURNAL_EVERY = 2_000  # images; what a kill during a build costs at most
 
 
 class ImageCache:
@@ -157,36 +156,38 @@ class _Part:
         shape = [len(journal["names"]), *self.shape]
         index = {key: journal[key] for key in ("names", "unreadable")} | {"shape": shape, "dtype": self.dtype.name}
         _write_json(self.folder / "index.json", index)
-        (self.folder / "journal.json").unlink()
         self.folder.rename(self.directory)
+        (self.directory / "journal.json").unlink()
 
 
 def _build(
     parts: list[_Part], names: Sequence[str], read: Callable[[int], Sequence[np.ndarray]], max_unreadable: float
 ) -> None:
     journal = min((part.progress() for part in parts), key=lambda found: found["done"])
-    try:
-        for part in parts:
-            part.open(len(journal["names"]))
-        for i, result in _read_all(read, journal["done"], len(names)):
-            if isinstance(result, UnreadableImageError):
-                journal["unreadable"].append(str(result))
-                _check_limit(journal["unreadable"], max_unreadable, len(names))
-            else:
-                for part, image in zip(parts, result, strict=True):
-                    part.write(names[i], image)
-                journal["names"].append(names[i])
-            journal["done"] = i + 1
-            if journal["done"] % JOURNAL_EVERY == 0:
-                for part in parts:
-                    part.note(journal)
-        for part in parts:
-            part.note(journal)
-            part.finish(journal)
-    except Exception:  # a kill or an interrupt leaves the folder for the next build to go on with
-        for part in parts:
-            shutil.rmtree(part.folder, ignore_errors=True)
-        raise
+    for part in parts:
+        part.open(len(journal["names"]))
+    for i, result in _read_all(read, journal["done"], len(names)):
+        unreadable = isinstance(result, UnreadableImageError)
+        too_many = unreadable and len(journal["unreadable"]) + 1 > max_unreadable * len(names)
+        if too_many or (i and i % JOURNAL_EVERY == 0):
+            for part in parts:  # also for the build that goes on after data.max_unreadable was raised
+                part.note(journal)
+        if too_many:
+            examples = "; ".join([*journal["unreadable"][-4:], str(result)])
+            raise UnreadableImageError(
+                f"{len(journal['unreadable']) + 1} of {len(names)} files cannot be used, more than "
+                f"data.max_unreadable={max_unreadable:g} allows: {examples}"
+            )
+        if isinstance(result, UnreadableImageError):
+            journal["unreadable"].append(str(result))
+        else:
+            for part, image in zip(parts, result, strict=True):
+                part.write(names[i], image)
+            journal["names"].append(names[i])
+        journal["done"] = i + 1
+    for part in parts:
+        part.note(journal)
+        part.finish(journal)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -196,14 +197,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _check_limit(unreadable: list[str], max_unreadable: float, total: int) -> None:
-    if len(unreadable) > max_unreadable * total:
-        raise UnreadableImageError(
-            f"{len(unreadable)} of {total} files cannot be used, more than data.max_unreadable={max_unreadable:g} "
-            f"allows: {'; '.join(unreadable[-5:])}"
-        )
 
 
 def _read_all(

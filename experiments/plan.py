@@ -22,9 +22,9 @@ from tqdm import tqdm
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes
-from experiments.bare_step import bare_step
+from experiments.benchmarks.bare_step import bare_step
 from experiments.config import ConfigError, Node
-from experiments.training import Parts, build, growth_problems
+from experiments.training import Parts, build, problems_of_shape
 from lightning_modules.schedules import Point
 
 GIB, GB = 2**30, 10**9
@@ -40,8 +40,8 @@ class Row:
         point: Where the stage begins.
         images: Images of the stage.
         batch: Images per device.
-        found: What its process measured: "parameters" (trained by the stage), "work" (operations of one forward pass of
-            both networks), "seconds" (per image), "fixed" and "per_image" (bytes), "note".
+        found: What its process measured: "parameters" (trained by the stage), "work" (operations that the generator
+            needs for one image), "seconds" (per image), "fixed" and "per_image" (bytes), "note".
     """
 
     point: Point
@@ -71,22 +71,24 @@ def plan(config: Node, budget_seconds: float) -> list[str]:
     """
     experiment = cfg.experiment(config)
     parts = build(experiment)
-    if problems := growth_problems(parts):
+    if problems := problems_of_shape(parts):
         raise ConfigError(problems)
     devices = processes.world_size(parts.settings, processes.external_launcher())
     gpu = processes.uses_gpu(parts.settings)
-    available = available_memory(gpu)
+    # Processes on one CPU share its cores and its memory; every GPU has its own.
+    share = 1 if gpu else processes.devices_per_machine(parts.settings)
+    available = available_memory(gpu) / share
     rows = stages(parts, devices)
     _start_server()
     deadline = time.monotonic() + budget_seconds
     checkpointing: list[str] = []
     for row in tqdm(rows[::-1], desc="measuring", unit="stage", leave=False, disable=None):
         # Half of what is left for each: the largest stage may take most of the time, but not all of it.
-        row.found = _in_child(config, row, gpu, available, (deadline - time.monotonic()) / 2)
+        row.found = _in_child(config, row, gpu, share, available, (deadline - time.monotonic()) / 2)
         if row is rows[-1]:
-            checkpointing = _checkpointing(config, row, gpu, available, (deadline - time.monotonic()) / 2)
+            checkpointing = _checkpointing(config, row, gpu, share, available, (deadline - time.monotonic()) / 2)
     extrapolate(rows)
-    per_device = f"{os.cpu_count()} CPU cores" if not gpu else torch.cuda.get_device_name()
+    per_device = torch.cuda.get_device_name() if gpu else f"{max(1, torch.get_num_threads() // share)} CPU threads"
     return [
         f"{experiment.name}: {devices} x {per_device}, {parts.settings.precision}, {available / GIB:.1f} GiB free",
         *table(rows, available),
@@ -150,11 +152,11 @@ def _start_server() -> None:
     first.join()
 
 
-def _in_child(config: Node, row: Row, gpu: bool, available: float, seconds: float) -> dict[str, Any]:
+def _in_child(config: Node, row: Row, gpu: bool, share: int, available: float, seconds: float) -> dict[str, Any]:
     """Return what a process finds out about a stage until it ends, dies or has used up its time."""
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, config, row.point.stage_start, row.batch, gpu, available, seconds)
+    arguments = (sender, config, row.point.stage_start, row.batch, gpu, share, available, seconds)
     child = context.Process(target=_measure, args=arguments, daemon=True)
     child.start()
     sender.close()
@@ -175,15 +177,22 @@ def _in_child(config: Node, row: Row, gpu: bool, available: float, seconds: floa
 
 
 def _measure(
-    sender: Connection, config: Node, clock: int, batch: int, gpu: bool, available: float, seconds: float
+    sender: Connection,
+    config: Node,
+    clock: int,
+    batch: int,
+    gpu: bool,
+    share: int,
+    available: float,
+    seconds: float,
 ) -> None:
     """Measure one stage; send each finding as soon as it is there."""
     parts = build(cfg.experiment(config))
     device = torch.device("cuda" if gpu else "cpu")
     module, point = parts.module.to(device), parts.schedule.at(clock)
     module.set_point(point)
-    if not gpu:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if share > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // share))
     with FlopCounterMode(display=False) as counter:
         module.sample(1, ema=False)
     sender.send({"work": counter.get_total_flops()})
@@ -193,7 +202,7 @@ def _measure(
     try:
         first = _timed_step(parts, point, 1, gpu)
         if first < seconds - (time.monotonic() - started):
-            first = _timed_step(parts, point, 1, gpu)  # the first of all allocates and warms up
+            first = min(first, _timed_step(parts, point, 1, gpu))  # the first of all allocates and warms up
         trained = sum(p.numel() for p in module.parameters() if p.grad is not None)
         fixed = baseline + ADAM_BYTES * trained
         per_image = max(_memory_peak(gpu) - fixed, 0.0)
@@ -202,6 +211,8 @@ def _measure(
         left = seconds - (time.monotonic() - started)
         if batch > 1 and fixed + batch * per_image < available and batch * first < left:
             again = _timed_step(parts, point, batch, gpu)
+            if again < seconds - (time.monotonic() - started):
+                again = min(again, _timed_step(parts, point, batch, gpu))
             per_image = max(_memory_peak(gpu) - fixed, 0.0) / batch
             sender.send({"seconds": again / batch, "per_image": per_image, "note": ""})
     except (torch.OutOfMemoryError, MemoryError):
@@ -302,14 +313,14 @@ def disk(parts: Parts) -> list[str]:
     return lines + [f"  {height}x{width}: {size / GB:.3f} GB" for (height, width), size in sizes.items()]
 
 
-def _checkpointing(config: Node, last: Row, gpu: bool, available: float, seconds: float) -> list[str]:
+def _checkpointing(config: Node, last: Row, gpu: bool, share: int, available: float, seconds: float) -> list[str]:
     """Return what computing activations anew would save in the last stage, where a family can do it."""
     can = "checkpoint_from" in cfg.completed(config["module"])
     if not can or config["module"].get("checkpoint_from") is not None or last.memory is None or seconds <= 0:
         return []
     stage = max(1, last.point.stage - 3)
     changed = {**config, "module": {**config["module"], "checkpoint_from": stage}}
-    other = Row(last.point, last.images, last.batch, _in_child(changed, last, gpu, available, seconds))
+    other = Row(last.point, last.images, last.batch, _in_child(changed, last, gpu, share, available, seconds))
     if other.memory is None:
         return []
     ratio = other.found["seconds"] / last.found["seconds"]

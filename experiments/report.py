@@ -133,7 +133,8 @@ def _text(value: Any) -> str:
 
 def _write_csv(path: Path, scores: list[dict[str, Any]]) -> None:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(scores[0]) if scores else ["images_seen", "value"], restval="")
+    names = list(dict.fromkeys(key for row in scores for key in row)) or ["images_seen", "value"]
+    writer = csv.DictWriter(buffer, fieldnames=names, restval="")
     writer.writeheader()
     writer.writerows({key: _text(value) if key != "value" else value for key, value in row.items()} for row in scores)
     write_text(path, buffer.getvalue())

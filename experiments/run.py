@@ -74,6 +74,7 @@ def _train(config: dict) -> int:
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the averaged generator is meant to be
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # inside Lightning
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view")  # of 1x1 kernels: nothing to move
     from callbacks.divergence import DivergedError
     from datamodules.readers import DataError
     from experiments.processes import external_launcher, is_first_process, let_the_first_process_speak

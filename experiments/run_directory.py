@@ -28,8 +28,8 @@ from experiments.config import ConfigError, Node
 log = logging.getLogger(__name__)
 
 # What decides the weights that training ends with. Paths, processes and cadences of what only watches may change.
-HYPER_PARAMETERS = ("seed", "schedule", "module", "data", "callbacks.ema", "trainer.precision")
-MAY_CHANGE = ("data.root", "data.cache_dir", "data.num_workers", "data.max_unreadable")
+HYPER_PARAMETERS = ("seed", "schedule", "module", "data", "callbacks.ema", "callbacks.fade_in", "trainer.precision")
+MAY_CHANGE = ("data.root", "data.cache_dir", "data.num_workers", "data.max_unreadable", "module.checkpoint_from")
 
 
 @dataclass(frozen=True)

@@ -146,10 +146,7 @@ def check_together(parts: Parts, world_size: int) -> None:
                 f"schedule: a batch of {size} cannot be shared equally by {world_size} processes (trainer.devices x "
                 f"trainer.num_nodes); use {nearest}"
             )
-    final = parts.schedule.resolutions()[-1]
-    problems += growth_problems(parts)
-    if tuple(parts.module.image_size) != tuple(final):
-        problems.append(f"module.image_size={list(parts.module.image_size)}: schedule.resolution is {list(final)}")
+    problems += problems_of_shape(parts)
     if parts.module.image_channels != parts.data.channels:
         problems.append(
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
@@ -163,8 +160,16 @@ def check_together(parts: Parts, world_size: int) -> None:
         raise ConfigError(problems)
 
 
-def growth_problems(parts: Parts) -> list[str]:
-    """Return what keeps schedule, networks and callbacks from growing together."""
+def problems_of_shape(parts: Parts) -> list[str]:
+    """Return what keeps schedule, networks and callbacks from having one size, or from growing together."""
+    final, size = parts.schedule.resolutions()[-1], parts.module.image_size
+    problems = _problems_of_growth(parts)
+    if tuple(size) != tuple(final):
+        problems.append(f"module.image_size={list(size)}: schedule.resolution is {list(final)}")
+    return problems
+
+
+def _problems_of_growth(parts: Parts) -> list[str]:
     family, schedule = type(parts.module).__name__, type(parts.schedule).__name__
     has_callback = any(isinstance(callback, FadeIn) for callback in parts.callbacks)
     if not parts.module.grows:
@@ -224,7 +229,8 @@ def build_trainer(
             deterministic=settings.deterministic,
             # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
             sync_batchnorm=several and processes.uses_gpu(settings),
-            callbacks=[DieOfSignals(), *callbacks],
+            # Networks grow before any other callback looks at them.
+            callbacks=[DieOfSignals(), *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
             logger=loggers,
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,

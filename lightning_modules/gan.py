@@ -226,7 +226,9 @@ class GANModule(L.LightningModule, ABC):
         with self.toggled_optimizer(optimizer):
             optimizer.zero_grad(set_to_none=True)
             losses = phase.losses(batch)
-            self.manual_backward(torch.stack(list(losses.values())).sum())
+            # Lightning calls the step under autocast; a backward pass follows the types of its forward pass by itself.
+            with torch.autocast(self.device.type, enabled=False):
+                self.manual_backward(torch.stack(list(losses.values())).sum())
             if self.gradient_clip_norm is not None:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)

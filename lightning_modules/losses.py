@@ -101,6 +101,11 @@ class AdversarialLoss(ABC):
         """Return what the generator minimises, given the scores (N,) of its images."""
 
 
+def _check_weight(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value}: must be a finite number and not negative")
+
+
 def _penalty_in(precision: Precision, device: torch.device) -> AbstractContextManager:
     return float32_forward(device) if precision == "mixed" else torch.autocast(device.type, enabled=False)
 
@@ -119,6 +124,11 @@ class WassersteinGP(AdversarialLoss):
     penalty_weight: float = 10.0
     drift: float = 1e-3
     penalty_precision: Precision = "mixed"
+
+    def __post_init__(self) -> None:
+        """Refuse weights that no loss can have."""
+        _check_weight("penalty_weight", self.penalty_weight)
+        _check_weight("drift", self.drift)
 
     def discriminator(self, scores: Scores, real: Tensor, fake: Tensor, random: torch.Generator) -> dict[str, Tensor]:
         """Return the three terms. One forward scores real and generated images together."""
@@ -148,6 +158,10 @@ class LogisticR1(AdversarialLoss):
 
     gamma: float = 10.0
     penalty_precision: Precision = "mixed"
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that no loss can have."""
+        _check_weight("gamma", self.gamma)
 
     def discriminator(self, scores: Scores, real: Tensor, fake: Tensor, random: torch.Generator) -> dict[str, Tensor]:
         """Return both terms; the penalty uses the forward pass of the real images that the loss needs anyway."""

@@ -136,6 +136,7 @@ class ProgressiveSchedule(Schedule):
         resolution: Final height and width in pixels, a small grid doubled: 1024x1024 is 4x4, 1280x1024 is 5x4.
         batch_sizes: Images per batch over all processes, one number for all stages or one each.
         fade_images: Images during which a new stage is faded in, one number or one per stage (the first one's is 0).
+            0 switches over at once.
         stable_images: Images after the fade, one number for all stages or one each.
         learning_rate_scales: Factor on the learning rate, one number for all stages or one each.
     """
@@ -156,8 +157,12 @@ class ProgressiveSchedule(Schedule):
             values = self._per_stage(name)
             if min(values) < smallest:
                 raise ValueError(f"{name}={list(values)}: must be at least {smallest}")
-        if min(self._per_stage("learning_rate_scales")) <= 0:
+        if not all(0 < scale < float("inf") for scale in self._per_stage("learning_rate_scales")):
             raise ValueError(f"learning_rate_scales={self.learning_rate_scales}: must be positive")
+        if not isinstance(self.fade_images, int) and self.fade_images[0] != 0:
+            raise ValueError(
+                f"fade_images={list(self.fade_images)}: the first stage has nothing to fade in; begin with 0"
+            )
 
     def at(self, images_seen: int) -> Point:
         """Return the point of the batch that starts at this clock."""

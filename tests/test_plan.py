@@ -7,7 +7,7 @@ from conftest import tiny, tiny_config
 from experiments import config as cfg
 from experiments import plan as plans
 from experiments import run
-from experiments.bare_step import bare_step
+from experiments.benchmarks.bare_step import bare_step
 from experiments.config import ConfigError
 from experiments.plan import GIB, duration, extrapolate, seconds_of, stages, table
 from experiments.training import build
@@ -74,7 +74,7 @@ def test_measured_child_that_dies_is_no_measurement(tmp_path, monkeypatch):
     rows = stages(parts_of("progressive", tmp_path), devices=1)
     config = tiny_config("progressive", tmp_path)
     config["module"]["channels"] = [0, 0, 0]  # refused when the child builds it
-    found = plans._in_child(config, rows[0], False, 1e12, 5.0)
+    found = plans._in_child(config, rows[0], False, 1, 1e12, 5.0)
     assert "seconds" not in found and found["note"].startswith("failed")
 
 

@@ -121,6 +121,22 @@ def test_loaded_checkpoint_is_at_the_stage_and_alpha_of_its_clock_without_any_ca
         assert parts.module.sample(2).shape == (2, 1, 5 << stage, 4 << stage)
 
 
+def test_grid_in_a_fade_shows_what_the_checkpoint_of_its_clock_holds(whole_run, tmp_path):
+    import torch
+
+    from callbacks.sample_grid import enlarged, write_grid
+    from experiments import config as cfg
+    from experiments.training import build
+
+    directory = whole_run("progressive", 1)
+    module = build(cfg.experiment(cfg.load(str(directory / "config.yaml")))).module
+    state = torch.load(directory / "checkpoints" / "images_000000000040.ckpt", weights_only=True)
+    module.on_load_checkpoint(state)
+    module.load_state_dict(state["state_dict"])
+    write_grid(enlarged(module.sample(4, seed=0)), tmp_path / "grid.png", 2)
+    assert (tmp_path / "grid.png").read_bytes() == (directory / "samples" / "images_000000000040.png").read_bytes()
+
+
 def test_another_seed_changes_the_result(whole_run, tmp_path):
     other = run("dcgan", tmp_path, 1, "seed=1")
     with pytest.raises(AssertionError):

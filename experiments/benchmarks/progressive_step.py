@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.bare_step import bare_step
+from experiments.benchmarks.bare_step import bare_step
 from experiments.benchmarks.timing import average_loop, rates, repeated, show
 from lightning_modules.losses import WassersteinGP
 from lightning_modules.networks.layers import EqualizedConv2d
@@ -145,7 +145,9 @@ def main() -> None:
     peak = matrix_peak(device) if device.type == "cuda" else None
     for size in options.sizes:
         batch = options.batch or SIZES.get(size, 1)
-        point = SCHEDULE.at(SCHEDULE.stages()[int(math.log2(size)) - 2].stage_start + 1_200_000)
+        stages = SCHEDULE.stages()
+        ends = [*(stage.stage_start for stage in stages[1:]), SCHEDULE.total_images]
+        point = SCHEDULE.at(ends[int(math.log2(size)) - 2] - 1)  # nothing is being faded in
 
         def ours(precision: str, penalty: str = "mixed", point: Point = point, batch: int = batch) -> Callable[[], int]:
             step = bare_step(gan(device, penalty), point, batch, precision)

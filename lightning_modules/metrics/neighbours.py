@@ -20,8 +20,10 @@ def nearest(queries: Tensor, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         Distances (N,) in the unit of the pixels, and the nearest images (N, C, H, W).
 
     Raises:
-        ValueError: If there is no image.
+        ValueError: If there is no image, or a query is not finite.
     """
+    if not torch.isfinite(queries).all():
+        raise ValueError("an image to find neighbours of is not finite")
     found, neighbours = torch.full((len(queries),), torch.inf, device=queries.device), torch.empty_like(queries)
     flat = queries.flatten(1).float()
     for batch in images:

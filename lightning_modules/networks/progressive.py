@@ -67,6 +67,8 @@ class Growing(nn.Module):
             )
         if min(channels) < 1:
             raise ValueError(f"channels={list(channels)}: must be at least 1")
+        if checkpoint_from is not None and checkpoint_from < 1:
+            raise ValueError(f"checkpoint_from={checkpoint_from}: must be at least 1, or null for off")
         self.image_channels, self.channels, self.checkpoint_from = image_channels, tuple(channels), checkpoint_from
         self.set_stage(doublings, 1.0)
 

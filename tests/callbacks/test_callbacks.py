@@ -16,6 +16,7 @@ from callbacks.sample_grid import SampleGrid, write_grid
 from datamodules.phantoms import Phantoms
 from experiments.tracking import read_rows
 from experiments.training import train
+from lightning_modules.gan import LossRecord
 from lightning_modules.metrics.features import RandomConvNet
 from lightning_modules.metrics.frechet import FeatureSums, frechet_distance
 from lightning_modules.schedules import ConstantSchedule
@@ -215,21 +216,28 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
     logged = {}
 
     class Module:
-        images_seen, image_size, latest = 8, (8, 8), logged
+        images_seen, image_size, latest, losses = 8, (8, 8), logged, LossRecord()
         schedule = ConstantSchedule((8, 8), 8, 8)
 
         def sample(self, n, seed):
             return IMAGES[:n]
+
+        def state_dict(self):
+            return {"weight": torch.zeros(1)}
 
     class Data:
         def size(self, split):
             return 4
 
         def images(self, split, batch_size, rank=0, world_size=1):
-            return iter(IMAGES.split(batch_size)) if split == "train" else iter([HELD_OUT])
+            return iter(IMAGES.split(batch_size)) if split == "train" else iter([HELD_OUT[rank::world_size]])
+
+    class Strategy:
+        def reduce_boolean_decision(self, decision, all):
+            return decision
 
     class Trainer:
-        default_root_dir, datamodule, loggers, is_global_zero = tmp_path, Data(), [], True
+        default_root_dir, datamodule, loggers, strategy = tmp_path, Data(), [], Strategy()
 
     IMAGES, HELD_OUT = torch.rand(16, 1, 8, 8) * 2 - 1, torch.rand(4, 1, 8, 8) * 2 - 1
     NearestTraining(count=4).on_train_batch_end(Trainer(), Module(), None, None, 0)
@@ -255,3 +263,24 @@ def test_record_shows_the_growth(tmp_path, caplog):
     rows = [json.loads(line) for line in (directory / "scores.jsonl").read_text().splitlines()]
     assert [row["generated_at"] for row in rows] == [[5, 4], [10, 8], [20, 16], [20, 16]]
     assert all(row["resolution"] == [20, 16] for row in rows)
+
+
+def test_held_out_images_are_taken_from_all_over_the_split():
+    from callbacks.real_images import spread
+
+    class Data:
+        def size(self, split):
+            return 100
+
+        def images(self, split, batch_size, rank=0, world_size=1):
+            rows = torch.arange(100)[rank::world_size]
+            return iter(rows.split(batch_size))
+
+    assert spread(Data(), "val", 4).tolist() == [0, 25, 50, 75]
+
+
+def test_scores_csv_takes_rows_with_other_columns(tmp_path):
+    from experiments.report import _write_csv
+
+    _write_csv(tmp_path / "s.csv", [{"images_seen": 0, "value": 1.0}, {"images_seen": 8, "value": 0.5, "new": "x"}])
+    assert (tmp_path / "s.csv").read_text().splitlines() == ["images_seen,value,new", "0,1.0,", "8,0.5,x"]

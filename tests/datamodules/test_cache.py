@@ -59,11 +59,33 @@ def test_unreadable_images_are_left_out_and_named(tmp_path):
     assert build(tmp_path / "c").unreadable == cache.unreadable  # also the next time
 
 
-def test_too_many_unreadable_images_are_an_error_and_leave_no_cache(tmp_path):
+def test_too_many_unreadable_images_are_an_error_and_leave_no_finished_cache(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"3 of 10 files .* more than data.max_unreadable=0.2.*n7: broken"):
         build(tmp_path / "c", unreadable_at(2, 5, 7), limit=0.2)
     assert not (tmp_path / "c").exists()
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_build_goes_on_after_the_limit_was_raised(tmp_path):
+    with pytest.raises(UnreadableImageError):
+        build(tmp_path / "c", unreadable_at(2, 5, 7), limit=0.2)
+    calls = []
+    cache = build(tmp_path / "c", lambda i: calls.append(i) or unreadable_at(2, 5, 7)(i), limit=0.3)
+    assert min(calls) == 7
+    assert cache.names == [f"n{i}" for i in range(10) if i not in (2, 5, 7)]
+    np.testing.assert_array_equal(cache.images[:, 0, 0, 0], [0, 1, 3, 4, 6, 8, 9])
+
+
+def test_build_goes_on_after_any_error(tmp_path, journal_of_three):
+    def full_disk_at_seven(i):
+        if i == 7:
+            raise OSError("No space left on device")
+        return image(i)
+
+    with pytest.raises(OSError):
+        build(tmp_path / "c", full_disk_at_seven)
+    calls = []
+    build(tmp_path / "c", lambda i: calls.append(i) or image(i))
+    assert min(calls) == 6
 
 
 def test_truncated_cache_is_refused(tmp_path):

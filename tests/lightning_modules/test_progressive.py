@@ -366,9 +366,29 @@ def test_averaged_generator_is_a_copy_that_grows_along():
     assert copy.deepcopy(module.generator_ema).alpha == 0.5
 
 
+def test_truncation_is_refused_because_it_would_do_nothing():
+    with pytest.raises(ValueError, match=r"truncation=0\.5: ProgressiveGAN normalises its latents"):
+        gan().sample(1, truncation=0.5)
+
+
+@pytest.mark.parametrize(
+    "loss, arguments",
+    [
+        (WassersteinGP, {"penalty_weight": -1.0}),
+        (WassersteinGP, {"drift": float("nan")}),
+        (LogisticR1, {"gamma": float("inf")}),
+    ],
+)
+def test_impossible_weights_of_losses_are_refused(loss, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"^{name}="):
+        loss(**arguments)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"checkpoint_from": 0}, "checkpoint_from=0"),
         ({"channels": [8, 8]}, r"channels=\[8, 8\]: \[40, 32\] is \[5, 4\] doubled 3 times and needs 4 numbers"),
         ({"channels": [8, 8, 8, 0]}, "channels="),
         ({"channels": None, "channel_max": 0}, "channel_max=0"),

@@ -90,7 +90,7 @@ def schedules(draw):
     return world_size, ProgressiveSchedule(
         (draw(st.integers(4, 7)) << doublings, 4 << doublings),
         tuple(draw(st.lists(each, **per_stage))),
-        tuple(draw(st.lists(st.integers(0, 60), **per_stage))),
+        (0, *draw(st.lists(st.integers(0, 60), **per_stage))[1:]),
         tuple(draw(st.lists(st.integers(1, 60), **per_stage))),
     )
 
@@ -127,6 +127,8 @@ def test_growth_is_continuous_monotone_and_whole(drawn):
         {"batch_sizes": (8, 8, 8)},
         {"batch_sizes": 0},
         {"fade_images": -1},
+        {"fade_images": (50, 20, 20, 20)},
+        {"learning_rate_scales": float("nan")},
         {"stable_images": 0},
         {"learning_rate_scales": 0.0},
     ],
