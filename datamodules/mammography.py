@@ -131,7 +131,9 @@ class Mammography(ImageDataModule):
     def check(self) -> None:
         """Raise DataError unless the folder is there and holds an image, and the CSVs are there."""
         expected = f"Expected for data.layout={self.layout} are {EXPECTED[self.layout]}"
-        if not self.root or not Path(self.root).is_dir():
+        if not self.root:
+            raise DataError(f"data.root is not set: pass data.root=FOLDER or set MIRAGE_MAMMOGRAPHY. {expected}")
+        if not Path(self.root).is_dir():
             raise DataError(f"data.root={self.root}: there is no such folder. {expected}")
         suffixes = DICOM if self.layout == "inbreast" else DICOM | PICTURES
         if not any(path.suffix.lower() in suffixes for path in Path(self.root).rglob("*")):

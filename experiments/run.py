@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     if options.list:
+        width = max(map(len, shipped()))
         for name in shipped():
-            print(f"{name:<28} {description(name)}")
+            print(f"{name:<{width}}  {description(name)}")
         return 0
     if options.experiment is None:
         parser.error("name an experiment (--list shows them) or a YAML file")
