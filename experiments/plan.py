@@ -282,7 +282,7 @@ def table(rows: list[Row], available: float) -> list[str]:
             f"{row.images:,}",
             str(row.batch),
             f"{found['parameters']:,}" if "parameters" in found else "?",
-            "?" if seconds is None else f"{1000 * seconds / (row.point.batch_size / row.batch):.3g}",
+            "?" if seconds is None else _rounded(1000 * seconds / (row.point.batch_size / row.batch)),
             "?" if memory is None else f"{memory / GIB:.2f} GiB",
             "?" if eta is None else duration(eta),
             note,
@@ -328,6 +328,10 @@ def _checkpointing(config: Node, last: Row, gpu: bool, share: int, available: fl
         f"with module.checkpoint_from={stage}: {other.memory / GIB:.2f} instead of {last.memory / GIB:.2f} GiB in the "
         f"last stage (batch {last.batch}), {ratio:.2f} times the time"
     ]
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _line(cells: tuple[str, ...]) -> str:
