@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from datamodules.files import write_json
 from datamodules.readers import UnreadableImageError
 
 log = logging.getLogger(__name__)
@@ -149,13 +150,13 @@ class _Part:
         """Bring images and journal to the disk, in this order."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        _write_json(self.folder / "journal.json", journal)
+        write_json(self.folder / "journal.json", journal)
 
     def finish(self, journal: dict[str, Any]) -> None:
         self.file.close()
         shape = [len(journal["names"]), *self.shape]
         index = {key: journal[key] for key in ("names", "unreadable")} | {"shape": shape, "dtype": self.dtype.name}
-        _write_json(self.folder / "index.json", index)
+        write_json(self.folder / "index.json", index)
         self.folder.rename(self.directory)
         (self.directory / "journal.json").unlink()
 
@@ -188,15 +189,6 @@ def _build(
     for part in parts:
         part.note(journal)
         part.finish(journal)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _read_all(
@@ -252,9 +244,7 @@ def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
     fresh = {str(path): [*stamp, value] for path, stamp, value in zip(paths, stamps, hashes, strict=True)}
     if any(known.get(path) != entry for path, entry in fresh.items()):
         memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = memo.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**known, **fresh}))
-        temporary.replace(memo)
+        write_json(memo, {**known, **fresh})
     return hashes
 
 

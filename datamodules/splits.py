@@ -3,14 +3,13 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.files import write_json
 from datamodules.readers import DataError
 
 log = logging.getLogger(__name__)
@@ -180,13 +179,6 @@ def _write_parts(path: Path, parts: dict[str, str]) -> None:
     """Write the file whole or not at all; another process may write the same one now."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # names patients
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(parts, file)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_json(path, parts)
     except OSError as error:
         raise DataError(f"data.cache_dir={path.parent.parent}: {error}") from error

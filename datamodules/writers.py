@@ -6,10 +6,7 @@ no clock and no random number goes into it, so writing twice gives the same byte
 
 import hashlib
 import math
-import os
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from datamodules.base import Intensity
+from datamodules.files import write_atomically
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileMetaDataset
@@ -91,7 +89,8 @@ def write_dicom(image: Tensor, path: Path, intensity: Intensity, description: st
 
         dcmwrite(file, dataset, enforce_file_format=True, implicit_vr=False, little_endian=True)
 
-    _write_atomically(path, write)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write)
 
 
 def _quantise(image: Tensor, levels: int, channels: tuple[int, ...]) -> np.ndarray:
@@ -121,7 +120,8 @@ def _write_png(values: np.ndarray, path: Path, intensity: Intensity | None) -> N
     for key, value in text.items():
         info.add_text(key, _one_line(value))
     picture = Image.fromarray(np.ascontiguousarray(values))
-    _write_atomically(path, lambda file: picture.save(file, "PNG", pnginfo=info))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: picture.save(file, "PNG", pnginfo=info))
 
 
 def _dataset(stored: np.ndarray, intensity: Intensity, description: str, index: int) -> "Dataset":
@@ -216,18 +216,3 @@ def _one_line(text: str, backslash: str = "\\") -> str:
 
 def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3].rstrip() + "..."
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside the target, flush to the disk, rename: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

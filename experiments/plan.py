@@ -24,7 +24,7 @@ from experiments import config as cfg
 from experiments import processes
 from experiments.benchmarks.bare_step import bare_step
 from experiments.config import ConfigError, Node
-from experiments.training import Parts, build, problems_of_shape
+from experiments.training import Parts, build, problems_of_shape, problems_of_sharing
 from lightning_modules.schedules import Point
 
 GIB, GB = 2**30, 10**9
@@ -121,9 +121,8 @@ def stages(parts: Parts, devices: int) -> list[Row]:
     """
     points = parts.schedule.stages()
     ends = [point.stage_start for point in points[1:]] + [parts.schedule.total_images]
-    uneven = sorted({point.batch_size for point in points if point.batch_size % devices})
-    if uneven:
-        raise ConfigError([f"schedule: a batch of {size} cannot be shared by {devices} processes" for size in uneven])
+    if problems := problems_of_sharing(parts.schedule, devices):
+        raise ConfigError(problems)
     return [
         Row(point, end - point.stage_start, point.batch_size // devices)
         for point, end in zip(points, ends, strict=True)
@@ -224,7 +223,6 @@ def _timed_step(parts: Parts, point: Point, batch: int, gpu: bool) -> float:
     step = bare_step(parts.module, point, batch, parts.settings.precision)
     if gpu:
         step()  # kernels are chosen and compiled at first use
-    if gpu:
         torch.cuda.synchronize()
     start = time.perf_counter()
     step()

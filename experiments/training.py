@@ -137,16 +137,7 @@ def check_together(parts: Parts, world_size: int) -> None:
     Raises:
         ConfigError: With every problem.
     """
-    problems = []
-    for size in sorted({point.batch_size for point in parts.schedule.stages()}):
-        if size % world_size:
-            below, above = size // world_size * world_size, -(-size // world_size) * world_size
-            nearest = f"{below} or {above}" if below else f"{above}"
-            problems.append(
-                f"schedule: a batch of {size} cannot be shared equally by {world_size} processes (trainer.devices x "
-                f"trainer.num_nodes); use {nearest}"
-            )
-    problems += problems_of_shape(parts)
+    problems = problems_of_sharing(parts.schedule, world_size) + problems_of_shape(parts)
     if parts.module.image_channels != parts.data.channels:
         problems.append(
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
@@ -158,6 +149,20 @@ def check_together(parts: Parts, world_size: int) -> None:
         problems.append(str(error))
     if problems:
         raise ConfigError(problems)
+
+
+def problems_of_sharing(schedule: Schedule, world_size: int) -> list[str]:
+    """Return the batches that so many processes cannot share equally."""
+    problems = []
+    for size in sorted({point.batch_size for point in schedule.stages()}):
+        if size % world_size:
+            below, above = size // world_size * world_size, -(-size // world_size) * world_size
+            nearest = f"{below} or {above}" if below else f"{above}"
+            problems.append(
+                f"schedule: a batch of {size} cannot be shared equally by {world_size} processes (trainer.devices x "
+                f"trainer.num_nodes); use {nearest}"
+            )
+    return problems
 
 
 def problems_of_shape(parts: Parts) -> list[str]:

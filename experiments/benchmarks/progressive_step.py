@@ -75,8 +75,10 @@ def plain_step(module: ProgressiveGAN, point: Point, batch: int) -> Callable[[],
     module.set_point(point)
     device, generator, discriminator = module.device, plain(module.generator), plain(module.discriminator)
     average = copy.deepcopy(generator)
-    settings = {"lr": 1e-3, "betas": (0.0, 0.99), "foreach": False, "fused": False}
-    optimizers = [torch.optim.Adam(network.parameters(), **settings) for network in (discriminator, generator)]  # type: ignore[arg-type]
+    optimizers = [
+        torch.optim.Adam(network.parameters(), 1e-3, (0.0, 0.99), foreach=False, fused=False)
+        for network in (discriminator, generator)
+    ]
     real = torch.rand(batch, 1, *point.resolution, device=device) * 2 - 1
 
     def step() -> None:
