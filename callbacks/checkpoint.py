@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class PeriodicCheckpoint(Checkpoint):
-    """Saves ``checkpoints/images_<clock>.ckpt`` on the clock and at the end, and the best by score beside them.
+    """Saves ``checkpoints/images_<clock>.ckpt`` on the clock and whenever training stops, and the best by score.
 
     An older checkpoint is removed only after the newer one has passed its checksum.
 
@@ -80,6 +80,7 @@ class PeriodicCheckpoint(Checkpoint):
         """Save what is due. Lightning runs this after all other callbacks, so average and score are of this batch."""
         best = self._is_best(pl_module)
         due = crossed(self.every_images, pl_module) or self._time_is_up(trainer, pl_module, batch["images_seen"])
+        due = due or trainer.should_stop
         if not (best or due):
             return
         assert_finite(trainer, pl_module)

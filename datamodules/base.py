@@ -6,6 +6,7 @@ has no classes), ``id`` (names), ``images_seen`` (the clock that it was drawn fo
 
 import hashlib
 import logging
+import signal
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,16 @@ from datamodules.transforms import resize
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """Let a reading process live through the first signal of each kind.
+
+    Ctrl-C and schedulers signal all processes of a job. The one that trains finishes its step and saves, for which it
+    needs the readers; it ends them itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=trainer.strategy.root_device.type == "cuda",
+            worker_init_fn=_outlive_a_signal,
         )
 
     def train_images(self) -> Dataset:

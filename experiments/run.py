@@ -2,13 +2,19 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from experiments.config import ConfigError, description, load, shipped
 
 EXIT_BAD_CONFIG = 2
 EXIT_DIVERGED = 3
+EXIT_PREEMPTED = 85  # what a scheduler's script may requeue on
 
 EPILOG = """\
 examples:
@@ -18,7 +24,8 @@ examples:
   python -m experiments.run progressive_chestxray14_1024 --plan    what it needs, measured on this device
   python -m experiments.run my_experiment.yaml trainer.devices=4 trainer.precision=bf16-mixed
 
-exit codes: 0 finished, 2 wrong configuration or data, 3 diverged, 1 anything else
+exit codes: 0 finished, 2 wrong configuration or data, 3 diverged, 85 stopped by a signal (resume=auto goes on),
+  1 anything else
 """
 
 
@@ -56,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.plan:
             budgets = [text for text in options.overrides if text not in overrides]
             return _plan(config, budgets[-1].removeprefix("budget=") if budgets else "60s")
-        return _train(config)
+        with _preempted_by_signals():
+            return _train(config)
     except ConfigError as error:
         return _refuse(options.experiment, error.problems)
 
@@ -77,8 +85,15 @@ def _train(config: dict) -> int:
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # inside Lightning
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view")  # of 1x1 kernels: nothing to move
     from callbacks.divergence import DivergedError
+    from callbacks.preemption import Preempted
     from datamodules.readers import DataError
-    from experiments.processes import external_launcher, is_first_process, let_the_first_process_speak
+    from experiments.faults import FaultError
+    from experiments.processes import (
+        ProcessDiedError,
+        external_launcher,
+        is_first_process,
+        let_the_first_process_speak,
+    )
     from experiments.report import newest_samples, score_lines
     from experiments.training import train
     from lightning_modules.gan import OtherDataError
@@ -89,20 +104,47 @@ def _train(config: dict) -> int:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
+    codes = {DivergedError: EXIT_DIVERGED, Preempted: EXIT_PREEMPTED, FaultError: 1}
     try:
         directory = train(config)
-    except (DataError, OtherDataError, ExtractorError, DivergedError) as error:
+    except ProcessDiedError:  # has been said
+        return 1
+    except (DataError, OtherDataError, ExtractorError, *codes) as error:
         if not is_first_process(external_launcher()):
             let_the_first_process_speak()
-        elif not isinstance(error, DivergedError):
+        elif type(error) not in codes:
             _refuse(config["name"], [str(error)])
         else:
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_DIVERGED if isinstance(error, DivergedError) else EXIT_BAD_CONFIG
+            print(error if isinstance(error, Preempted) else f"error: {error}", file=sys.stderr)
+        return codes.get(type(error), EXIT_BAD_CONFIG)
     if is_first_process(external_launcher()):
         print("\n".join(["", *score_lines(directory)]))
         print(f"\nsamples  {newest_samples(directory)}\nreport   {directory / 'report.html'}")
     return 0
+
+
+@contextmanager
+def _preempted_by_signals() -> Iterator[None]:
+    """End at once, with the exit code for it, at a signal that comes before or after training: nothing is lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.signal(number, _leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    from experiments.processes import started_by_the_first_process
+
+    if started_by_the_first_process():
+        os.kill(os.getppid(), number)  # whose exit code is the run's; this process ends with it
+    else:
+        os._exit(EXIT_PREEMPTED)
 
 
 def _refuse(name: str, problems: list[str]) -> int:

@@ -28,7 +28,16 @@ from experiments.config import ConfigError, Node
 log = logging.getLogger(__name__)
 
 # What decides the weights that training ends with. Paths, processes and cadences of what only watches may change.
-HYPER_PARAMETERS = ("seed", "schedule", "module", "data", "callbacks.ema", "callbacks.fade_in", "trainer.precision")
+HYPER_PARAMETERS = (
+    "seed",
+    "schedule",
+    "module",
+    "data",
+    "callbacks.ema",
+    "callbacks.fade_in",
+    "callbacks.divergence.roll_backs",
+    "trainer.precision",
+)
 MAY_CHANGE = ("data.root", "data.cache_dir", "data.num_workers", "data.max_unreadable", "module.checkpoint_from")
 
 
@@ -92,7 +101,7 @@ def read_status(directory: Path) -> dict[str, Any]:
 
 
 def write_status(directory: Path, state: str, **more: Any) -> None:
-    """Write the state of a run: running, finished, diverged or failed."""
+    """Write the state of a run: running, finished, preempted, diverged or failed."""
     write_text(directory / "status.json", json.dumps({"state": state, **more}, indent=2) + "\n")
 
 

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.checkpoint import AtomicCheckpointIO
-from callbacks.divergence import DivergedError
+from callbacks.divergence import DivergedError, DivergenceWatch
 from callbacks.fade_in import FadeIn
+from callbacks.preemption import Preempted, Preemption
 from datamodules.base import ImageDataModule
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes, run_directory
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
+from experiments.faults import FaultError, explain, is_out_of_memory
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, append_row, wandb_logger
 from lightning_modules.gan import GANModule
@@ -55,6 +55,7 @@ def train(config: Node) -> Path:
         ConfigError: With everything that is wrong with the configuration.
         DataError: If the data cannot be used.
         DivergedError: If training left the finite numbers.
+        Preempted: If a signal stopped it; ``resume=auto`` goes on.
     """
     experiment = cfg.experiment(config)
     launcher = processes.external_launcher()
@@ -72,10 +73,15 @@ def train(config: Node) -> Path:
         if first and experiment.tracking != "disabled":
             mirror = wandb_logger(start.directory, experiment.tracking, experiment.wandb_project, config)
         loggers = [JSONLinesLogger(start.directory), *([mirror] if mirror else [])]
-        trainer = build_trainer(settings, launcher, parts.callbacks, loggers, start.directory)
+        preemption = Preemption()
         parts.module.accept_other_data = experiment.allow_changes
+        warn_of_slow_precision(settings)
+
+        def new_trainer() -> L.Trainer:
+            return build_trainer(settings, launcher, parts.callbacks, loggers, start.directory, preemption)
+
         try:
-            fit(trainer, parts, start, first)
+            fit(new_trainer, parts, config, start, first, preemption)
         finally:
             if first:
                 processes.forget_start()
@@ -217,6 +223,7 @@ def build_trainer(
     callbacks: list[L.Callback],
     loggers: list[Logger],
     directory: Path,
+    preemption: Preemption,
 ) -> L.Trainer:
     """Return a trainer for one endless epoch that the module's clock stops."""
     devices = processes.devices_per_machine(settings)
@@ -235,7 +242,7 @@ def build_trainer(
             # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
             sync_batchnorm=several and processes.uses_gpu(settings),
             # Networks grow before any other callback looks at them.
-            callbacks=[DieOfSignals(), *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
+            callbacks=[preemption, *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
             logger=loggers,
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,
@@ -250,21 +257,20 @@ def build_trainer(
         )
 
 
-class DieOfSignals(L.Callback):
-    """Gives SIGTERM its usual meaning back.
+def fit(
+    new_trainer: Callable[[], L.Trainer],
+    parts: Parts,
+    config: Node,
+    start: run_directory.Start,
+    first: bool,
+    preemption: Preemption,
+) -> None:
+    """Train, and leave the run directory with its state and report whatever happens.
 
-    Lightning's handler ends with exit code 0, as if the run had finished, and hangs when all processes get the signal.
-    Dying at once is safe: checkpoints are atomic, and ``resume=auto`` continues from the newest.
+    Raises:
+        Preempted: If a signal stopped training before its end.
+        FaultError: If the machine ended it, e.g. memory ran out.
     """
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Undo what Lightning installed."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def fit(trainer: L.Trainer, parts: Parts, start: run_directory.Start, first: bool) -> None:
-    """Train, and leave the run directory with its state and report whatever happens."""
     done = start.checkpoint is not None and clock_of(start.checkpoint) >= parts.schedule.total_images
     try:
         if done:  # a run that was killed between its last checkpoint and its report
@@ -274,17 +280,69 @@ def fit(trainer: L.Trainer, parts: Parts, start: run_directory.Start, first: boo
                 start.directory,
             )
         else:
-            trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint)
+            _fit_with_roll_backs(new_trainer, parts, start, first)
     except Exception as error:
-        if first:
+        fault = explain(error)
+        if fault and is_out_of_memory(error) and first:
+            fault += f". {_advice(config, parts.module.images_seen)}"
+        if first and not isinstance(error, processes.ProcessDiedError):  # which has written its own
             state = "diverged" if isinstance(error, DivergedError) else "failed"
-            run_directory.write_status(start.directory, state, reason=f"{type(error).__name__}: {error}")
+            run_directory.write_status(start.directory, state, reason=fault or f"{type(error).__name__}: {error}")
+        if fault:
+            raise FaultError(f"{fault} (images_seen={parts.module.images_seen})") from error
         raise
+    finished = done or parts.module.images_seen >= parts.schedule.total_images
+    images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
+    if preemption.stopped and not finished:
+        if first:
+            run_directory.write_status(start.directory, "preempted", images_seen=images_seen)
+        raise Preempted(f"stopped by a signal at images_seen={images_seen}; resume={start.directory} goes on")
     if first:
-        finished = done or parts.module.images_seen >= parts.schedule.total_images
-        images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
         run_directory.write_status(start.directory, "finished" if finished else "interrupted", images_seen=images_seen)
         write_report(start.directory)
+
+
+def _advice(config: Node, images_seen: int) -> str:
+    """Return what to lower so that the present stage fits, measured as the plan does."""
+    from experiments.plan import advice  # which imports this module
+
+    torch.cuda.empty_cache()
+    try:
+        return advice(config, images_seen)
+    except Exception as error:
+        return f"python -m experiments.run NAME --plan measures what fits (not measured now: {error})"
+
+
+def _fit_with_roll_backs(
+    new_trainer: Callable[[], L.Trainer], parts: Parts, start: run_directory.Start, first: bool
+) -> None:
+    """Train to the end; when training diverges, go back as often as ``callbacks.divergence`` allows.
+
+    The number of times lies in the checkpoints, so that a run that is killed and resumed does the same again.
+    """
+    allowed = next((c.roll_backs for c in parts.callbacks if isinstance(c, DivergenceWatch)), 0)
+    checkpoint = start.checkpoint
+    while True:
+        trainer = new_trainer()
+        try:
+            with processes.ended_together(trainer, start.directory):
+                trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint)
+            return
+        except DivergedError as error:
+            checkpoint = trainer.strategy.broadcast(run_directory.newest_usable_checkpoint(start.directory), src=0)
+            if parts.module.roll_backs >= allowed or checkpoint is None:
+                raise
+            parts.module.roll_backs += 1
+            if first:
+                log.warning(
+                    "%s Going back to it with %g times the learning rates (%d of %d)",
+                    str(error).partition(" The newest")[0],
+                    parts.module.roll_back_factor**parts.module.roll_backs,
+                    parts.module.roll_backs,
+                    allowed,
+                )
+                run_directory.set_aside_overtaken(start.directory, clock_of(checkpoint))
+                mark_resumed(start.directory, clock_of(checkpoint))
 
 
 def clock_of(checkpoint: Path) -> int:
@@ -307,9 +365,24 @@ def announce(start: run_directory.Start) -> None:
     else:
         log.info("resuming from %s", start.checkpoint)
         clock = clock_of(start.checkpoint)
+    mark_resumed(start.directory, clock)
+
+
+def mark_resumed(directory: Path, clock: int) -> None:
+    """Mark in the records that the run goes on from a clock; rows behind it will be done again."""
     for name in ("metrics.jsonl", "scores.jsonl"):
-        if (start.directory / name).exists():
-            append_row(start.directory / name, {"resumed_at": clock})
+        if (directory / name).exists():
+            append_row(directory / name, {"resumed_at": clock})
+
+
+def warn_of_slow_precision(settings: TrainerSettings) -> None:
+    """Say so when a processor only emulates bf16."""
+    slow = settings.precision == "bf16-mixed" and not processes.uses_gpu(settings)
+    if slow and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning(
+            "trainer.precision=bf16-mixed: this processor has no bf16 instructions and emulates them, up to 80 times "
+            "slower than 32-true"
+        )
 
 
 @contextmanager

@@ -138,9 +138,12 @@ class GANModule(L.LightningModule, ABC):
         score: Name and value of the newest score.
         data_facts: Plain facts of the data set (intensity range, classes, fingerprint) that travel in the checkpoint.
         accept_other_data: Load a checkpoint although it was trained on other images.
+        roll_backs: How often the run has gone back to a checkpoint; each time multiplies all learning rates by
+            ``roll_back_factor``.
     """
 
     grows = False
+    roll_back_factor = 0.5
     generator: nn.Module
     generator_ema: nn.Module
 
@@ -173,6 +176,7 @@ class GANModule(L.LightningModule, ABC):
         self.scored_at, self.score = -1, ("", float("inf"))
         self.data_facts: dict[str, Any] = {}
         self.accept_other_data = False
+        self.roll_backs = 0
 
     # What a family writes -------------------------------------------------------------------------------------------
 
@@ -204,7 +208,7 @@ class GANModule(L.LightningModule, ABC):
         check_shape(batch["image"], self.image_channels, point.resolution)
         for phase in self.phases():
             if phase.due(point.batch_index):
-                self._run(phase, batch, point.learning_rate_scale)
+                self._run(phase, batch, point.learning_rate_scale * self.roll_back_factor**self.roll_backs)
         self.images_seen += point.batch_size
         if self.images_seen >= self.schedule.total_images:
             self.trainer.should_stop = True
@@ -296,6 +300,7 @@ class GANModule(L.LightningModule, ABC):
         checkpoint["losses"] = self.losses.state_dict(self.all_gather)  # type: ignore[arg-type]
         checkpoint["latest"] = dict(self.latest)
         checkpoint["data_facts"] = self.data_facts
+        checkpoint["roll_backs"] = self.roll_backs
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the clock of the checkpoint.
@@ -312,3 +317,5 @@ class GANModule(L.LightningModule, ABC):
         self.set_point(self.schedule.at(self.images_seen))
         self.losses.load_state_dict(checkpoint["losses"], self.global_rank)
         self.latest = dict(checkpoint["latest"])
+        # A run that is going back has counted it already; the checkpoint is from before.
+        self.roll_backs = max(self.roll_backs, checkpoint.get("roll_backs", 0))

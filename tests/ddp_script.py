@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from callbacks.preemption import Preemption
 from callbacks.rank_agreement import RankAgreement
 from datamodules.phantoms import Phantoms
 from experiments.config import TrainerSettings
@@ -70,7 +71,7 @@ def main(task, devices, folder):
     data = Phantoms(schedule, 0, f"{folder}/cache", kind="kidney_ct", count=40)
     settings = TrainerSettings(accelerator="cpu", devices=devices)
     callbacks = [*([Disagree()] if task == "disagree" else []), RankAgreement(every_images=8)]
-    trainer = build_trainer(settings, None, callbacks, [], Path(folder))
+    trainer = build_trainer(settings, None, callbacks, [], Path(folder), Preemption())
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
         state = {"state_dict": module.state_dict(), "initial": initial, "images_seen": module.images_seen}
