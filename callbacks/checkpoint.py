@@ -5,7 +5,7 @@ import os
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import torch
@@ -34,9 +34,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint; called on the first process only."""
         self.error = None
         try:
-            write_atomically(Path(path), lambda file: torch.save(checkpoint, file), verify=is_intact)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            write_atomically(Path(path), lambda file: _save(checkpoint, file), verify=is_intact)
+        except (OSError, RuntimeError) as error:
             self.error = error if isinstance(error, OSError) else OSError(str(error))
+
+
+def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError:  # torch speaks of its container when the disk is full
+        file.flush()  # which fails again, with the system's own words
+        raise
 
 
 class PeriodicCheckpoint(Checkpoint):

@@ -230,7 +230,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         cache = self._caches[self.schedule.resolutions()[-1]]
         rows = self._rows[split][rank::world_size]
         for start in range(0, len(rows), batch_size):
-            yield self.intensity.to_images(cache.images[rows[start : start + batch_size]])
+            yield self.intensity.to_images(cache.read(rows[start : start + batch_size]))
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
@@ -335,6 +335,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         _, height, width = shape
         settings = {
             "data_set": self._name,
+            "format": 2,  # of the cache's files
             "size": [height, width],
             "intensity": asdict(self.intensity),
             **self.read_settings(),
@@ -370,7 +371,7 @@ class _CachedImages(Dataset):
     mirror: np.ndarray  # column of each class after a left-right flip
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        images = self.intensity.to_images(self.caches[request.resolution].images[self.rows[request.indices]])
+        images = self.intensity.to_images(self.caches[request.resolution].read(self.rows[request.indices]))
         labels = None if self.labels is None else self.labels[request.indices]
         if self.augmentation.active:
             # One seed per place in the stream: the same on any number of processes and workers.

@@ -72,6 +72,7 @@ class Experiment:
         tracking: W&B "offline" (synchronise later with ``wandb sync``), "online" or "disabled".
         wandb_project: W&B project.
         resume: "auto" = the newest unfinished run of this name, or a checkpoint or run directory; null = a new run.
+        run_id: Folder of the run below its name; with ``resume: auto`` this run and no other goes on. null = the time.
         allow_changes: Resume although hyper-parameters have changed.
         schedule: What depends on time.
         data: The data set.
@@ -89,6 +90,7 @@ class Experiment:
     tracking: Literal["offline", "online", "disabled"] = "offline"
     wandb_project: str = "mirage"
     resume: str | None = None
+    run_id: str | None = None
     allow_changes: bool = False
     callbacks: Node = field(default_factory=dict)
     trainer: Node = field(default_factory=dict)
@@ -97,6 +99,8 @@ class Experiment:
         """Refuse values that would escape the folder of runs or fail late."""
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name={self.name!r}: must be a plain folder name")
+        if self.run_id is not None and (Path(self.run_id).name != self.run_id or self.run_id.startswith(".")):
+            raise ValueError(f"run_id={self.run_id!r}: must be a plain folder name")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed={self.seed}: must lie in 0..{2**31 - 1}")
 

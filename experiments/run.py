@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _preempted_by_signals():
             return _train(config)
     except ConfigError as error:
-        return _refuse(options.experiment, error.problems)
+        return refuse(options.experiment, error.problems)
 
 
 def _plan(config: dict, budget: str) -> int:
@@ -113,7 +113,7 @@ def _train(config: dict) -> int:
         if not is_first_process(external_launcher()):
             let_the_first_process_speak()
         elif type(error) not in codes:
-            _refuse(config["name"], [str(error)])
+            refuse(config["name"], [str(error)])
         else:
             print(error if isinstance(error, Preempted) else f"error: {error}", file=sys.stderr)
         return codes.get(type(error), EXIT_BAD_CONFIG)
@@ -147,7 +147,8 @@ def _leave(number: int, frame: object) -> None:
         os._exit(EXIT_PREEMPTED)
 
 
-def _refuse(name: str, problems: list[str]) -> int:
+def refuse(name: str, problems: list[str]) -> int:
+    """Say everything that is wrong, one sentence a line, and return the exit code for it."""
     count = f"{len(problems)} errors" if len(problems) > 1 else "error"
     print(f"{count} in {name}:", *(f"  {problem}" for problem in problems), sep="\n", file=sys.stderr)
     return EXIT_BAD_CONFIG

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from callbacks.checkpoint import is_intact
-from callbacks.files import sweep_temporaries, write_atomically
+from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
 from experiments.config import ConfigError, Node
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,12 @@ class Start:
     checkpoint: Path | None
 
 
-def new_run(runs_dir: Path, name: str) -> Start:
-    """Return a directory name that no other run has; nothing is created yet."""
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return Start((runs_dir / name / run_id).absolute(), None)
+def new_id() -> str:
+    """Return an id that no other run has."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def find_start(runs_dir: Path, name: str, resume: str | None) -> Start:
+def find_start(runs_dir: Path, name: str, resume: str | None, run_id: str | None = None) -> Start:
     """Decide where to begin.
 
     Args:
@@ -63,14 +62,18 @@ def find_start(runs_dir: Path, name: str, resume: str | None) -> Start:
         name: Name of the experiment.
         resume: None = a new run; "auto" = the newest unfinished run of that name, or a new one if there is none; else
             a checkpoint or a run directory.
+        run_id: Folder of a new run, and the only one that "auto" looks at; None = any.
 
     Raises:
-        ConfigError: If what ``resume`` names cannot be continued.
+        ConfigError: If what ``resume`` names cannot be continued, or a new run's folder exists.
     """
-    if resume is None:
-        return new_run(runs_dir, name)
+    new = Start((runs_dir / name / (run_id or new_id())).absolute(), None)
     if resume == "auto":
-        return _newest_unfinished(runs_dir, name) or new_run(runs_dir, name)
+        return _newest_unfinished(runs_dir, name, run_id) or new
+    if resume is None and new.directory.exists():
+        raise ConfigError([f"run_id={run_id}: {new.directory} exists; resume=auto goes on with it"])
+    if resume is None:
+        return new
     path = Path(resume).absolute()
     if path.is_file() and path.parent.name == "checkpoints":
         if not is_intact(path):
@@ -102,7 +105,8 @@ def read_status(directory: Path) -> dict[str, Any]:
 
 def write_status(directory: Path, state: str, **more: Any) -> None:
     """Write the state of a run: running, finished, preempted, diverged or failed."""
-    write_text(directory / "status.json", json.dumps({"state": state, **more}, indent=2) + "\n")
+    with training_goes_on(directory / "status.json"):
+        write_text(directory / "status.json", json.dumps({"state": state, **more}, indent=2) + "\n")
 
 
 def create(directory: Path, config: Node) -> None:
@@ -187,8 +191,8 @@ def versions() -> dict[str, Any]:
     return {**found, "git_commit": _git("rev-parse", "HEAD"), "git_changes": bool(_git("status", "--porcelain"))}
 
 
-def _newest_unfinished(runs_dir: Path, name: str) -> Start | None:
-    candidates = [path.parent for path in (runs_dir / name).glob("*/config.yaml")]
+def _newest_unfinished(runs_dir: Path, name: str, run_id: str | None) -> Start | None:
+    candidates = [path.parent for path in (runs_dir / name).glob(f"{run_id or '*'}/config.yaml")]
     for directory in sorted(candidates, key=lambda path: path.name, reverse=True):
         state = read_status(directory).get("state")
         if state == "finished":

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.files import Rows
 from experiments.config import Node
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class JSONLinesLogger(Logger):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.path = directory / "metrics.jsonl"
+        self._rows = Rows(self.path)
 
     @property
     def name(self) -> str:
@@ -44,17 +46,7 @@ class JSONLinesLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row; the step is ignored, since Lightning's counts optimizer steps."""
-        append_row(self.path, {**metrics, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one row to a JSON-lines file. A row that a kill cut off gets its line end, so that only it is lost."""
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
+        self._rows.append({**metrics, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

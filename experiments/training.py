@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.divergence import DivergedError, DivergenceWatch
 from callbacks.fade_in import FadeIn
+from callbacks.files import append_rows
 from callbacks.preemption import Preempted, Preemption
 from datamodules.base import ImageDataModule
 from datamodules.readers import DataError
@@ -27,7 +28,7 @@ from experiments import processes, run_directory
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
 from experiments.faults import FaultError, explain, is_out_of_memory
 from experiments.report import write_report
-from experiments.tracking import JSONLinesLogger, append_row, wandb_logger
+from experiments.tracking import JSONLinesLogger, wandb_logger
 from lightning_modules.gan import GANModule
 from lightning_modules.schedules import ProgressiveSchedule, Schedule
 
@@ -129,7 +130,7 @@ def build(experiment: Experiment) -> Parts:
 
 def recorded(experiment: Experiment) -> Node:
     """Return the configuration as a run keeps it: every default written out, nothing that belongs to one launch."""
-    config = {key: value for key, value in vars(experiment).items() if key not in ("resume", "allow_changes")}
+    config = {key: value for key, value in vars(experiment).items() if key not in ("resume", "run_id", "allow_changes")}
     for key in ("schedule", "data", "module"):
         config[key] = cfg.completed(config[key])
     callbacks = {name: node and cfg.completed(node) for name, node in experiment.callbacks.items()}
@@ -198,7 +199,7 @@ def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
     Raises:
         ConfigError: If the run cannot be continued with this configuration.
     """
-    start = run_directory.find_start(Path(experiment.runs_dir), experiment.name, experiment.resume)
+    start = run_directory.find_start(Path(experiment.runs_dir), experiment.name, experiment.resume, experiment.run_id)
     if (start.directory / "config.yaml").is_file():
         changes = run_directory.changed_hyper_parameters(start.directory, config)
         if changes and not experiment.allow_changes:
@@ -327,6 +328,8 @@ def _fit_with_roll_backs(
         try:
             with processes.ended_together(trainer, start.directory):
                 trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint)
+            if error := getattr(trainer.strategy.checkpoint_io, "error", None):
+                raise FaultError(f"the last checkpoint could not be written ({error}); resume=auto does the end again")
             return
         except DivergedError as error:
             checkpoint = trainer.strategy.broadcast(run_directory.newest_usable_checkpoint(start.directory), src=0)
@@ -372,7 +375,7 @@ def mark_resumed(directory: Path, clock: int) -> None:
     """Mark in the records that the run goes on from a clock; rows behind it will be done again."""
     for name in ("metrics.jsonl", "scores.jsonl"):
         if (directory / name).exists():
-            append_row(directory / name, {"resumed_at": clock})
+            append_rows(directory / name, [{"resumed_at": clock}])
 
 
 def warn_of_slow_precision(settings: TrainerSettings) -> None:
@@ -385,10 +388,22 @@ def warn_of_slow_precision(settings: TrainerSettings) -> None:
         )
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk cuts short, without a word per line about it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing: what is logged is on the terminal as well."""
+
+    def close(self) -> None:
+        """Close the file; lines that the disk has not taken are lost."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Copy what is logged, warnings included, into a file."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)

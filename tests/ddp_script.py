@@ -1,5 +1,6 @@
 """What test_ddp.py runs with one or two processes: python tests/ddp_script.py TASK DEVICES FOLDER."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,28 @@ class Disagree(L.Callback):
                 pl_module.critic[1].bias[0] += 1e-3
 
 
+def roll_back(devices, folder):
+    """Train the tiny run with a loss that is NaN on one process at clock 48."""
+    start = os.environ.get("MIRAGE_START")  # conftest forgets it, which the second process must not
+    from conftest import tiny_config
+
+    if start:
+        os.environ["MIRAGE_START"] = start
+    from test_faults import ROLL_BACK, Poison
+
+    from experiments import training
+
+    build = training.build
+
+    def with_poison(experiment):
+        parts = build(experiment)
+        parts.callbacks.insert(0, Poison(48, 1, only_rank=1))
+        return parts
+
+    training.build = with_poison
+    training.train(tiny_config("dcgan", Path(folder), *ROLL_BACK, f"trainer.devices={devices}"))
+
+
 def main(task, devices, folder):
     torch.manual_seed(0)
     schedule = ConstantSchedule(SIZE, BATCH, TOTAL)
@@ -79,4 +102,7 @@ def main(task, devices, folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    if sys.argv[1] == "roll_back":
+        roll_back(int(sys.argv[2]), sys.argv[3])
+    else:
+        main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

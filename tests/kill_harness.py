@@ -154,7 +154,7 @@ def ranks(first: int) -> list[int]:
 
 
 def reached(runs: Path) -> int:
-    return max((row["images_seen"] for path in runs.glob("job/*/metrics.jsonl") for row in read_rows(path)), default=-1)
+    return max((row["images_seen"] for path in runs.glob("*/*/metrics.jsonl") for row in read_rows(path)), default=-1)
 
 
 def clocks(path: Path) -> list[int]:
