@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in shipped():
             print(f"{name:<{width}}  {description(name)}")
         return 0
+    name_among_overrides(options)
     if options.experiment is None:
         parser.error("name an experiment (--list shows them) or a YAML file")
     try:
@@ -58,7 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
             return _plan(config, budgets[-1].removeprefix("budget=") if budgets else "60s")
         return _train(config)
     except ConfigError as error:
-        return _refuse(options.experiment, error.problems)
+        return refuse(options.experiment, error.problems)
+
+
+def name_among_overrides(options: argparse.Namespace) -> None:
+    """Accept ``experiment=NAME`` anywhere: W&B's agent can write key=value only."""
+    words = [word for word in (options.experiment, *options.overrides) if word is not None]
+    named = [word for word in words if word.startswith("experiment=")]
+    if named:
+        options.experiment = named[-1].removeprefix("experiment=")
+        options.overrides = [word for word in words if word not in named]
 
 
 def _plan(config: dict, budget: str) -> int:
@@ -95,7 +105,7 @@ def _train(config: dict) -> int:
         if not is_first_process(external_launcher()):
             let_the_first_process_speak()
         elif not isinstance(error, DivergedError):
-            _refuse(config["name"], [str(error)])
+            refuse(config["name"], [str(error)])
         else:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_DIVERGED if isinstance(error, DivergedError) else EXIT_BAD_CONFIG
@@ -105,7 +115,8 @@ def _train(config: dict) -> int:
     return 0
 
 
-def _refuse(name: str, problems: list[str]) -> int:
+def refuse(name: str, problems: list[str]) -> int:
+    """Print what is wrong with a file and return the exit code."""
     count = f"{len(problems)} errors" if len(problems) > 1 else "error"
     print(f"{count} in {name}:", *(f"  {problem}" for problem in problems), sep="\n", file=sys.stderr)
     return EXIT_BAD_CONFIG

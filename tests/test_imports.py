@@ -89,4 +89,4 @@ def test_every_package_and_yaml_is_shipped():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
     assert set(settings["packages"]) == packages
-    assert settings["package-data"] == {"experiments": ["configs/*.yaml"]}
+    assert settings["package-data"] == {"experiments": ["configs/*.yaml", "configs/sweeps/*.yaml"]}
