@@ -6,6 +6,7 @@ the folder's lock, so that exactly the planned trials are made; a trial belongs 
 
 import fcntl
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,10 +90,13 @@ class Study:
         First those that were begun and that nobody holds (their sweep was killed), then new ones.
         """
         with self._locked():
-            for trial in self.trials():
-                lock = None if trial.state.is_finished() else try_lock(self._lock_file(trial.number))
+            for number in [trial.number for trial in self.trials() if not trial.state.is_finished()]:
+                lock = try_lock(self._lock_file(number))
+                # Whoever held it may have written the outcome down just before letting go.
+                if lock is not None and not self._frozen(number).state.is_finished():
+                    return number, self._assign(self._running(number)), lock
                 if lock is not None:
-                    return trial.number, self._assign(self._running(trial.number)), lock
+                    lock.close()
             begun = len(self.trials())
             if begun >= self.planned:
                 return None
@@ -144,11 +148,13 @@ class Study:
         self._study.tell(number, value, state=state, skip_if_finished=True)
 
     def importances(self) -> dict[str, float]:
-        """Return how much of the values' spread each key explains; empty with too few trials or no spread."""
-        try:
-            return optuna.importance.get_param_importances(self._study)
-        except (ValueError, RuntimeError, ZeroDivisionError):
-            return {}
+        """Return how much each key matters for being among the best; empty if the trials cannot tell."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # about too few trials, whose answer would mean nothing
+            try:
+                return optuna.importance.get_param_importances(self._study)
+            except (ValueError, RuntimeError, UserWarning):
+                return {}
 
     def _open(self) -> optuna.Study:
         url = self.sweep.storage_url

@@ -120,9 +120,10 @@ class Runner:
         state = TrialState.PRUNED if code is None else TrialState.FAIL if code else TrialState.COMPLETE
         if code == 0 and value is None:
             state, reason = TrialState.FAIL, self._missing(folder, bool(found))
-        notes = {"reason": reason, "images_seen": found[-1][0] if found else None}
+        notes: dict[str, Any] = {"reason": reason, "images_seen": found[-1][0] if found else None}
         run = trials.newest_run(folder)
         notes["run"] = str(run.relative_to(self.sweep.folder)) if run else None
+        notes["threads"] = environment(self.sweep, None)["OMP_NUM_THREADS"]
         self.study.tell(number, state, value if state == TrialState.COMPLETE else None, **notes)
         self._ended_here += 1
         write_table(self.study)

@@ -150,7 +150,8 @@ class Sweep:
 
     def recorded(self) -> Node:
         """Return the sweep as its folder keeps it: without the storage, which may hold a password."""
-        return {key: value for key, value in asdict(self).items() if key != "storage"}
+        values = {key: value for key, value in asdict(self).items() if key != "storage"}
+        return {**values, "overrides": list(self.overrides)}
 
 
 def load_sweep(name_or_file: str, overrides: Sequence[str] = ()) -> Sweep:

@@ -4,7 +4,6 @@ import csv
 import html
 import io
 import math
-import os
 from typing import Any
 
 from matplotlib import colormaps
@@ -71,12 +70,11 @@ def best_config(study: Study, best: FrozenTrial) -> str:
     config: Any = OmegaConf.to_container(OmegaConf.load(study.folder / best.user_attrs["run"] / "config.yaml"))
     config |= {"name": f"{study.sweep.name}_best", "runs_dir": study.sweep.runs_dir}
     path = study.folder / "best.yaml"
+    value = f"{study.sweep.metric} = {best.value!r}"
     # Sums on a CPU depend on the number of threads in their last bits.
-    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
-    return (
-        f"# {trial_name(best.number)} of the sweep {study.sweep.name}: {study.sweep.metric} = {best.value!r}\n"
-        f"# {threads}python -m experiments.run {path}\n\n{OmegaConf.to_yaml(OmegaConf.create(config))}"
-    )
+    run = f"OMP_NUM_THREADS={best.user_attrs['threads']} python -m experiments.run {path}"
+    comment = f"# {trial_name(best.number)} of the sweep {study.sweep.name}: {value}\n# {run}\n\n"
+    return comment + OmegaConf.to_yaml(OmegaConf.create(config))
 
 
 def _rows(study: Study) -> list[dict[str, Any]]:
@@ -173,19 +171,17 @@ def _history(study: Study) -> str:
 
 
 def _importance(study: Study) -> str:
-    """Return how much of the spread each key explains, of those that every trial has."""
+    """Return how much each key matters for being among the best trials (PED-ANOVA, Watanabe 2023)."""
     importances = study.importances()
     if not importances:
-        return "<p>Too few finished trials, or no spread between them.</p>"
+        return "<p>Too few finished trials to tell.</p>"
     figure = Figure(figsize=(9, 0.8 + 0.4 * len(importances)), layout="constrained")
     axes = figure.subplots()
     keys = list(reversed(importances))
     bars = axes.barh(keys, [importances[key] for key in keys])
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlabel="share of the spread", xlim=(0, 1.1))
-    missing = [dimension.key for dimension in study.space.dimensions if dimension.key not in importances]
-    note = f"<p>Not in every trial, and so left out: {html.escape(', '.join(missing))}.</p>" if missing else ""
-    return inline_figure(figure) + note
+    axes.set(xlabel="share of what separates the best trials from the others", xlim=(0, 1.1))
+    return inline_figure(figure)
 
 
 def _parallel(study: Study) -> str:
@@ -228,6 +224,7 @@ def _ticks(axes: Axes, position: int, dimension: Dimension) -> None:
     names = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
     for name in names:
         value = label(name) if isinstance(domain, Choice) else name
-        text = f"{name:.3g}" if isinstance(name, float) else label(name)
+        text = f"{name:.3g}" if isinstance(name, float) else label(name).rpartition(".")[2]  # of a class its name
         place = (position, _height(dimension, value))
-        axes.annotate(text, place, (4, 0), textcoords="offset points", fontsize=8, va="center")
+        white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+        axes.annotate(text, place, (5, 0), textcoords="offset points", fontsize=8, va="center", bbox=white)
