@@ -32,7 +32,7 @@ def search(tmp_path):
         "method": "tpe",
         "trials": 12,
         "parallel": 2,
-        "seed": 1,
+        "seed": 7,  # draws two of those that cannot be allocated
         "tracking": "disabled",
         "runs_dir": str(tmp_path / "runs"),
         "overrides": ["schedule.total_images=160"],
@@ -104,6 +104,13 @@ def wait_for(condition, sweep, seconds=300):
     return value
 
 
+def assert_nothing_trains(folder):
+    deadline = time.monotonic() + 10
+    while processes_of(folder):
+        assert time.monotonic() < deadline, "trials went on without their sweep"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_killed_sweep_goes_on_to_exactly_its_plan_and_its_best_run_can_be_had_again(tmp_path):
@@ -123,10 +130,7 @@ def test_killed_sweep_goes_on_to_exactly_its_plan_and_its_best_run_can_be_had_ag
     finally:
         sweep.kill()
         sweep.stderr.close()
-    deadline = time.monotonic() + 10
-    while processes_of(folder):
-        assert time.monotonic() < deadline, "trials went on without their sweep"
-        time.sleep(0.05)
+    assert_nothing_trains(folder)
     ended = {row["number"]: row for row in table(folder) if row["state"] != "running"}
     finished_at = {run: (run / "status.json").stat().st_mtime_ns for run in runs_of(folder) if run not in before}
 
@@ -161,3 +165,33 @@ def test_killed_sweep_goes_on_to_exactly_its_plan_and_its_best_run_can_be_had_ag
     (run,) = (tmp_path / "runs" / "families_best").iterdir()
     scores = [row[METRIC] for row in read_rows(run / "metrics.jsonl") if METRIC in row]
     assert scores[-1] == float(best["value"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_processes_of_a_trial_end_with_the_sweep_and_go_on_with_it(tmp_path):
+    content = {
+        "experiment": str(TINY_YAML),
+        "metric": METRIC,
+        "method": "grid",
+        "devices_per_trial": 2,
+        "tracking": "disabled",
+        "runs_dir": str(tmp_path / "runs"),
+        "overrides": ["schedule.total_images=960"],
+        "space": {"module.learning_rate": {"choice": [2e-4]}},
+    }
+    path, folder = tmp_path / "two.yaml", tmp_path / "runs" / "sweeps" / "two"
+    path.write_text(json.dumps(content))
+    sweep = start(path)
+    wait_for(lambda: training(folder), sweep)
+    assert len(processes_of(folder)) >= 3  # a keeper and two that train
+    sweep.kill()
+    sweep.wait()
+    sweep.stderr.close()
+    assert_nothing_trains(folder)
+    command = [sys.executable, "-m", "experiments.sweep", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "trial_0000 goes on" in done.stdout
+    (row,) = table(folder)
+    assert row["state"] == "complete" and row["images_seen"] == "960" and len(runs_of(folder)) == 1

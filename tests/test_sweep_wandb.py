@@ -108,7 +108,7 @@ REFUSED = {
     "condition": (
         {
             "space": {
-                "module._target_": {"choice": [DCGAN, WGAN_GP]},
+                "module._target_": {"choice": [DCGAN]},
                 "seed": {"choice": [1], "when": {"module._target_": DCGAN}},
             }
         },

@@ -43,7 +43,8 @@ class Runner:
         self._free = device_slots(sweep)
         sweep_folder.prepare(sweep)
         self.study = Study(sweep)
-        self._running: dict[int, tuple[Trial, str | None, int]] = {}  # with its GPUs and the cadence of its score
+        self._running: dict[int, tuple[Trial, str | None]] = {}  # with its GPUs
+        self._cadences: dict[int, int] = {}
         self._stops = 0
         self._began, self._ended_here = time.monotonic(), 0
 
@@ -74,6 +75,7 @@ class Runner:
     def _start(self, number: int, assignment: Assignment, lock: Any) -> None:
         folder = self.sweep.folder / "trials" / trial_name(number)
         state, why = trials.outcome(folder)
+        self._cadences[number] = self.sweep.cadence(assignment)
         if state == "finished":  # and its sweep was killed before it could write that down
             self._settle(number, 0, "")
             lock.close()
@@ -84,14 +86,14 @@ class Runner:
             devices = self._free.pop(0)
             command = trial_command(self.sweep, number, assignment)
             trial = Trial(number, folder, lock, command, environment(self.sweep, devices))
-            self._running[number] = (trial, devices, self.sweep.cadence(assignment))
+            self._running[number] = (trial, devices)
             _say(f"{trial_name(number)} {'starts' if state is None else 'goes on'}: {_shown(assignment)}")
 
     def _poll(self, prune: bool) -> None:
         """Write down new scores, end what is too bad, and settle what has ended."""
-        for number, (trial, devices, steps) in list(self._running.items()):
+        for number, (trial, devices) in list(self._running.items()):
             code = trial.ended()
-            self.study.report(number, trials.scores(trial.folder, self.sweep.metric), steps)
+            self._report(number)
             if code is None and prune and self.study.should_prune(number):
                 trial.kill()
                 trial.wait()
@@ -106,6 +108,12 @@ class Runner:
             del self._running[number]
             self._free.append(devices)
 
+    def _report(self, number: int) -> list[tuple[int, float]]:
+        """Write down the scores of a trial, and return them."""
+        found = trials.scores(self.sweep.folder / "trials" / trial_name(number), self.sweep.metric)
+        self.study.report(number, found, self._cadences[number])
+        return found
+
     def _settle(self, number: int, code: int | None, reason: str) -> None:
         """Write down how a trial ended.
 
@@ -115,7 +123,7 @@ class Runner:
             reason: Why it failed or was pruned.
         """
         folder = self.sweep.folder / "trials" / trial_name(number)
-        found = trials.scores(folder, self.sweep.metric)
+        found = self._report(number)
         value = trials.value_of(found, self.sweep.value, self.sweep.direction)
         state = TrialState.PRUNED if code is None else TrialState.FAIL if code else TrialState.COMPLETE
         if code == 0 and value is None:
@@ -151,12 +159,13 @@ class Runner:
 
     def _stop_trials(self) -> None:
         """Let the trials save a checkpoint and end; a second signal, or too long a wait, kills them."""
-        for trial, _, _ in self._running.values():
+        _say("stopping: the trials save a checkpoint (another Ctrl-C kills them)")
+        for trial, _ in self._running.values():
             trial.ask_to_stop()
         deadline = time.monotonic() + GRACE_SECONDS
         while self._running:
             if self._stops > 1 or time.monotonic() > deadline:
-                for trial, _, _ in self._running.values():
+                for trial, _ in self._running.values():
                     trial.kill()
             self._poll(prune=False)
             time.sleep(POLL_SECONDS)
@@ -167,7 +176,6 @@ class Runner:
 
         def count(number: int, frame: Any) -> None:
             self._stops += 1
-            _say("stopping: the trials save a checkpoint (once more: kill them)")
 
         before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
