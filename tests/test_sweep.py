@@ -165,6 +165,18 @@ FILES = {
         {"space": {**FAMILIES, "module.critic_steps": {"choice": [1, 2]}}},
         "DCGAN has no argument 'critic_steps'",
     ),
+    "missing data": (
+        {"experiment": "dcgan_ct_kidney_64", "overrides": ["data.root=/no/such"], "space": {"seed": {"int": [0, 9]}}},
+        "data.root=/no/such",
+    ),
+    "a batch that devices cannot share": (
+        {"devices_per_trial": 4, "space": {"schedule.batch_size": {"choice": [8, 6]}}},
+        "schedule: a batch of 6 cannot be shared equally by 4 processes",
+    ),
+    "a value that no class takes": (
+        {"space": {"schedule.batch_size": {"int": [0, 8]}}},
+        "schedule.batch_size=0",
+    ),
     "wrong type of one value": (
         {"space": {"schedule.batch_size": {"choice": [8, 16, "many"]}}},
         "schedule.batch_size='many': expected int, got str",

@@ -10,7 +10,11 @@ from experiments import config as cfg
 from experiments.config import SWEEPS, ConfigError, Node, did_you_mean
 from experiments.sweeps.space import EXPERIMENT, RESERVED, Assignment, FloatRange, Space, overrides_of, parse_space
 
-INSTEAD = {"tracking": "write tracking: at the top", "trainer.devices": "write devices_per_trial: at the top"}
+INSTEAD = {
+    "tracking": "write tracking: at the top",
+    "wandb_project": "write wandb_project: at the top",
+    "trainer.devices": "write devices_per_trial: at the top",
+}
 STORAGE_VARIABLE = "MIRAGE_SWEEP_STORAGE"
 
 
@@ -181,27 +185,46 @@ def load_sweep(name_or_file: str, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def check_experiments(sweep: Sweep) -> None:
-    """Load what trials will run, in every branch and at every end of every range, and check it against its classes.
+    """Load what trials will run, in every branch and at every end of every range, and check it as a run would.
 
-    A misspelled key fails here, once, and not in every trial.
+    A misspelled key or a missing data set fails here, once, and not in every trial. Networks are not built: a size that
+    this machine cannot hold costs one trial.
 
     Raises:
         ConfigError: With every problem, each once.
     """
-    from experiments.training import problems_of_nodes
-
     space, problems = sweep.search_space(), {}
     for branch in space.branches():
         for assignment in [branch, *_corners(space, branch)]:
             try:
                 experiment, overrides = sweep.command(assignment)
                 checked = cfg.experiment(cfg.load(experiment, overrides))
-                found = problems_of_nodes(checked) or _problems_of_metric(sweep, checked)
+                found = _problems_of_experiment(sweep, checked, with_data=assignment is branch)
             except ConfigError as error:
                 found = error.problems
             problems.update(dict.fromkeys(found))
     if problems:
         raise ConfigError(list(problems))
+
+
+def _problems_of_experiment(sweep: Sweep, experiment: cfg.Experiment, with_data: bool) -> list[str]:
+    from datamodules.base import ImageDataModule
+    from datamodules.readers import DataError
+    from experiments.training import problems_of_nodes, problems_of_sharing
+    from lightning_modules.schedules import Schedule
+
+    problems = problems_of_nodes(experiment) or _problems_of_metric(sweep, experiment)
+    if problems:
+        return problems
+    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    problems = problems_of_sharing(schedule, sweep.devices_per_trial)
+    if with_data:
+        data = cfg.build(experiment.data, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
+        try:
+            data.check()
+        except DataError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _corners(space: Space, branch: Assignment) -> list[Assignment]:

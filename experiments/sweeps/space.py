@@ -9,7 +9,14 @@ from typing import Any
 from experiments.config import ConfigError, Node, did_you_mean, parse_override
 
 EXPERIMENT = "experiment"  # the one key of a space that is no override: it names the experiment to start from
-RESERVED = ("name", "runs_dir", "resume", "tracking", "trainer.devices")  # the sweep gives them to every trial
+RESERVED = (
+    "name",
+    "runs_dir",
+    "resume",
+    "tracking",
+    "wandb_project",
+    "trainer.devices",
+)  # the sweep gives them to every trial
 KINDS = ("choice", "int", "float", "log")
 
 Assignment = dict[str, Any]

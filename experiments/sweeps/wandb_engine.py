@@ -42,7 +42,9 @@ def register(sweep: Sweep) -> int:
         raise ConfigError(
             [f"engine=wandb: the sweep could not be registered ({first}); is wandb logged in?"]
         ) from error
-    print(f"start one agent per device:\n  wandb agent --forward-signals {sweep.wandb_project}/{identity}")
+    print(
+        f"start one agent per device, in this Python environment:\n  wandb agent --forward-signals {sweep.wandb_project}/{identity}"
+    )
     return 0
 
 
