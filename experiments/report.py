@@ -5,10 +5,13 @@ import csv
 import html
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.run_directory import read_status, write_text
 from experiments.tracking import read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -91,10 +94,11 @@ def _clock(grid: Path) -> int:
 
 
 def _figure(path: Path, caption: str) -> str:
-    return f"<figure>{_image(path.read_bytes())}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{inline_image(path.read_bytes())}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _image(png: bytes) -> str:
+def inline_image(png: bytes) -> str:
+    """Return a PNG as an HTML element that needs no file."""
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
@@ -111,9 +115,14 @@ def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = 
     axes.grid(alpha=0.3)
     if len(keys) > 1:
         axes.legend()
+    return inline_figure(figure)
+
+
+def inline_figure(figure: "Figure") -> str:
+    """Return a matplotlib figure as an HTML element that needs no file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return f"<div class=plot>{_image(buffer.getvalue())}</div>"
+    return f"<div class=plot>{inline_image(buffer.getvalue())}</div>"
 
 
 def _score_table(scores: list[dict[str, Any]]) -> str:

@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in shipped():
             print(f"{name:<{width}}  {description(name)}")
         return 0
+    name_among_overrides(options)
     if options.experiment is None:
         parser.error("name an experiment (--list shows them) or a YAML file")
     try:
@@ -67,6 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
             return _train(config)
     except ConfigError as error:
         return refuse(options.experiment, error.problems)
+
+
+def name_among_overrides(options: argparse.Namespace) -> None:
+    """Accept ``experiment=NAME`` anywhere: W&B's agent can write key=value only."""
+    words = [word for word in (options.experiment, *options.overrides) if word is not None]
+    named = [word for word in words if word.startswith("experiment=")]
+    if named:
+        options.experiment = named[-1].removeprefix("experiment=")
+        options.overrides = [word for word in words if word not in named]
 
 
 def _plan(config: dict, budget: str) -> int:
@@ -148,7 +158,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def refuse(name: str, problems: list[str]) -> int:
-    """Say everything that is wrong, one sentence a line, and return the exit code for it."""
+    """Print what is wrong with a file and return the exit code."""
     count = f"{len(problems)} errors" if len(problems) > 1 else "error"
     print(f"{count} in {name}:", *(f"  {problem}" for problem in problems), sep="\n", file=sys.stderr)
     return EXIT_BAD_CONFIG

@@ -127,7 +127,7 @@ def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
         old = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
-    before, now = _flat(old), _flat(config)
+    before, now = flat(old), flat(config)
     relevant = sorted(key for key in before.keys() | now.keys() if _matters(key) and before.get(key) != now.get(key))
     return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
 
@@ -213,13 +213,14 @@ def _matters(key: str) -> bool:
     return any(f"{key}.".startswith(f"{part}.") for part in HYPER_PARAMETERS) and key not in MAY_CHANGE
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested values under keys with dots."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in node.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+        found.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return found
 
 
 def _git(*arguments: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.files import Rows
+from callbacks.files import Rows, write_atomically
 from experiments.config import Node
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class WandbMirror(WandbLogger):
 def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: str, config: Node) -> WandbMirror | None:
     """Return the W&B logger of a run, or None if W&B cannot be used; never waits for a login or a dead network.
 
-    Offline unless ``mode`` is "online": a key left in the environment must not upload patient images. The run's id is
-    the directory's name, so that a resumed run continues the same W&B run. Called on the first process only.
+    Offline unless ``mode`` is "online": a key left in the environment must not upload patient images. Called on the
+    first process only.
     """
     # Artifacts and settings would go to the home directory otherwise, even offline.
     for variable, folder in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache"), ("WANDB_CONFIG_DIR", "config")):
@@ -101,7 +101,7 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
         "dir": str(directory),
         "project": project,
         "name": f"{config['name']}-{directory.name}",
-        "id": directory.name,
+        "id": wandb_run_id(directory),
         "resume": "allow",
         "config": config,
     }
@@ -117,6 +117,18 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
     return WandbMirror(experiment=run, log_model=False)
+
+
+def wandb_run_id(directory: Path) -> str:
+    """Return the id of a run's W&B run and keep it in the directory, so that a resumed run continues the same one.
+
+    It is the directory's name, or that which the agent of a W&B sweep has chosen before it started us.
+    """
+    path = directory / "wandb_run_id"
+    if not path.is_file():
+        chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        write_atomically(path, lambda file: file.write((chosen or directory.name).encode()))
+    return path.read_text().strip()
 
 
 def _first_line(error: Exception) -> str:

@@ -97,15 +97,10 @@ def build(experiment: Experiment) -> Parts:
     Raises:
         ConfigError: With every problem that was found.
     """
-    callbacks = {name: node for name, node in experiment.callbacks.items() if node is not None}
-    problems = cfg.check(experiment.schedule, "schedule", Schedule)
-    problems += cfg.check(experiment.data, "data", ImageDataModule, supplied=("schedule", "seed"))
-    problems += cfg.check(experiment.module, "module", GANModule, supplied=("schedule", "seed"))
-    for name, node in callbacks.items():
-        problems += cfg.check(node, f"callbacks.{name}", L.Callback)
-    problems += cfg.check_plain(TrainerSettings, experiment.trainer, "trainer")
+    problems = problems_of_nodes(experiment)
     if problems:
         raise ConfigError(problems)
+    callbacks = {name: node for name, node in experiment.callbacks.items() if node is not None}
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
     torch.manual_seed(experiment.seed)
     shared = {"schedule": schedule, "seed": experiment.seed}
@@ -126,6 +121,16 @@ def build(experiment: Experiment) -> Parts:
     if problems:
         raise ConfigError(problems)
     return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings)
+
+
+def problems_of_nodes(experiment: Experiment) -> list[str]:
+    """Return every problem of the nodes' names and types; nothing is built."""
+    problems = cfg.check(experiment.schedule, "schedule", Schedule)
+    problems += cfg.check(experiment.data, "data", ImageDataModule, supplied=("schedule", "seed"))
+    problems += cfg.check(experiment.module, "module", GANModule, supplied=("schedule", "seed"))
+    for name, node in experiment.callbacks.items():
+        problems += cfg.check(node, f"callbacks.{name}", L.Callback) if node is not None else []
+    return problems + cfg.check_plain(TrainerSettings, experiment.trainer, "trainer")
 
 
 def recorded(experiment: Experiment) -> Node:

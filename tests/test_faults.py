@@ -308,6 +308,7 @@ ROLL_BACK = ["callbacks.divergence.roll_backs=2", "callbacks.divergence.every_ba
 
 
 def test_run_goes_back_to_the_last_good_checkpoint_with_a_lower_learning_rate(tmp_path, with_callback, caplog):
+    clean = clocks(train(tiny_config("dcgan", tmp_path / "clean")) / "scores.jsonl")
     with_callback(Poison(48, 1))
     directory = train(tiny_config("dcgan", tmp_path, *ROLL_BACK, "callbacks.checkpoint.every_images=16"))
     assert read_status(directory)["state"] == "finished"
@@ -316,7 +317,6 @@ def test_run_goes_back_to_the_last_good_checkpoint_with_a_lower_learning_rate(tm
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-4)
     assert "NaN or infinite at images_seen=48" in caplog.text
     assert "Going back to it with 0.5 times the learning rates (1 of 2)" in caplog.text
-    clean = clocks(train(tiny_config("dcgan", tmp_path / "clean")) / "scores.jsonl")
     assert clocks(directory / "scores.jsonl") == clean
 
 
