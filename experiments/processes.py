@@ -114,18 +114,19 @@ def ended_together(trainer: L.Trainer, directory: Path) -> Iterator[None]:
         ProcessDiedError: Instead of the broken connection that one process meets when another dies.
     """
     parent, over = os.getppid(), threading.Event()
+    started_by_parent = _inherited() is not None
 
     def dead() -> str | None:
         for rank, child in enumerate(_children(trainer), 1):
             if child.poll():
                 return f"process {rank} (pid {child.pid}) {how_it_ended(child.returncode)}"
-        if _inherited() is not None and os.getppid() != parent:
+        if started_by_parent and os.getppid() != parent:
             return f"the first process (pid {parent}) has ended"
         return None
 
     def tell(what: str) -> None:
         print(f"error: {what}; ending the run, resume=auto goes on", file=sys.stderr, flush=True)
-        if _inherited() is None:
+        if not started_by_parent:
             write_status(directory, "failed", reason=what)
 
     def watch() -> None:

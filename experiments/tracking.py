@@ -77,8 +77,15 @@ class WandbMirror(WandbLogger):
 
         self.experiment.log({name: wandb.Image(str(path)), "images_seen": images_seen})
 
-    def close(self, failed: bool) -> None:
-        """End the W&B run; without this the next run of this process would be logged to it."""
+    def close(self, failed: bool, preempted: bool = False) -> None:
+        """End the W&B run; without this the next run of this process would be logged to it.
+
+        Args:
+            failed: Whether the run is shown as failed.
+            preempted: Whether W&B is told that the run will go on.
+        """
+        if preempted:
+            self.experiment.mark_preempting()
         self.experiment.finish(exit_code=int(failed))
 
 

@@ -87,7 +87,7 @@ def train(config: Node) -> Path:
             if first:
                 processes.forget_start()
             if mirror is not None:
-                mirror.close(failed=sys.exc_info()[0] is not None)
+                mirror.close(failed=sys.exc_info()[0] is not None, preempted=preemption.stopped)
     return start.directory
 
 

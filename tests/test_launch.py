@@ -90,7 +90,7 @@ def test_machine_without_slurm_is_told_so(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_submitted_job_is_warned_requeued_and_ends_with_the_same_weights(slurm, capsys):
-    overrides = ["schedule.total_images=4000", "callbacks.checkpoint.every_images=800", "trainer.deterministic=true"]
+    overrides = ["schedule.total_images=4000", "callbacks.checkpoint.every_images=800"]
     folder = slurm / "output"
     arguments = [*tiny("dcgan", slurm, *overrides), "--folder", str(folder), "--slurm", "gpus_per_node=2"]
     assert launch.main(arguments) == 0
@@ -132,7 +132,7 @@ def output_of(folder):
 @pytest.mark.slow
 def test_two_machines_train_are_killed_and_resume(tmp_path):
     """Two torchrun agents on one machine, as on two: they find each other, share a run, and go on after a kill."""
-    overrides = ["trainer.num_nodes=2", "schedule.total_images=1200", "callbacks.checkpoint.every_images=80"]
+    overrides = ["trainer.num_nodes=2", "schedule.total_images=4000", "callbacks.checkpoint.every_images=160"]
 
     def machines(folder, port):
         agents = []

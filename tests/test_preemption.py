@@ -80,6 +80,18 @@ def test_signal_in_the_last_batch_leaves_a_finished_run(tmp_path, with_callback)
     assert read_status(directory)["state"] == "finished"
 
 
+def test_wandb_is_told_that_the_run_will_go_on(tmp_path, with_callback, monkeypatch):
+    from experiments.tracking import WandbMirror
+
+    told = []
+    close = WandbMirror.close
+    monkeypatch.setattr(WandbMirror, "close", lambda self, **how: (told.append(how), close(self, **how))[1])
+    with_callback(send_at(48, signal.SIGTERM))
+    with pytest.raises(Preempted):
+        train(tiny_config("dcgan", tmp_path, "tracking=offline"))
+    assert told == [{"failed": True, "preempted": True}]
+
+
 def test_second_ctrl_c_ends_at_once(tmp_path, with_callback):
     with_callback(send_at(48, signal.SIGINT))
     with_callback(send_at(48, signal.SIGINT))
