@@ -155,8 +155,9 @@ def test_two_machines_train_are_killed_and_resume(tmp_path):
         time.sleep(0.01)
     for agent in agents:
         os.killpg(agent.pid, signal.SIGKILL)
-        agent.communicate()
     subprocess.run(["pkill", "-KILL", "-f", f"runs_dir={tmp_path}"])  # torchrun's workers have sessions of their own
+    for agent in agents:
+        agent.communicate()
     (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
     assert read_status(directory)["state"] == "running"
     finish(machines(tmp_path, 29612))
