@@ -42,9 +42,8 @@ def register(sweep: Sweep) -> int:
         raise ConfigError(
             [f"engine=wandb: the sweep could not be registered ({first}); is wandb logged in?"]
         ) from error
-    print(
-        f"start one agent per device, in this Python environment:\n  wandb agent --forward-signals {sweep.wandb_project}/{identity}"
-    )
+    agent = f"wandb agent --forward-signals {sweep.wandb_project}/{identity}"
+    print(f"start one agent per device, in this Python environment:\n  {agent}")
     return 0
 
 
