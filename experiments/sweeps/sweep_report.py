@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
@@ -15,10 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.config import TARGET
 from experiments.report import STYLE, inline_figure
 from experiments.run_directory import write_text
 from experiments.sweeps.optuna_engine import Study
-from experiments.sweeps.space import Choice, Dimension, FloatRange, label
+from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, FloatRange, label
 from experiments.sweeps.trials import trial_name
 
 COLUMNS = ("number", "state", "value", "images_seen", "reason", "seconds", "run")
@@ -224,7 +226,14 @@ def _ticks(axes: Axes, position: int, dimension: Dimension) -> None:
     names = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
     for name in names:
         value = label(name) if isinstance(domain, Choice) else name
-        text = f"{name:.3g}" if isinstance(name, float) else label(name).rpartition(".")[2]  # of a class its name
+        text = f"{name:.3g}" if isinstance(name, float) else _short(dimension.key, label(name))
         place = (position, _height(dimension, value))
         white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
         axes.annotate(text, place, (5, 0), textcoords="offset points", fontsize=8, va="center", bbox=white)
+
+
+def _short(key: str, text: str) -> str:
+    """Return of a class its name, of a file its stem, of anything else the beginning."""
+    if key.endswith(TARGET):
+        return text.rpartition(".")[2]
+    return Path(text).stem if key == EXPERIMENT else text[:24]

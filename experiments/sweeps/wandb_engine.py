@@ -29,8 +29,9 @@ def register(sweep: Sweep) -> int:
     write_text(path, text)
     if sweep.tracking != "online":
         print(
-            f"{path}\nNothing was registered: runs upload only with tracking=online. Add it to register the sweep, "
-            f"or look at the file and register it yourself:\n  wandb sweep --project {sweep.wandb_project} {path}"
+            f"{path}\nNothing was registered, and in this file the runs stay offline: W&B sees their scores only with "
+            "tracking=online.\nWith it the sweep is registered from here; the file can also be registered by hand:\n"
+            f"  wandb sweep --project {sweep.wandb_project} {path}"
         )
         return 0
     import wandb
