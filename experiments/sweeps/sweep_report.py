@@ -187,7 +187,7 @@ def _importance(study: Study) -> str:
 
 
 def _parallel(study: Study) -> str:
-    """Return one line per finished trial through its values, coloured by its score; gaps where a key takes no part."""
+    """Return one line per finished trial through its values, coloured by its score; dotted past keys without part."""
     finished = _valued(study, TrialState.COMPLETE)
     dimensions, values = study.space.dimensions, [value for _, value in finished]
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -196,7 +196,9 @@ def _parallel(study: Study) -> str:
     colours = colormaps["viridis" if study.sweep.direction == "minimize" else "viridis_r"]
     for trial, value in sorted(finished, key=lambda pair: pair[1], reverse=study.sweep.direction == "minimize"):
         heights = [_height(dimension, trial.params.get(dimension.key)) for dimension in dimensions]
-        axes.plot(heights, color=colours(norm(value)), marker="o", markersize=4, alpha=0.8)
+        colour, there = colours(norm(value)), [i for i, height in enumerate(heights) if not math.isnan(height)]
+        axes.plot(there, [heights[i] for i in there], ":", color=colour, linewidth=0.8, alpha=0.8)
+        axes.plot(heights, color=colour, marker="o", markersize=4, alpha=0.8)
     for position, dimension in enumerate(dimensions):
         _ticks(axes, position, dimension)
     axes.set(xlim=(-0.2, len(dimensions) - 0.4), ylim=(-0.05, 1.05), yticks=[])
