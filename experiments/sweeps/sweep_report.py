@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
@@ -15,10 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.config import TARGET
 from experiments.report import STYLE, inline_figure
 from experiments.run_directory import write_text
 from experiments.sweeps.optuna_engine import Study
-from experiments.sweeps.space import Choice, Dimension, FloatRange, label
+from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, FloatRange, label
 from experiments.sweeps.trials import trial_name
 
 COLUMNS = ("number", "state", "value", "images_seen", "reason", "seconds", "run")
@@ -185,7 +187,7 @@ def _importance(study: Study) -> str:
 
 
 def _parallel(study: Study) -> str:
-    """Return one line per finished trial through its values, coloured by its score; gaps where a key takes no part."""
+    """Return one line per finished trial through its values, coloured by its score; dotted past keys without part."""
     finished = _valued(study, TrialState.COMPLETE)
     dimensions, values = study.space.dimensions, [value for _, value in finished]
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -194,7 +196,9 @@ def _parallel(study: Study) -> str:
     colours = colormaps["viridis" if study.sweep.direction == "minimize" else "viridis_r"]
     for trial, value in sorted(finished, key=lambda pair: pair[1], reverse=study.sweep.direction == "minimize"):
         heights = [_height(dimension, trial.params.get(dimension.key)) for dimension in dimensions]
-        axes.plot(heights, color=colours(norm(value)), marker="o", markersize=4, alpha=0.8)
+        colour, there = colours(norm(value)), [i for i, height in enumerate(heights) if not math.isnan(height)]
+        axes.plot(there, [heights[i] for i in there], ":", color=colour, linewidth=0.8, alpha=0.8)
+        axes.plot(heights, color=colour, marker="o", markersize=4, alpha=0.8)
     for position, dimension in enumerate(dimensions):
         _ticks(axes, position, dimension)
     axes.set(xlim=(-0.2, len(dimensions) - 0.4), ylim=(-0.05, 1.05), yticks=[])
@@ -224,7 +228,14 @@ def _ticks(axes: Axes, position: int, dimension: Dimension) -> None:
     names = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
     for name in names:
         value = label(name) if isinstance(domain, Choice) else name
-        text = f"{name:.3g}" if isinstance(name, float) else label(name).rpartition(".")[2]  # of a class its name
+        text = f"{name:.3g}" if isinstance(name, float) else _short(dimension.key, label(name))
         place = (position, _height(dimension, value))
         white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
         axes.annotate(text, place, (5, 0), textcoords="offset points", fontsize=8, va="center", bbox=white)
+
+
+def _short(key: str, text: str) -> str:
+    """Return of a class its name, of a file its stem, of anything else the beginning."""
+    if key.endswith(TARGET):
+        return text.rpartition(".")[2]
+    return Path(text).stem if key == EXPERIMENT else text[:24]

@@ -29,8 +29,9 @@ def register(sweep: Sweep) -> int:
     write_text(path, text)
     if sweep.tracking != "online":
         print(
-            f"{path}\nNothing was registered: runs upload only with tracking=online. Add it to register the sweep, "
-            f"or look at the file and register it yourself:\n  wandb sweep --project {sweep.wandb_project} {path}"
+            f"{path}\nNothing was registered, and in this file the runs stay offline: W&B sees their scores only with "
+            "tracking=online.\nWith it the sweep is registered from here; the file can also be registered by hand:\n"
+            f"  wandb sweep --project {sweep.wandb_project} {path}"
         )
         return 0
     import wandb
@@ -42,10 +43,8 @@ def register(sweep: Sweep) -> int:
         raise ConfigError(
             [f"engine=wandb: the sweep could not be registered ({first}); is wandb logged in?"]
         ) from error
-    print(
-        "start one agent per device, in this Python environment:\n"
-        f"  wandb agent --forward-signals {sweep.wandb_project}/{identity}"
-    )
+    agent = f"wandb agent --forward-signals {sweep.wandb_project}/{identity}"
+    print(f"start one agent per device, in this Python environment:\n  {agent}")
     return 0
 
 
