@@ -10,6 +10,19 @@ class FaultError(RuntimeError):
     """The machine ended the run; the message says what happened and what to do."""
 
 
+class OutOfMemoryError(FaultError):
+    """Memory ran out.
+
+    Args:
+        message: What happened.
+        images_seen: The clock at which it did.
+    """
+
+    def __init__(self, message: str, images_seen: int) -> None:
+        super().__init__(message)
+        self.images_seen = images_seen
+
+
 def explain(error: BaseException) -> str | None:
     """Return a sentence for an error that the machine has caused, or None for one that needs its traceback."""
     text = str(error)

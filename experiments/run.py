@@ -97,7 +97,7 @@ def _train(config: dict) -> int:
     from callbacks.divergence import DivergedError
     from callbacks.preemption import Preempted
     from datamodules.readers import DataError
-    from experiments.faults import FaultError
+    from experiments.faults import FaultError, OutOfMemoryError
     from experiments.processes import (
         ProcessDiedError,
         external_launcher,
@@ -114,23 +114,43 @@ def _train(config: dict) -> int:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
-    codes = {DivergedError: EXIT_DIVERGED, Preempted: EXIT_PREEMPTED, FaultError: 1}
+    codes: dict[type[Exception], int] = {
+        DivergedError: EXIT_DIVERGED,
+        Preempted: EXIT_PREEMPTED,
+        FaultError: 1,
+        OutOfMemoryError: 1,
+    }
     try:
         directory = train(config)
     except ProcessDiedError:  # has been said
         return 1
     except (DataError, OtherDataError, ExtractorError, *codes) as error:
-        if not is_first_process(external_launcher()):
+        if not is_first_process(external_launcher()) and not isinstance(error, FaultError):  # which is its own
             let_the_first_process_speak()
         elif type(error) not in codes:
             refuse(config["name"], [str(error)])
         else:
             print(error if isinstance(error, Preempted) else f"error: {error}", file=sys.stderr)
+            if isinstance(error, OutOfMemoryError) and is_first_process(external_launcher()):
+                print(_advice(config, error.images_seen), file=sys.stderr)
         return codes.get(type(error), EXIT_BAD_CONFIG)
     if is_first_process(external_launcher()):
         print("\n".join(["", *score_lines(directory)]))
         print(f"\nsamples  {newest_samples(directory)}\nreport   {directory / 'report.html'}")
     return 0
+
+
+def _advice(config: dict, images_seen: int) -> str:
+    """Return what to lower so that the stage at a clock fits, measured as the plan does."""
+    import torch
+
+    from experiments.plan import advice
+
+    torch.cuda.empty_cache()
+    try:
+        return advice(config, images_seen)
+    except Exception as error:  # nothing may hide that memory ran out
+        return f"python -m experiments.run NAME --plan measures what fits (not measured now: {error})"
 
 
 @contextmanager

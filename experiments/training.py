@@ -26,7 +26,7 @@ from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes, run_directory
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
-from experiments.faults import FaultError, explain, is_out_of_memory
+from experiments.faults import FaultError, OutOfMemoryError, explain, is_out_of_memory
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, wandb_logger
 from lightning_modules.gan import GANModule
@@ -82,7 +82,7 @@ def train(config: Node) -> Path:
             return build_trainer(settings, launcher, parts.callbacks, loggers, start.directory, preemption)
 
         try:
-            fit(new_trainer, parts, config, start, first, preemption)
+            fit(new_trainer, parts, start, first, preemption)
         finally:
             if first:
                 processes.forget_start()
@@ -266,7 +266,6 @@ def build_trainer(
 def fit(
     new_trainer: Callable[[], L.Trainer],
     parts: Parts,
-    config: Node,
     start: run_directory.Start,
     first: bool,
     preemption: Preemption,
@@ -289,11 +288,11 @@ def fit(
             _fit_with_roll_backs(new_trainer, parts, start, first)
     except Exception as error:
         fault = explain(error)
-        if fault and is_out_of_memory(error) and first:
-            fault += f". {_advice(config, parts.module.images_seen)}"
         if first and not isinstance(error, processes.ProcessDiedError):  # which has written its own
             state = "diverged" if isinstance(error, DivergedError) else "failed"
             run_directory.write_status(start.directory, state, reason=fault or f"{type(error).__name__}: {error}")
+        if fault and is_out_of_memory(error):
+            raise OutOfMemoryError(fault, parts.module.images_seen) from error
         if fault:
             raise FaultError(f"{fault} (images_seen={parts.module.images_seen})") from error
         raise
@@ -306,17 +305,6 @@ def fit(
     if first:
         run_directory.write_status(start.directory, "finished" if finished else "interrupted", images_seen=images_seen)
         write_report(start.directory)
-
-
-def _advice(config: Node, images_seen: int) -> str:
-    """Return what to lower so that the present stage fits, measured as the plan does."""
-    from experiments.plan import advice  # which imports this module
-
-    torch.cuda.empty_cache()
-    try:
-        return advice(config, images_seen)
-    except Exception as error:
-        return f"python -m experiments.run NAME --plan measures what fits (not measured now: {error})"
 
 
 def _fit_with_roll_backs(
