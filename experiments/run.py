@@ -120,11 +120,12 @@ def _train(config: dict) -> int:
         FaultError: 1,
         OutOfMemoryError: 1,
     }
+    said_here = (DataError, OtherDataError, ExtractorError, DivergedError, Preempted, FaultError)
     try:
         directory = train(config)
     except ProcessDiedError:  # has been said
         return 1
-    except (DataError, OtherDataError, ExtractorError, *codes) as error:
+    except said_here as error:
         if not is_first_process(external_launcher()) and not isinstance(error, FaultError):  # which is its own
             let_the_first_process_speak()
         elif type(error) not in codes:
