@@ -334,7 +334,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return record and content hash of every image in the cache, in its order."""
         records, contents = self._scanned()
         by_name = {record.name: (record, content) for record, content in zip(records, contents, strict=True)}
-        return [by_name[name] for name in cache.names]
+        try:
+            return [by_name[name] for name in cache.names]
+        except KeyError as error:
+            raise DataError(f"the cache {cache.directory} holds images that are not in the data; delete it") from error
 
     def _multi_hot(self) -> np.ndarray:
         column = {name: i for i, name in enumerate(self.classes)}

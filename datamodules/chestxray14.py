@@ -7,12 +7,10 @@ reports by text processing; its authors estimate that over 90 % are right, other
 
 import csv
 import difflib
-import gzip
 import io
 import logging
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +21,7 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
 from datamodules.samplers import Schedule
 from datamodules.splits import stratified_split
 
@@ -447,12 +445,7 @@ def _places(path: Path, line: int, header: list[str], columns: tuple[str, ...]) 
 
 
 def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        if raw.startswith(b"\x1f\x8b"):  # gzip, whatever the file's name
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    raw = read_table_bytes(path)
     try:
         return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -60,19 +60,26 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl or scores.jsonl as the uninterrupted run would have written them (times aside).
 
-    Torn rows are left out, and so are rows that a resume from an earlier checkpoint has overtaken.
+    Torn rows are left out, rows that are none of ours (the file may be a stranger's), and rows that a resume from an
+    earlier checkpoint has overtaken.
     """
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if "resumed_at" in row:
-            rows = [old for old in rows if old.get("images_seen", -1) <= row["resumed_at"]]
-        else:
+        if not isinstance(row, dict):
+            continue
+        if _is_clock(row.get("resumed_at")):
+            rows = [old for old in rows if old["images_seen"] <= row["resumed_at"]]
+        elif _is_clock(row.get("images_seen")):
             rows.append(row)
     return rows
+
+
+def _is_clock(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 class WandbMirror(WandbLogger):
