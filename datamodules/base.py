@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation, augment
 from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
 from datamodules.splits import SPLITS, check_disjoint, split_by_group
@@ -264,6 +265,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return the records without byte-identical duplicates, and the hash of each one's content."""
         if self._scan is None:
             records = self.records()
+            files = [record for record in records if record.path is not None]
+            remember(name for record in files for name in (record.name, record.group))
             if not records:
                 raise DataError(f"{self._name}: found no image")
             try:

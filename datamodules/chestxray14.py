@@ -21,6 +21,7 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
 from datamodules.samplers import Schedule
 from datamodules.splits import stratified_split
@@ -284,6 +285,7 @@ class ChestXray14(ImageDataModule):
                     names = [entry.name for entry in entries if entry.name.endswith(".png") and entry.is_file()]
             except OSError as error:
                 raise DataError(f"{folder}: cannot be listed ({error})") from error
+            remember(names)
             for name in names:
                 if name in found:
                     raise DataError(f"{name}: lies both in {found[name].parent} and in {folder}; remove one of the two")
@@ -356,6 +358,7 @@ def read_table(path: Path) -> dict[str, Entry]:
             raise DataError(f"{where}: sex {_shown(sex)} is neither M nor F")
         if view not in ("PA", "AP"):
             raise DataError(f"{where}: view {_shown(view)} is neither PA nor AP")
+        remember((name, name[:8]))
         found[name] = Entry(labels_of[labels], _age(age, where), sex, view)
     if not found:
         raise DataError(f"{path}: holds no image")

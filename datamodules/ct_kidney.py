@@ -17,6 +17,7 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, image_size, read_grey, read_table_bytes
 from datamodules.samplers import Schedule
 
@@ -91,6 +92,7 @@ class CTKidney(ImageDataModule):
             files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
             for path in sorted(files, key=_by_number):
                 name = path.relative_to(self.root).as_posix()
+                remember((name,))
                 records.append(Record(name, self._group(label, path.stem), (label,), path))
         self._compare_with_csv(records)
         return records

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from datamodules.dicom import read_dicom, read_header
+from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ def _found(
                 notes.add(
                     f"{what} contradicts {said_by}, which is not followed", f"{path.name} ({chosen[i]}, {said[i]})"
                 )
+    remember((path.name, patient))
     return Found(path, patient, chosen[0], chosen[1], () if header is None else tag_reasons(header))
 
 
@@ -329,11 +331,13 @@ def _cbis_kind(path: Path, header: "Dataset | None", content: str) -> str:
 
 def find_files(root: Path, suffixes: set[str]) -> list[Path]:
     """Return all files with one of the suffixes below a folder, sorted, without hidden ones."""
-    return sorted(
+    found = sorted(
         path
         for path in root.rglob("*")
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
+    remember(path.relative_to(root).as_posix() for path in found)
+    return found
 
 
 def read_cbis_csv(path: Path) -> list[Row]:
@@ -372,6 +376,7 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[Row]:
 
 def _check_missing(source: str, listed: Iterable[str], missing: Iterable[str], missing_ok: float) -> None:
     total, absent = len(set(listed)), sorted(missing)
+    remember(absent)
     if not absent:
         return
     text = f"{source}: {len(absent)} of {total} listed images are not on disk, e.g. {absent[0]}"

@@ -88,6 +88,9 @@ def refuse_links(directory: Path) -> None:
     for folder, folders, files in os.walk(directory):
         for path in (Path(folder, name) for name in (*folders, *files)):
             if path.is_symlink() and not os.path.realpath(path).startswith(inside):
+                if directory / "wandb" in path.parents:  # W&B links one log to another; in a copy this leads elsewhere
+                    path.unlink()
+                    continue
                 raise ConfigError(
                     [f"{path}: is a symbolic link that leaves the run directory; remove it to go on with this run"]
                 )

@@ -6,12 +6,15 @@ import os
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.config import Node
+
+if TYPE_CHECKING:
+    import wandb
 
 log = logging.getLogger(__name__)
 
@@ -121,17 +124,33 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
         "config": config,
     }
     try:
-        run = wandb.init(mode=mode, settings=wandb.Settings(init_timeout=15, disable_code=True), **arguments)
+        run = wandb.init(mode=mode, settings=_settings(), **arguments)
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         if mode == "offline":
             log.warning("W&B cannot write offline (%s); the record in metrics.jsonl is complete without it", error)
             return None
         log.warning("W&B is not reachable (%s); tracking offline, upload later with: wandb sync", _first_line(error))
         wandb.teardown()
-        run = wandb.init(mode="offline", settings=wandb.Settings(disable_code=True), **arguments)
+        run = wandb.init(mode="offline", settings=_settings(), **arguments)
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
     return WandbMirror(experiment=run, log_model=False)
+
+
+def _settings() -> "wandb.Settings":
+    """Return settings that keep to numbers, pictures and the configuration: nothing of user, machine or terminal."""
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=15,
+        console="off",  # log lines name patients on the terminal
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,  # command line, program, host, user, e-mail, packages' paths
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        symlink=False,  # a run directory is copied to other machines
+    )
 
 
 def _first_line(error: Exception) -> str:

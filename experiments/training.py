@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,12 @@ from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.divergence import DivergedError
 from callbacks.fade_in import FadeIn
 from datamodules.base import ImageDataModule
+from datamodules.pseudonyms import Pseudonyms
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes, run_directory
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
+from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, append_row, wandb_logger
 from lightning_modules.gan import GANModule
@@ -42,6 +44,7 @@ class Parts:
     module: GANModule
     callbacks: list[L.Callback]
     settings: TrainerSettings
+    pseudonyms: Pseudonyms
 
 
 def train(config: Node) -> Path:
@@ -64,7 +67,7 @@ def train(config: Node) -> Path:
     start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config))
     first = processes.is_first_process(launcher)
     held = run_directory.lock(start.directory) if first else nullcontext()
-    with held, log_file(start.directory / "log.txt") if first else quiet():
+    with held, log_file(start.directory / "log.txt", parts.pseudonyms.hide) if first else quiet():
         if first:
             announce(start)
         mirror = None
@@ -117,7 +120,8 @@ def build(experiment: Experiment) -> Parts:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings)
+    pseudonyms = Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
+    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings, pseudonyms)
 
 
 def recorded(experiment: Experiment) -> Node:
@@ -142,10 +146,11 @@ def check_together(parts: Parts, world_size: int) -> None:
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
             f"{parts.data.channels}"
         )
-    try:
-        parts.data.check()
-    except DataError as error:
-        problems.append(str(error))
+    for check in (parts.data.check, parts.pseudonyms.check):
+        try:
+            check()
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         raise ConfigError(problems)
 
@@ -273,17 +278,51 @@ def fit(trainer: L.Trainer, parts: Parts, start: run_directory.Start, first: boo
                 start.directory,
             )
         else:
+            if start.checkpoint is not None:
+                check_fits(start.checkpoint, parts.module)
             trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint)
     except Exception as error:
         if first:
             state = "diverged" if isinstance(error, DivergedError) else "failed"
-            run_directory.write_status(start.directory, state, reason=f"{type(error).__name__}: {error}")
+            run_directory.write_status(start.directory, state, reason=_reason(error, parts.pseudonyms))
         raise
     if first:
         finished = done or parts.module.images_seen >= parts.schedule.total_images
         images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
         run_directory.write_status(start.directory, "finished" if finished else "interrupted", images_seen=images_seen)
         write_report(start.directory)
+
+
+def check_fits(checkpoint: Path, module: GANModule) -> None:
+    """Check that a checkpoint, perhaps a stranger's, holds a run of these networks.
+
+    Raises:
+        ConfigError: If a part is missing, or a tensor has another name or shape.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    missing = [key for key in ("state_dict", "optimizer_states", "callbacks", "loops") if key not in content]
+    if missing:
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
+    held, wanted = content["state_dict"], module.state_dict()
+    shapes = {name: getattr(tensor, "shape", None) for name, tensor in dict(held).items()}
+    differing = sorted(name for name in shapes.keys() | wanted.keys() if not _same_shape(name, shapes, wanted))
+    if differing:
+        raise ConfigError(
+            [
+                f"{checkpoint}: holds other networks than module describes ({len(differing)} tensors, e.g. {differing[0]})"
+            ]
+        )
+
+
+def _same_shape(name: str, shapes: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return name in shapes and name in wanted and shapes[name] == wanted[name].shape
+
+
+def _reason(error: Exception, pseudonyms: Pseudonyms) -> str:
+    """Return why a run failed, as its directory may tell it: without patients, names of their files and secrets."""
+    if isinstance(error, DataError):  # quotes tables, too, which hold whatever they hold
+        return "DataError: the data cannot be used; the terminal said why (it may name patients, so this file does not)"
+    return redacted(pseudonyms.hide(f"{type(error).__name__}: {error}"))
 
 
 def clock_of(checkpoint: Path) -> int:
@@ -312,10 +351,10 @@ def announce(start: run_directory.Start) -> None:
 
 
 @contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Copy what is logged, warnings included, into a file."""
+def log_file(path: Path, hide: Callable[[str], str]) -> Iterator[None]:
+    """Copy what is logged, warnings included, into a file, without secrets and what else ``hide`` replaces."""
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", hide))
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)
     for package in ("callbacks", "datamodules", "experiments"):

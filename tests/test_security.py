@@ -5,7 +5,9 @@ A payload would create the file ``marker``; a refusal is a sentence with exit co
 """
 
 import ast
+import csv
 import gzip
+import json
 import os
 import pickle
 import shutil
@@ -20,15 +22,19 @@ import pytest
 import torch
 from conftest import ROOT, TINY_YAML, newest_checkpoint, tiny, tiny_config, write_kidney
 from dicom_files import mammogram, write_mammogram
+from PIL import Image
 from pydicom import dcmwrite
 from test_malformed import png, refused
 
-from callbacks.checkpoint import is_intact
+from callbacks.checkpoint import AtomicCheckpointIO, is_intact
 from datamodules import readers
+from datamodules.cache import ImageCache, content_hashes, open_or_build
 from datamodules.chestxray14 import read_table
 from datamodules.ct_kidney import CTKidney
 from datamodules.dicom import read_dicom, read_header
+from datamodules.mammography import Mammography
 from datamodules.readers import DataError, UnreadableImageError, read_grey
+from experiments.report import score_lines, write_report
 from experiments.tracking import read_rows
 from experiments.training import train
 from lightning_modules.schedules import ConstantSchedule
@@ -120,8 +126,6 @@ def test_hostile_newest_checkpoint_is_not_unpickled(what, run_dir, tmp_path, cap
 
 
 def test_the_environment_cannot_turn_unpickling_on(run_dir, tmp_path, monkeypatch):
-    from callbacks.checkpoint import AtomicCheckpointIO
-
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = run_dir / "checkpoints" / "images_000000999999.ckpt"
     hostile_checkpoint(path, tmp_path / "marker", "torch archive")
@@ -333,3 +337,216 @@ def test_errors_do_not_quote_other_files(tmp_path, capsys):
 @pytest.mark.parametrize("override", ["name=../x", "name=/tmp/x", "wandb_project=../x", "wandb_project=.hidden"])
 def test_names_stay_names(override, tmp_path, capsys):
     assert "must be a plain folder name" in refused(capsys, *tiny("dcgan", tmp_path), override)
+
+
+# Run directories of strangers -----------------------------------------------------------------------------------------
+
+ENTRIES = (
+    "metrics.jsonl",
+    "scores.jsonl",
+    "log.txt",
+    "status.json",
+    "config.yaml",
+    "versions.json",
+    "report.html",
+    ".lock",
+    "samples",
+    "samples/images_000000000999.png",
+    "checkpoints",
+    "checkpoints/images_000000000999.ckpt",
+    "wandb",
+)
+
+
+@pytest.mark.parametrize("what", ["auto", "directory"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_links_out_of_a_run_directory_are_refused(entry, what, run_dir, tmp_path, capsys):
+    outside, path = tmp_path / "outside", run_dir / entry
+    if path.is_dir():
+        path.rename(outside)
+    elif entry == "wandb":
+        outside.mkdir()
+    else:
+        outside.write_bytes(path.read_bytes() if path.exists() else b"precious")
+        path.unlink(missing_ok=True)
+    path.symlink_to(outside)
+    before = {file: file.stat().st_mtime_ns for file in (outside, *outside.rglob("*"))}
+    said = refused(capsys, *resume(tmp_path, run_dir if what == "directory" else "auto", "allow_changes=true"))
+    assert f"{path}: is a symbolic link that leaves the run directory; remove it" in said
+    assert {file: file.stat().st_mtime_ns for file in (outside, *outside.rglob("*"))} == before
+
+
+def test_link_to_a_file_that_is_not_there_yet_is_refused(run_dir, tmp_path, capsys):
+    (run_dir / "scores.csv").unlink()
+    (run_dir / "scores.csv").symlink_to(tmp_path / "marker")
+    assert "is a symbolic link" in refused(capsys, *resume(tmp_path, run_dir))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_links_that_wandb_makes_do_not_stop_a_copy(run_dir, tmp_path):
+    logs = run_dir / "wandb" / "offline-run-1" / "logs"
+    logs.mkdir(parents=True)
+    (tmp_path / "outside").touch()
+    (logs / "debug-core.log").symlink_to(tmp_path / "outside")
+    assert train(tiny_config("dcgan", tmp_path, "resume=auto", "callbacks.checkpoint.keep=3")) == run_dir
+    assert not list(logs.iterdir()) and (tmp_path / "outside").exists()
+
+
+def test_pipe_in_a_run_directory_is_refused_instead_of_waited_for(run_dir, tmp_path, capsys):
+    (run_dir / "status.json").unlink()
+    os.mkfifo(run_dir / "status.json")
+    assert "status.json: is no file" in refused(capsys, *resume(tmp_path, "auto"))
+
+
+def test_a_run_directory_may_itself_be_reached_by_a_link(run_dir, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "runs")
+    there = tmp_path / "elsewhere" / "dcgan" / run_dir.name
+    (run_dir / "inside").symlink_to("samples")
+    assert train(tiny_config("dcgan", tmp_path, f"resume={there}", "callbacks.checkpoint.keep=3")) == there
+
+
+HOSTILE_STATUS = ('{"state": "running", "pid": "x"}', '{"pid": 1e400}', '{"pid": -1}', "[]", "[" * 100_000, "\xff")
+
+
+@pytest.mark.parametrize("status", HOSTILE_STATUS, ids=range(len(HOSTILE_STATUS)))
+def test_hostile_status_does_not_stop_a_resume(status, run_dir, tmp_path):
+    (run_dir / "status.json").write_bytes(status.encode("latin-1"))
+    (run_dir / "checkpoints" / "images_now.ckpt").write_bytes(b"x")
+    (run_dir / "samples" / "images_<script>.png").write_bytes(b"x")
+    assert train(tiny_config("dcgan", tmp_path, "resume=auto", "callbacks.checkpoint.keep=3")) == run_dir
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [1]\nb: *a\n", "a: ${b\n", "\t", "[1]", "- " * 20_000, "a: !!python/name:os.x"]
+)
+def test_hostile_config_of_a_run_is_refused(text, run_dir, tmp_path, capsys):
+    (run_dir / "config.yaml").write_text(text)
+    refused(capsys, *resume(tmp_path, run_dir))
+
+
+SCRIPT = "<script>alert(1)</script>"
+HOSTILE_ROWS = (
+    "5",
+    "[1]",
+    "null",
+    '{"images_seen": "SCRIPT", "value": 1}',
+    '{"images_seen": 1e999, "value": 1}',
+    '{"images_seen": DIGITS, "value": 1}',
+    '{"images_seen": 8, "value": "SCRIPT"}',
+    '{"images_seen": 8, "value": NaN}',
+    '{"images_seen": 8, "value": -Infinity}',
+    '{"images_seen": 8, "value": DIGITS}',
+    '{"images_seen": 8, "loss/SCRIPT": 1.5, "loss/$x^": 2, "loss/_": NaN, "loss/text": "SCRIPT"}',
+    '{"resumed_at": "SCRIPT"}',
+    "[" * 100_000,
+    '{"images_seen": 8, "value": 2.5, "extractor": "SCRIPT\\u001b[31m", "split": "=1+1", "=cmd": "+x"}',
+)
+
+
+def test_hostile_records_give_an_escaped_report_and_harmless_cells(run_dir):
+    for name in ("metrics.jsonl", "scores.jsonl"):
+        (run_dir / name).write_text("\n".join(HOSTILE_ROWS).replace("SCRIPT", SCRIPT).replace("DIGITS", "9" * 400))
+    (run_dir / "status.json").write_text(json.dumps({"state": SCRIPT, "images_seen": SCRIPT}))
+    (run_dir / "config.yaml").write_text(SCRIPT)
+    report = write_report(run_dir).read_text()
+    assert "<script" not in report and "&lt;script" in report
+    header, row = csv.reader((run_dir / "scores.csv").read_text().splitlines())
+    assert dict(zip(header, row, strict=True)) == {
+        "images_seen": "8",
+        "value": "2.5",
+        "extractor": f"{SCRIPT} [31m",
+        "split": "'=1+1",
+        "'=cmd": "'+x",
+    }
+    assert "\x1b" not in "".join(score_lines(run_dir))
+
+
+# Caches and data sets -------------------------------------------------------------------------------------------------
+
+
+def build_cache(folder: Path) -> list[ImageCache]:
+    image = np.zeros((1, 2, 2), np.uint8)
+    return open_or_build([folder / "images" / "x-key"], ["a", "b"], lambda i: [image], [(1, 2, 2)], 8, 0.0)
+
+
+@pytest.mark.parametrize("entry", ["x-key", "x-key/images.bin", "x-key/index.json", ".x-key.building", "x-key.lock"])
+def test_links_in_a_cache_are_refused(entry, tmp_path):
+    cache, outside = tmp_path / "cache", tmp_path / "outside"
+    build_cache(cache)
+    path = cache / "images" / entry
+    if path.exists():
+        path.rename(outside)
+    else:
+        outside.mkdir()
+    if entry in (".x-key.building", "x-key.lock"):
+        shutil.rmtree(cache / "images" / "x-key")
+    if outside.is_file():
+        outside.write_bytes(outside.read_bytes() or b"precious")
+    path.symlink_to(outside)
+    before = outside.read_bytes() if outside.is_file() else sorted(outside.iterdir())
+    with pytest.raises(OSError, match="is a symbolic link, which Mirage never makes there; remove it"):
+        build_cache(cache)
+    assert before == (outside.read_bytes() if outside.is_file() else sorted(outside.iterdir()))
+
+
+def test_a_cache_folder_may_itself_be_a_link(tmp_path):
+    (tmp_path / "large_disk").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "large_disk")
+    assert build_cache(tmp_path / "cache")[0].names == ["a", "b"]
+
+
+INDEX = {"names": ["a", "b"], "unreadable": [], "shape": [2, 1, 2, 2], "dtype": "uint8"}
+HOSTILE_INDEX = (
+    {"dtype": "object"},
+    {"dtype": "O"},
+    {"shape": [2, 1, 2, -2]},
+    {"shape": "2122"},
+    {"names": 3},
+    {"names": ["a", 1]},
+    {"names": ["a"]},
+    {"unreadable": None},
+)
+
+
+@pytest.mark.parametrize("change", HOSTILE_INDEX, ids=str)
+def test_hostile_index_of_a_cache_is_refused(change, tmp_path):
+    build_cache(tmp_path)
+    (tmp_path / "images" / "x-key" / "index.json").write_text(json.dumps({**INDEX, **change}))
+    with pytest.raises(OSError, match=r"is damaged \(its index.json\); delete it"):
+        build_cache(tmp_path)
+
+
+@pytest.mark.parametrize("memo", ["[]", "5", '{"a": 1}', '{"a": [1, 2, 3]}', "[" * 100_000])
+def test_hostile_memory_of_hashes_is_ignored(memo, tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "memo.json").write_text(memo.replace('"a"', json.dumps(str(tmp_path / "a"))))
+    (found,) = content_hashes([tmp_path / "a"], tmp_path / "memo.json")
+    assert len(found) == 64
+
+
+NAMES = ("../../x.png", "/etc/x.png", "images/../../x.png", "00000001_000.png\0", '"00000001_000.png\n"', "link.png")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_table_cannot_name_a_file_outside(name, tmp_path):
+    path = tmp_path / "Data_Entry_2017.csv"
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+    path.write_text(f"{header}\n{name},No Finding,0,1,50,M,PA\n")
+    with pytest.raises(DataError, match=r"line 2: (image .* is not named like|a quoted cell does not end)"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "{outside}/x.png", "a/../../x.png", "x.png\0", "link.png", "folder/x.png"]
+)
+def test_list_cannot_name_a_file_outside(name, tmp_path):
+    root, outside = tmp_path / "root", tmp_path
+    root.mkdir()
+    Image.new("L", (32, 32)).save(outside / "x.png")
+    (root / "link.png").symlink_to(outside / "x.png")
+    (root / "folder").symlink_to(outside)
+    (tmp_path / "list.csv").write_text(f"file,patient\n{name.format(outside=outside)},1\n")
+    arguments = {"root": str(root), "layout": "folder", "csv": str(tmp_path / "list.csv")}
+    data = Mammography(ConstantSchedule((32, 32), 8, 80), 0, str(tmp_path / "cache"), **arguments)
+    with pytest.raises(DataError, match=r"does not lie below data.root|not a readable CSV file \(line contains NUL"):
+        data.records()
