@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from callbacks.checkpoint import is_intact
 from callbacks.clock import check_cadence, crossed, log_numbers
 from callbacks.divergence import assert_finite
 from callbacks.files import Rows, training_goes_on, write_atomically
@@ -19,6 +21,8 @@ from callbacks.real_images import real_images
 from lightning_modules.gan import GANModule
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
 from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
+
+log = logging.getLogger(__name__)
 
 
 class FrechetScore(L.Callback):
@@ -137,9 +141,10 @@ class FrechetScore(L.Callback):
                 f"least 2; raise data.{self.split}_fraction or score against train"
             )
         # All processes must take the same way, also where every machine has a cache of its own.
-        if trainer.strategy.reduce_boolean_decision(path.is_file(), all=True):
-            state = torch.load(path, weights_only=True)
-            return GaussianStatistics(state["mean"], state["covariance"], state["count"])
+        stored = _stored_statistics(path, self.extractor.dimensions)
+        if trainer.strategy.reduce_boolean_decision(stored is not None, all=True):
+            assert stored is not None
+            return stored
         statistics = self._statistics(trainer, module, self._real_images(trainer))
         if trainer.is_global_zero:
             with training_goes_on(path):
@@ -180,6 +185,23 @@ class FrechetScore(L.Callback):
             "generator": "ema",
             "seed": self.seed,
         }
+
+
+def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None:
+    """Return what an earlier run has computed, or None if there is nothing or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        if not is_intact(path):
+            raise ValueError("it is no archive of torch's, or not whole")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        mean, covariance, count = state["mean"].double(), state["covariance"].double(), state["count"]
+        if mean.shape != (dimensions,) or covariance.shape != (dimensions, dimensions) or not isinstance(count, int):
+            raise ValueError("it holds something else")
+    except Exception as error:  # unpickling raises nearly anything on damaged files
+        log.warning("%s cannot be used (%s); the statistics are computed again", path, type(error).__name__)
+        return None
+    return GaussianStatistics(mean, covariance, count)
 
 
 def _code_version() -> str:

@@ -27,7 +27,8 @@ def write_atomically(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # "x" below: what lies there may be a link to elsewhere
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

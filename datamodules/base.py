@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation, augment
 from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
 from datamodules.splits import SPLITS, check_disjoint, split_by_group
@@ -276,6 +277,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return the records without byte-identical duplicates, and the hash of each one's content."""
         if self._scan is None:
             records = self.records()
+            files = [record for record in records if record.path is not None]
+            remember(name for record in files for name in (record.name, record.group))
             if not records:
                 raise DataError(f"{self._name}: found no image")
             try:
@@ -347,7 +350,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return record and content hash of every image in the cache, in its order."""
         records, contents = self._scanned()
         by_name = {record.name: (record, content) for record, content in zip(records, contents, strict=True)}
-        return [by_name[name] for name in cache.names]
+        try:
+            return [by_name[name] for name in cache.names]
+        except KeyError as error:
+            raise DataError(f"the cache {cache.directory} holds images that are not in the data; delete it") from error
 
     def _multi_hot(self) -> np.ndarray:
         column = {name: i for i, name in enumerate(self.classes)}

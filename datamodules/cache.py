@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datamodules.files import write_json
+from datamodules.files import refuse_link, write_json
 from datamodules.readers import DataError, UnreadableImageError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ class ImageCache:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        index = json.loads((directory / "index.json").read_text())
+        for path in (directory, *(directory / name for name in ("index.json", "images.bin", "crc32.bin"))):
+            refuse_link(path)
+        index = _read_index(directory)
         self.names: list[str] = index["names"]
         self.unreadable: list[str] = index["unreadable"]
         self._shape, self._dtype = tuple(index["shape"]), np.dtype(index["dtype"])
@@ -80,6 +82,25 @@ class ImageCache:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the map behind: a spawned worker must open it, not receive a copy of all images."""
         return {**self.__dict__, "_images": None}
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    """Return what a cache says of itself, or raise OSError: it may be damaged, or a stranger's."""
+    try:
+        index = json.loads((directory / "index.json").read_text())
+        texts = [*index["names"], *index["unreadable"]]
+        sound = (
+            index["dtype"] in ("uint8", "uint16")
+            and len(index["shape"]) == 4
+            and all(isinstance(length, int) and length >= 0 for length in index["shape"])
+            and len(index["names"]) == index["shape"][0]
+            and all(isinstance(text, str) for text in texts)
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise OSError(f"the cache {directory} is damaged (its index.json); delete it")
+    return index
 
 
 def cache_key(settings: dict[str, Any], names: Sequence[str], contents: Sequence[str]) -> str:
@@ -151,16 +172,18 @@ class _Part:
         try:
             journal = json.loads((self.folder / "journal.json").read_text())
             kept = len(journal["names"])
-            whole = (self.folder / "images.bin").stat().st_size >= kept * self.bytes_per_image
+            whole = kept + len(journal["unreadable"]) == journal["done"]
+            whole = whole and (self.folder / "images.bin").stat().st_size >= kept * self.bytes_per_image
             whole = whole and (self.folder / "crc32.bin").stat().st_size >= kept * 4
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         return journal if whole else {"done": 0, "names": [], "unreadable": []}
 
     def open(self, kept: int) -> None:
         """Continue after so many images."""
-        self.folder.mkdir(exist_ok=True, mode=0o700)
-        self.file, self.checksums = (self.folder / "images.bin").open("ab"), (self.folder / "crc32.bin").open("ab")
+        refuse_link(self.folder).mkdir(exist_ok=True, mode=0o700)
+        self.file = refuse_link(self.folder / "images.bin").open("ab")
+        self.checksums = refuse_link(self.folder / "crc32.bin").open("ab")
         for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4)):
             file.truncate(kept * size)
             file.seek(0, os.SEEK_END)
@@ -252,8 +275,10 @@ def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
     """
     try:
         known: dict[str, list] = json.loads(memo.read_text())
-    except (OSError, ValueError):
-        known = {}
+        sound = all(isinstance(entry, list) and list(map(type, entry)) == [int, int, str] for entry in known.values())
+    except (OSError, ValueError, RecursionError, AttributeError):  # there is none, or it is damaged
+        sound = False
+    known = known if sound else {}
     stats = [path.stat() for path in paths]
     stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
@@ -279,7 +304,7 @@ def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock; it is released by the system if the process dies."""
-    with path.open("w") as file:
+    with refuse_link(path).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,12 +7,10 @@ reports by text processing; its authors estimate that over 90 % are right, other
 
 import csv
 import difflib
-import gzip
 import io
 import logging
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +21,8 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.pseudonyms import remember
+from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
 from datamodules.samplers import Schedule
 from datamodules.splits import stratified_split
 
@@ -286,6 +285,7 @@ class ChestXray14(ImageDataModule):
                     names = [entry.name for entry in entries if entry.name.endswith(".png") and entry.is_file()]
             except OSError as error:
                 raise DataError(f"{folder}: cannot be listed ({error})") from error
+            remember(names)
             for name in names:
                 if name in found:
                     raise DataError(f"{name}: lies both in {found[name].parent} and in {folder}; remove one of the two")
@@ -358,6 +358,7 @@ def read_table(path: Path) -> dict[str, Entry]:
             raise DataError(f"{where}: sex {_shown(sex)} is neither M nor F")
         if view not in ("PA", "AP"):
             raise DataError(f"{where}: view {_shown(view)} is neither PA nor AP")
+        remember((name, name[:8]))
         found[name] = Entry(labels_of[labels], _age(age, where), sex, view)
     if not found:
         raise DataError(f"{path}: holds no image")
@@ -447,12 +448,7 @@ def _places(path: Path, line: int, header: list[str], columns: tuple[str, ...]) 
 
 
 def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        if raw.startswith(b"\x1f\x8b"):  # gzip, whatever the file's name
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    raw = read_table_bytes(path)
     try:
         return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ quote the Kaggle page. The files hold windowed grey levels, not Hounsfield units
 """
 
 import csv
+import io
 import logging
 import re
 from collections import Counter
@@ -16,7 +17,8 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
-from datamodules.readers import DataError, UnreadableImageError, image_size, read_grey
+from datamodules.pseudonyms import remember
+from datamodules.readers import DataError, UnreadableImageError, image_size, read_grey, read_table_bytes
 from datamodules.samplers import Schedule
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class CTKidney(ImageDataModule):
             files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
             for path in sorted(files, key=_by_number):
                 name = path.relative_to(self.root).as_posix()
+                remember((name,))
                 records.append(Record(name, self._group(label, path.stem), (label,), path))
         self._compare_with_csv(records)
         return records
@@ -159,7 +162,7 @@ def read_classes(path: Path, classes: tuple[str, ...]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_table_bytes(path).decode("utf-8-sig"), newline="") as file:
             rows = csv.DictReader(file, strict=True)
             missing = [name for name in ("image_id", "Class") if name not in (rows.fieldnames or [])]
             if missing:

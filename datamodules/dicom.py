@@ -5,22 +5,24 @@ Stored value -> modality LUT or rescale -> VOI LUT or window -> [0, 1] -> invert
 65,536 values, in float64, and the pixels look it up.
 """
 
+import io
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.readers import UnreadableImageError
+from datamodules.readers import MAX_PIXELS, UnreadableImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset  # imported when the first file is read: it costs 0.3 s
 
-MAX_PIXELS = 100_000_000  # four times the largest mammogram; more is a damaged header
+MAX_DEFLATED = 2**28  # bytes that a file may unpack to as it is opened: the pixels at 2 bytes each, and a header
 HEADER = (
     "Modality",
     "SeriesDescription",
@@ -89,7 +91,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).replace(str(path), path.name).split())[:300] or type(error).__name__
         raise UnreadableImageError(f"{path.name}: {reason}") from error
 
 
@@ -103,9 +105,33 @@ def _open(path: Path, **arguments: Any) -> "Dataset":
         warnings.filterwarnings("ignore", module=_PYDICOM)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
-        return dcmread(path, **arguments)
+        with _Bounded(path) as file:
+            return dcmread(file, **arguments)
     except InvalidDicomError as error:
         raise ValueError("is not a DICOM file (it has no DICM preamble)") from error
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which nobody can be given a deflated rest that would fill the memory.
+
+    pydicom reads a whole rest only to unpack it at once, and a deflated file may grow a thousandfold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return so many bytes, or the rest; raise ValueError if the rest unpacks to more than ``MAX_DEFLATED``."""
+        data = super().read(size)
+        if size is None or size < 0:
+            unpacker, packed, unpacked = zlib.decompressobj(-zlib.MAX_WBITS), data, 0
+            with suppress(zlib.error):  # not deflated, or damaged: pydicom will say so
+                while packed and unpacked <= MAX_DEFLATED:
+                    unpacked += len(unpacker.decompress(packed, 2**24))
+                    packed = unpacker.unconsumed_tail
+            if unpacked > MAX_DEFLATED:
+                raise ValueError(f"unpacks to more than {MAX_DEFLATED // 2**20} MiB")
+        return data
 
 
 # Pixels -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside the target (whose folder must be there), flush to the disk, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # "x" below: what lies there may be a link to elsewhere
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -23,6 +24,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def refuse_link(path: Path) -> Path:
+    """Return a path below a cache, or raise OSError if it is a symbolic link: writing to it would write elsewhere."""
+    if path.is_symlink():
+        raise OSError(f"{path} is a symbolic link, which Mirage never makes there; remove it")
+    return path
 
 
 def write_json(path: Path, content: Any) -> None:

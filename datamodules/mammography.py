@@ -28,7 +28,7 @@ from datamodules.mammography_layouts import (
     read_rows,
     vindr,
 )
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.readers import DataError, UnreadableImageError, open_picture, read_grey
 from datamodules.samplers import Schedule
 from datamodules.transforms import resize
 
@@ -246,9 +246,7 @@ def read_picture(path: Path, value_range: tuple[float, float] | None) -> np.ndar
 
 def is_deep(path: Path) -> bool:
     """Return whether an image file declares more than 8 bits per value."""
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 

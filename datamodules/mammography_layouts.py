@@ -6,7 +6,9 @@ opened: unpickling runs whatever code the file holds.
 """
 
 import csv
+import io
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from datamodules.dicom import read_dicom, read_header
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.pseudonyms import remember
+from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -168,7 +171,7 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
             raise DataError(
                 f"{csv_path}: exclude={row['exclude']!r} of {row['file']!r} must be of {', '.join(REASONS)}"
             )
-        if rows.setdefault(root / row["file"], row)["patient"] != row["patient"]:
+        if rows.setdefault(_below(root, row["file"], csv_path), row)["patient"] != row["patient"]:
             raise DataError(f"{csv_path}: {row['file']!r} is listed with two patients")
     paths = sorted(path for path in rows if path.is_file())
     _check_missing(str(csv_path), {str(path) for path in rows}, {str(p) for p in rows.keys() - set(paths)}, missing_ok)
@@ -207,6 +210,16 @@ def _folder_by_names(root: Path, notes: _Notes) -> list[Found]:
     return found
 
 
+def _below(root: Path, name: str, csv_path: Path) -> Path:
+    """Return the path of a file that a CSV names, which may be a stranger's: it must lie below the root."""
+    if name.isprintable() and Path(os.path.realpath(root / name)).is_relative_to(os.path.realpath(root)):
+        return root / name
+    raise DataError(
+        f"{csv_path}: file {name[:60]!r} does not lie below data.root={root} (perhaps by a symbolic link); correct the "
+        "list, or choose a root that holds all of its files"
+    )
+
+
 # One image --------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +242,7 @@ def _found(
                 notes.add(
                     f"{what} contradicts {said_by}, which is not followed", f"{path.name} ({chosen[i]}, {said[i]})"
                 )
+    remember((path.name, patient))
     return Found(path, patient, chosen[0], chosen[1], () if header is None else tag_reasons(header))
 
 
@@ -317,11 +331,13 @@ def _cbis_kind(path: Path, header: "Dataset | None", content: str) -> str:
 
 def find_files(root: Path, suffixes: set[str]) -> list[Path]:
     """Return all files with one of the suffixes below a folder, sorted, without hidden ones."""
-    return sorted(
+    found = sorted(
         path
         for path in root.rglob("*")
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
+    remember(path.relative_to(root).as_posix() for path in found)
+    return found
 
 
 def read_cbis_csv(path: Path) -> list[Row]:
@@ -341,7 +357,7 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[Row]:
         DataError: With the file, if it cannot be read, holds no row or lacks one of the ``needed`` columns.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_table_bytes(path).decode("utf-8-sig"), newline="") as file:
             header = file.readline()
             delimiter = ";" if header.count(";") > header.count(",") else ","
             file.seek(0)
@@ -360,6 +376,7 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[Row]:
 
 def _check_missing(source: str, listed: Iterable[str], missing: Iterable[str], missing_ok: float) -> None:
     total, absent = len(set(listed)), sorted(missing)
+    remember(absent)
     if not absent:
         return
     text = f"{source}: {len(absent)} of {total} listed images are not on disk, e.g. {absent[0]}"

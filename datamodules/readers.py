@@ -1,10 +1,16 @@
 """Readers: one file -> one array of the values that it stores. What they mean is for the data set to say."""
 
+import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+MAX_PIXELS = 100_000_000  # four times the largest mammogram; more is a damaged or a hostile header
+MAX_TEXT = 2**28  # bytes of a table, unpacked; the largest of our data sets has 8 MB
+# Of Pillow's formats only these: EPS, for one, would be handed to Ghostscript, a program that runs what the file says.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 # Values that JPEG's colour conversion may put between the channels of a grey image (measured: up to 8).
 MAX_CHROMA = 16
 _INTEGER_MODES = {"I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "L": np.uint8}
@@ -31,18 +37,51 @@ def read_grey(path: Path) -> np.ndarray:
         UnreadableImageError: With the file's name, if it is damaged or not grey.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.load()
             return _grey_values(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = str(error) or type(error).__name__
+        reason = str(error).replace(str(path), path.name) or type(error).__name__
         raise UnreadableImageError(f"{path.name}: {reason}") from error
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open a PNG, JPEG, TIFF or BMP of at most ``MAX_PIXELS`` pixels; they are decoded later.
+
+    Raises:
+        ValueError: If there are more.
+        Exception: What Pillow raises.
+    """
+    image = Image.open(path, formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f"its header says {image.height}x{image.width} pixels; at most {MAX_PIXELS} are read")
+    return image
+
+
+def read_table_bytes(path: Path) -> bytes:
+    """Return the content of a table, unpacked if gzip has packed it, whatever its name.
+
+    Raises:
+        DataError: If it cannot be read or is larger than any table: a packed file of a megabyte can hold a gigabyte.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            with gzip.open(file) if packed else file as unpacked:
+                raw = unpacked.read(MAX_TEXT + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if len(raw) > MAX_TEXT:
+        raise DataError(f"{path}: holds more than {MAX_TEXT // 2**20} MiB, more than any table that is read here")
+    return raw
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
     """Return (height, width) from an image file's header, or None if it has none that can be read."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return image.height, image.width
     except Exception:  # as in read_grey; reading the file will say what is wrong with it
         return None

@@ -18,12 +18,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from experiments.redaction import problems_of_secrets
+from experiments.untrusted import problems_of_launch, problems_of_size, read_yaml
+
 CONFIGS = Path(__file__).parent / "configs"
 SWEEPS = CONFIGS / "sweeps"
 TARGET = "_target_"
-# What a configuration may name: classes of this project and of Lightning, never arbitrary code.
 REQUIRED = inspect.Parameter.empty  # in place of a default
-ALLOWED_PACKAGES = ("lightning_modules", "datamodules", "callbacks", "lightning")
+# What a configuration may name: classes of this project, and those of Lightning's callbacks that only look. The others
+# write wherever their arguments say (ModelCheckpoint, OnExceptionCheckpoint, SpikeDetection, the tuners), change the
+# networks, or take code.
+ALLOWED_PACKAGES = ("lightning_modules", "datamodules", "callbacks")
+OF_LIGHTNING = tuple(
+    f"lightning.pytorch.callbacks.{name}" for name in ("DeviceStatsMonitor", "LearningRateMonitor", "Timer")
+)
 
 Node = dict[str, Any]
 Top = typing.TypeVar("Top")
@@ -72,7 +80,7 @@ class Experiment:
         seed: Seed of everything that is random.
         runs_dir: Where run directories are made.
         tracking: W&B "offline" (synchronise later with ``wandb sync``), "online" or "disabled".
-        wandb_project: W&B project.
+        wandb_project: W&B project; also names the salt and the table of pseudonyms.
         resume: "auto" = the newest unfinished run of this name, or a checkpoint or run directory; null = a new run.
         run_id: Folder of the run below its name; with ``resume: auto`` this run and no other goes on. null = the time.
         allow_changes: Resume although hyper-parameters have changed.
@@ -99,10 +107,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Refuse values that would escape the folder of runs or fail late."""
-        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise ValueError(f"name={self.name!r}: must be a plain folder name")
-        if self.run_id is not None and (Path(self.run_id).name != self.run_id or self.run_id.startswith(".")):
-            raise ValueError(f"run_id={self.run_id!r}: must be a plain folder name")
+        for key, name in (("name", self.name), ("wandb_project", self.wandb_project), ("run_id", self.run_id or "new")):
+            if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
+                raise ValueError(f"{key}={name!r}: must be a plain folder name")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed={self.seed}: must lie in 0..{2**31 - 1}")
 
@@ -119,19 +126,26 @@ def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIG
         folder: Where the names live: ``CONFIGS`` or ``SWEEPS``.
 
     Raises:
-        ConfigError: If a file is missing or is no valid YAML, an override is malformed, or an interpolation fails.
+        ConfigError: If a file is missing, is no valid YAML or sets what only the command line may, an override is
+            malformed, an interpolation fails, or a value looks like a secret.
     """
     path = find(name_or_file, folder)
     config = _load_file(path, ())
     config = {"name": path.stem, **config}
+    problems = problems_of_launch(config, {override.partition("=")[0] for override in overrides})
     for override in overrides:
         config = _merge(config, parse_override(override), replace_other_class=False)
+    problems += problems_of_size(config)
+    if problems:
+        raise ConfigError(problems)
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ConfigError([f"{key or path.name}: {_first_line(error)}"]) from error
     assert isinstance(resolved, dict)
+    if problems := problems_of_secrets(typing.cast(Node, resolved)):
+        raise ConfigError(problems)
     return typing.cast(Node, resolved)
 
 
@@ -164,7 +178,7 @@ def _load_file(path: Path, parents: tuple[Path, ...]) -> Node:
     if path in parents:
         raise ConfigError([f"{path}: extends itself ({' -> '.join(p.name for p in (*parents, path))})"])
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        content = read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read ({error})"]) from error
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError, AttributeError, TypeError) as error:
@@ -327,15 +341,18 @@ def locate(target: str, base: type) -> type:
         ConfigError: If it is not a class of an allowed package that derives from ``base``.
     """
     module_name, _, name = target.rpartition(".")
-    if not all(part.isidentifier() for part in target.split(".")) or target.split(".")[0] not in ALLOWED_PACKAGES:
-        allowed = ", ".join(ALLOWED_PACKAGES)
-        raise ConfigError([f"a configuration can only name classes of {allowed}, as package.module.Class"])
+    package = target.split(".")[0]
+    if not all(part.isidentifier() for part in target.split(".")) or not (
+        package in ALLOWED_PACKAGES or target in OF_LIGHTNING
+    ):
+        allowed = f"{', '.join(ALLOWED_PACKAGES)}, as package.module.Class, or {', '.join(OF_LIGHTNING)}"
+        raise ConfigError([f"a configuration can only name classes of {allowed}"])
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise ConfigError([f"there is no module {module_name!r}{did_you_mean(module_name, _modules())}"]) from error
     cls = getattr(module, name, None)
-    if not inspect.isclass(cls) or cls.__module__.split(".")[0] not in ALLOWED_PACKAGES:
+    if not inspect.isclass(cls) or cls.__module__.split(".")[0] != package:  # another package's, imported there
         known = [n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
         raise ConfigError([f"{module_name} has no class {name!r}{did_you_mean(name, known)}"])
     if not issubclass(cls, base):

@@ -24,14 +24,15 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto }
 
 def write_report(directory: Path) -> Path:
     """Write ``report.html`` and ``scores.csv`` from what lies in a run directory, and return the report's path."""
-    metrics, scores = read_rows(directory / "metrics.jsonl"), read_rows(directory / "scores.jsonl")
+    metrics, scores = read_rows(directory / "metrics.jsonl"), _scores(directory)
     _write_csv(directory / "scores.csv", scores)
     title = f"{directory.parent.name} / {directory.name}"
     status = read_status(directory)
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>State: {html.escape(str(status.get('state')))}, images seen: {status.get('images_seen', 'unknown')}</p>",
+        f"<p>State: {html.escape(str(status.get('state')))}, images seen: "
+        f"{html.escape(str(status.get('images_seen', 'unknown')))}</p>",
         _samples(directory / "samples"),
         "<h2>Scores</h2>",
         _plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
@@ -49,15 +50,25 @@ def write_report(directory: Path) -> Path:
 
 def score_lines(directory: Path) -> list[str]:
     """Return a table of the run's scores as lines of text, first, best and last."""
-    scores = comparable(read_rows(directory / "scores.jsonl"))
+    scores = comparable(_scores(directory))
     if not scores:
         return ["no score was taken"]
     best = min(scores, key=lambda row: row["value"])
     lines = [f"{'':<6} {'images seen':>12} {'Frechet distance':>17}  extractor, generated / real images"]
     for name, row in (("first", scores[0]), ("best", best), ("last", scores[-1])):
-        what = f"{row['extractor']}, {row['generated']} / {row['real']} ({row['split']})"
+        extractor, generated, real, split = (_text(row.get(key)) for key in ("extractor", "generated", "real", "split"))
+        what = f"{extractor}, {generated} / {real} ({split})"
         lines.append(f"{name:<6} {row['images_seen']:>12} {row['value']:>17.4g}  {what}")
     return lines
+
+
+def _scores(directory: Path) -> list[dict[str, Any]]:
+    """Return the scores of a run that are numbers."""
+    return [row for row in read_rows(directory / "scores.jsonl") if _is_number(row.get("value"))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # false for NaN
 
 
 def comparable(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +86,7 @@ def newest_samples(directory: Path) -> Path | None:
 
 
 def _samples(folder: Path) -> str:
-    grids = sorted(folder.glob("images_*.png"))
+    grids = sorted(path for path in folder.glob("images_*.png") if path.stem.removeprefix("images_").isdecimal())
     if not grids:
         return "<p>No samples were written.</p>"
     figures = [("Real images", folder / "real.png"), (f"Generated, {_clock(grids[-1])} images seen", grids[-1])]
@@ -109,11 +120,13 @@ def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots()
     for key in keys:
-        points = [(row["images_seen"], row[key]) for row in rows if key in row]
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=key.removeprefix("loss/"))
+        points = [(row["images_seen"], row[key]) for row in rows if _is_number(row.get(key))]
+        name = key.removeprefix("loss/").replace("$", r"\$")  # which would begin a formula
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=name)
     axes.set(xlabel="images seen", ylabel=label, yscale=scale)
     axes.grid(alpha=0.3)
-    if len(keys) > 1:
+    if len(axes.lines) > 1:
         axes.legend()
     return inline_figure(figure)
 
@@ -137,13 +150,22 @@ def _score_table(scores: list[dict[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "".join(character if character.isprintable() else " " for character in text)  # a terminal obeys some others
+
+
+def _cell(value: Any) -> str:
+    """Return a text that spreadsheets do not take for a formula, or a number as it is."""
+    if _is_number(value):
+        return str(value)
+    text = _text(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _write_csv(path: Path, scores: list[dict[str, Any]]) -> None:
     buffer = io.StringIO()
     names = list(dict.fromkeys(key for row in scores for key in row)) or ["images_seen", "value"]
-    writer = csv.DictWriter(buffer, fieldnames=names, restval="")
-    writer.writeheader()
-    writer.writerows({key: _text(value) if key != "value" else value for key, value in row.items()} for row in scores)
+    writer = csv.writer(buffer)
+    writer.writerow(map(_cell, names))
+    writer.writerows([_cell(row.get(name, "")) for name in names] for row in scores)
     write_text(path, buffer.getvalue())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from experiments.config import ConfigError, description, load, shipped
+from experiments.redaction import RedactingFormatter
 
 EXIT_BAD_CONFIG = 2
 EXIT_DIVERGED = 3
@@ -90,6 +91,7 @@ def _plan(config: dict, budget: str) -> int:
 def _train(config: dict) -> int:
     """Import the heavy packages, train, and say what came out."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the averaged generator is meant to be
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # inside Lightning

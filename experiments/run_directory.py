@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from callbacks.checkpoint import is_intact
 from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
 from experiments.config import ConfigError, Node
+from experiments.untrusted import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +82,32 @@ def find_start(runs_dir: Path, name: str, resume: str | None, run_id: str | None
             raise ConfigError(
                 [f"resume={resume}: the checkpoint is damaged; resume={path.parent.parent} takes another"]
             )
+        refuse_links(path.parent.parent)
         return Start(path.parent.parent, path)
     if (path / "config.yaml").is_file():
+        refuse_links(path)
         return Start(path, newest_usable_checkpoint(path))
     raise ConfigError([f"resume={resume}: expected auto, a run directory, or a checkpoint in its folder checkpoints/"])
+
+
+def refuse_links(directory: Path) -> None:
+    """Check that going on with a run, perhaps a stranger's, writes into its directory only.
+
+    Raises:
+        ConfigError: If anything below it is a symbolic link to the outside, or no file at all (opening a pipe waits).
+    """
+    inside = os.path.realpath(directory) + os.sep
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() and not os.path.realpath(path).startswith(inside):
+                if directory / "wandb" in path.parents:  # W&B links one log to another; in a copy this leads elsewhere
+                    path.unlink()
+                    continue
+                raise ConfigError(
+                    [f"{path}: is a symbolic link that leaves the run directory; remove it to go on with this run"]
+                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ConfigError([f"{path}: is no file; remove it to go on with this run"])
 
 
 def newest_usable_checkpoint(directory: Path) -> Path | None:
@@ -98,9 +122,10 @@ def newest_usable_checkpoint(directory: Path) -> Path | None:
 def read_status(directory: Path) -> dict[str, Any]:
     """Return the state of a run; a run that was killed is still "running"."""
     try:
-        return json.loads((directory / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
+        status = json.loads((directory / "status.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        status = None
+    return status if isinstance(status, dict) else {}
 
 
 def write_status(directory: Path, state: str, **more: Any) -> None:
@@ -115,7 +140,7 @@ def create(directory: Path, config: Node) -> None:
     sweep_temporaries(directory)
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     old = directory / "config.yaml"
-    if old.is_file() and old.read_text() != text:
+    if old.is_file() and old.read_bytes() != text.encode():
         shutil.copy2(old, directory / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
     write_text(directory / "config.yaml", text)
     write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
@@ -124,8 +149,8 @@ def create(directory: Path, config: Node) -> None:
 def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
     """Return "key: was X, is Y" for everything that decides the result and differs from the run's config."""
     try:
-        old = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-    except (OSError, ValueError, YAMLError) as error:
+        old = read_yaml(directory / "config.yaml")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError, AttributeError, TypeError) as error:
         raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
     before, now = flat(old), flat(config)
     relevant = sorted(key for key in before.keys() | now.keys() if _matters(key) and before.get(key) != now.get(key))
@@ -144,7 +169,8 @@ def set_aside_overtaken(directory: Path, clock: int) -> None:
     """
     for folder in ("checkpoints", "samples"):
         for path in (directory / folder).glob("*_*.*"):
-            if int(path.stem.rpartition("_")[2]) > clock:
+            number = path.stem.rpartition("_")[2]
+            if number.isdecimal() and int(number) > clock:
                 target = directory / folder / "overtaken" / path.name
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
@@ -171,10 +197,10 @@ def lock(directory: Path) -> BinaryIO:
             time.sleep(0.2)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: Any) -> bool:
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
+    except (ProcessLookupError, PermissionError, OverflowError, TypeError):  # a stranger's file may say anything
         return False
     return pid > 0
 
@@ -194,6 +220,7 @@ def versions() -> dict[str, Any]:
 def _newest_unfinished(runs_dir: Path, name: str, run_id: str | None) -> Start | None:
     candidates = [path.parent for path in (runs_dir / name).glob(f"{run_id or '*'}/config.yaml")]
     for directory in sorted(candidates, key=lambda path: path.name, reverse=True):
+        refuse_links(directory)
         state = read_status(directory).get("state")
         if state == "finished":
             continue

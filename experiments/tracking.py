@@ -6,13 +6,16 @@ import os
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.files import Rows, write_atomically
 from experiments.config import Node
+
+if TYPE_CHECKING:
+    import wandb
 
 log = logging.getLogger(__name__)
 
@@ -52,19 +55,26 @@ class JSONLinesLogger(Logger):
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl or scores.jsonl as the uninterrupted run would have written them (times aside).
 
-    Torn rows are left out, and so are rows that a resume from an earlier checkpoint has overtaken.
+    Torn rows are left out, rows that are none of ours (the file may be a stranger's), and rows that a resume from an
+    earlier checkpoint has overtaken.
     """
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if "resumed_at" in row:
-            rows = [old for old in rows if old.get("images_seen", -1) <= row["resumed_at"]]
-        else:
+        if not isinstance(row, dict):
+            continue
+        if _is_clock(row.get("resumed_at")):
+            rows = [old for old in rows if old["images_seen"] <= row["resumed_at"]]
+        elif _is_clock(row.get("images_seen")):
             rows.append(row)
     return rows
+
+
+def _is_clock(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 class WandbMirror(WandbLogger):
@@ -113,14 +123,14 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
         "config": config,
     }
     try:
-        run = wandb.init(mode=mode, settings=wandb.Settings(init_timeout=15, disable_code=True), **arguments)
+        run = wandb.init(mode=mode, settings=_settings(), **arguments)
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         if mode == "offline":
             log.warning("W&B cannot write offline (%s); the record in metrics.jsonl is complete without it", error)
             return None
         log.warning("W&B is not reachable (%s); tracking offline, upload later with: wandb sync", _first_line(error))
         wandb.teardown()
-        run = wandb.init(mode="offline", settings=wandb.Settings(disable_code=True), **arguments)
+        run = wandb.init(mode="offline", settings=_settings(), **arguments)
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
     return WandbMirror(experiment=run, log_model=False)
@@ -136,6 +146,22 @@ def wandb_run_id(directory: Path) -> str:
         chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         write_atomically(path, lambda file: file.write((chosen or directory.name).encode()))
     return path.read_text().strip()
+
+
+def _settings() -> "wandb.Settings":
+    """Return settings that keep to numbers, pictures and the configuration: nothing of user, machine or terminal."""
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=15,
+        console="off",  # log lines name patients on the terminal
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,  # command line, program, host, user, e-mail, packages' paths
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        symlink=False,  # a run directory is copied to other machines
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -22,11 +21,13 @@ from callbacks.fade_in import FadeIn
 from callbacks.files import append_rows
 from callbacks.preemption import Preempted, Preemption
 from datamodules.base import ImageDataModule
+from datamodules.pseudonyms import Pseudonyms
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes, run_directory
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
 from experiments.faults import FaultError, OutOfMemoryError, explain, is_out_of_memory
+from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, wandb_logger
 from lightning_modules.gan import GANModule
@@ -44,6 +45,7 @@ class Parts:
     module: GANModule
     callbacks: list[L.Callback]
     settings: TrainerSettings
+    pseudonyms: Pseudonyms
 
 
 def train(config: Node) -> Path:
@@ -67,7 +69,7 @@ def train(config: Node) -> Path:
     start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config))
     first = processes.is_first_process(launcher)
     held = run_directory.lock(start.directory) if first else nullcontext()
-    with held, log_file(start.directory / "log.txt") if first else quiet():
+    with held, log_file(start.directory / "log.txt", parts.pseudonyms.hide) if first else quiet():
         if first:
             announce(start)
         mirror = None
@@ -120,7 +122,8 @@ def build(experiment: Experiment) -> Parts:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings)
+    pseudonyms = Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
+    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings, pseudonyms)
 
 
 def problems_of_nodes(experiment: Experiment) -> list[str]:
@@ -155,10 +158,11 @@ def check_together(parts: Parts, world_size: int) -> None:
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
             f"{parts.data.channels}"
         )
-    try:
-        parts.data.check()
-    except DataError as error:
-        problems.append(str(error))
+    for check in (parts.data.check, parts.pseudonyms.check):
+        try:
+            check()
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         raise ConfigError(problems)
 
@@ -285,12 +289,14 @@ def fit(
                 start.directory,
             )
         else:
+            if start.checkpoint is not None:
+                check_fits(start.checkpoint, parts.module)
             _fit_with_roll_backs(new_trainer, parts, start, first)
     except Exception as error:
         fault = explain(error)
         if first and not isinstance(error, processes.ProcessDiedError):  # which has written its own
             state = "diverged" if isinstance(error, DivergedError) else "failed"
-            run_directory.write_status(start.directory, state, reason=fault or f"{type(error).__name__}: {error}")
+            run_directory.write_status(start.directory, state, reason=fault or _reason(error, parts.pseudonyms))
         if fault and is_out_of_memory(error):
             raise OutOfMemoryError(fault, parts.module.images_seen) from error
         if fault:
@@ -341,6 +347,39 @@ def _fit_with_roll_backs(
                 mark_resumed(start.directory, clock_of(checkpoint))
 
 
+def check_fits(checkpoint: Path, module: GANModule) -> None:
+    """Check that a checkpoint, perhaps a stranger's, holds a run of these networks.
+
+    Raises:
+        ConfigError: If a part is missing, or a tensor has another name or shape.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    missing = [key for key in ("state_dict", "optimizer_states", "callbacks", "loops") if key not in content]
+    if missing:
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
+    held, wanted = content["state_dict"], module.state_dict()
+    shapes = {name: getattr(tensor, "shape", None) for name, tensor in dict(held).items()}
+    differing = sorted(name for name in shapes.keys() | wanted.keys() if not _same_shape(name, shapes, wanted))
+    if differing:
+        raise ConfigError(
+            [
+                f"{checkpoint}: holds other networks than module describes ({len(differing)} tensors, e.g. "
+                f"{differing[0]})"
+            ]
+        )
+
+
+def _same_shape(name: str, shapes: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return name in shapes and name in wanted and shapes[name] == wanted[name].shape
+
+
+def _reason(error: Exception, pseudonyms: Pseudonyms) -> str:
+    """Return why a run failed, as its directory may tell it: without patients, names of their files and secrets."""
+    if isinstance(error, DataError):  # quotes tables, too, which hold whatever they hold
+        return "DataError: the data cannot be used; the terminal said why (it may name patients, so this file does not)"
+    return redacted(pseudonyms.hide(f"{type(error).__name__}: {error}"))
+
+
 def clock_of(checkpoint: Path) -> int:
     """Return the images seen of a checkpoint.
 
@@ -349,7 +388,7 @@ def clock_of(checkpoint: Path) -> int:
     """
     try:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
-    except (KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+    except Exception as error:  # unpickling raises nearly anything
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
 
 
@@ -394,10 +433,10 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Copy what is logged, warnings included, into a file."""
+def log_file(path: Path, hide: Callable[[str], str]) -> Iterator[None]:
+    """Copy what is logged, warnings included, into a file, without secrets and what else ``hide`` replaces."""
     handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", hide))
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)
     for package in ("callbacks", "datamodules", "experiments"):

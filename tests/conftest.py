@@ -24,8 +24,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory):
-    """No test reads or writes the user's cache."""
+    """No test reads or writes the user's cache, salts and tables."""
     os.environ["MIRAGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["MIRAGE_PRIVATE"] = str(tmp_path_factory.mktemp("private"))
 
 
 def write_kidney(root: Path, per_class: int = 10, size: int = 64, suffix: str = ".jpg") -> Path:

@@ -129,7 +129,7 @@ OVERRIDES = {
     "module.learning_rate=.nan": "module.learning_rate=nan",
     "module.beta1=2": "module.beta1=2.0: must lie in",
     "module.image_size=[64]": "module.image_size=[64]: give height and width",
-    "module._target_=lightning": "there is no module ''",
+    "module._target_=lightning": "a configuration can only name classes of",
     "module.seed=1": "module.seed=1: is set by Mirage itself",
     "module._target_=lightning_modules.dcgan.DCGANN": "did you mean 'DCGAN'",
     "module._target_=lightning_modules.dcga.DCGAN": "did you mean 'lightning_modules.dcgan'",
