@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def write_report(directory: Path) -> Path:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: {status.get('images_seen', 'unknown')}</p>",
         _samples(directory / "samples"),
+        _health(directory / "health.json"),
         "<h2>Scores</h2>",
         _plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
         _score_table(scores),
@@ -96,6 +98,30 @@ def _figure(path: Path, caption: str) -> str:
 
 def _image(png: bytes) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _health(path: Path) -> str:
+    """Return what the health watch said last, and the limits that it went by."""
+    try:
+        health = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return "<h2>Health</h2><p>Nobody watched.</p>"
+    said = f"{health['verdict']} since {health['since_images_seen']} images seen: {health['sentence']}"
+    said += f". To do: {health['advice']}." if health["advice"] else "."
+    head = "".join(f"<th>{key}" for key in ("verdict", "signal", "measured", "ill if", "why"))
+    rows = (
+        (
+            limit["verdict"],
+            limit["signal"].replace("_", " "),
+            _text(health["signals"].get(limit["signal"], "not measured")),
+            f"{limit['side']} {limit['value']:g}",
+            limit["reason"],
+        )
+        for limit in health["limits"]
+    )
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+    note = f"A verdict needs all its signals ill in {health['measurements_in_a_row']} measurements in a row."
+    return f"<h2>Health</h2><p>{html.escape(said)}</p><table><tr>{head}{body}</table><p>{html.escape(note)}</p>"
 
 
 def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:
