@@ -79,9 +79,9 @@ class Illness:
 
 _WEAKEN = "lower the discriminator's steps, rate or width, or raise its penalty"
 
-# In the order in which they are asked: the first that fits explains the ones behind it. Each value lies about halfway, as
-# a ratio, between what healthy runs and runs with the failure showed in three measurements in a row, on seeds 100 and up
-# of experiments/studies/health.py (small DCGANs, WGAN-GPs and progressive GANs on phantoms).
+# In the order in which they are asked: the first that fits explains the ones behind it. Each value lies about halfway,
+# as a ratio, between what healthy runs and runs with the failure showed in three measurements in a row, on seeds 100
+# and up of experiments/studies/health.py (small DCGANs, WGAN-GPs and progressive GANs on phantoms).
 ILLNESSES = (
     Illness(
         "diverging",
@@ -90,8 +90,8 @@ ILLNESSES = (
                 "update",
                 "above",
                 0.03,
-                "Steps of about 0.001 of the weights' size train well; healthy runs kept below 0.015. At rates a hundred "
-                "times too high steps of 0.06 to 0.2 overshot whatever they aimed at.",
+                "Steps of about 0.001 of the weights' size train well; healthy runs kept below 0.015. At rates a "
+                "hundred times too high steps of 0.06 to 0.2 overshot whatever they aimed at.",
             ),
         ),
         "diverging: a single step changes a network's weights by {update:.2g} of their size",
@@ -104,8 +104,8 @@ ILLNESSES = (
                 "margin",
                 "below",
                 1.25,
-                "At 1.25 a fifth of all pairs are ranked wrongly, at 0 half of them. Discriminators with constant labels "
-                "stood at 0.9 and fell; healthy ones come below 2 only with generated images that are good, hence:",
+                "At 1.25 a fifth of all pairs are ranked wrongly, at 0 half of them. With constant labels it stood at "
+                "0.9 and fell; healthy ones come below 2 only with generated images that are good, hence:",
             ),
             Limit("precision", "below", 0.05, "The generated images are not good: fixed features tell them apart."),
             Limit("recall", "below", 0.05, "As for precision: a generator that is good has no need to be told apart."),
@@ -151,8 +151,8 @@ ILLNESSES = (
                 "margin",
                 "above",
                 22.0,
-                "A critic with a penalty never saturates. Healthy runs kept below 17; critics that trained ten times as "
-                "often stood at 28 to 80.",
+                "A critic with a penalty never saturates. Healthy runs kept below 17; critics that trained ten times "
+                "as often stood at 28 to 80.",
             ),
         ),
         "the discriminator is too strong: it tells generated from real images with a margin of {margin:.3g}",

@@ -205,8 +205,8 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     if case.failure in FAILURES:
         failure = FAILURES[case.failure]
         failure.make(parts.module)
-        # What comes after twice the time it has to be named in is not looked at.
-        callbacks = [*callbacks, StopAt(int((failure.begins + 2 * IN_TIME) * parts.schedule.total_images))]
+        # What comes later is not looked at.
+        callbacks = [*callbacks, StopAt(int((failure.begins + 1.25 * IN_TIME) * parts.schedule.total_images))]
     started, diverged_at = time.monotonic(), None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         directory = Path(scratch)
