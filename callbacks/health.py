@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ Signals = dict[str, float]
 
 HEALTHY = "healthy"
 STARTING = "too early to say"
+DIVERGING = "diverging"  # also what a run is called that ended with DivergedError
 
 # An untrained generator makes one grey image and every discriminator wins against it: the first measurements of healthy
 # runs look ill.
@@ -84,7 +86,7 @@ _WEAKEN = "lower the discriminator's steps, rate or width, or raise its penalty"
 # and up of experiments/studies/health.py (small DCGANs, WGAN-GPs and progressive GANs on phantoms).
 ILLNESSES = (
     Illness(
-        "diverging",
+        DIVERGING,
         (
             Limit(
                 "update",
@@ -244,7 +246,7 @@ class Health(L.Callback):
     - margin: how far the discriminator's scores of held-out and generated images lie apart (``d_prime``);
     - diversity: how much generated images differ from each other, against real ones;
     - update: the largest relative change of a network's weights by one step;
-    - gradient_ratio: the 2-norm of the discriminator's gradient against the generator's (shown, not judged);
+    - gradient_ratio: the 2-norm of the discriminator's gradient against the generator's, in the last step of each;
     - precision, recall: of generated images among training images (Kynkaanniemi 2019), in features of a fixed network;
     - overfitting: how much higher than held-out images the discriminator scores training images, as a share of
       the distance to generated images, and overfitting_margin, the same in standard deviations;
@@ -319,8 +321,9 @@ class Health(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: GANModule, exception: BaseException) -> None:
         """Keep a divergence that ended the run."""
         if isinstance(exception, DivergedError) and trainer.is_global_zero:
-            self.since, pl_module.verdict = pl_module.images_seen, "diverging"
-            self._write(trainer, pl_module, Verdict("diverging", str(exception), ILLNESSES[0].advice))
+            if pl_module.verdict != DIVERGING:
+                self.since, pl_module.verdict = pl_module.images_seen, DIVERGING
+            self._write(trainer, pl_module, Verdict(DIVERGING, str(exception), ILLNESSES[0].advice))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last measurements, so that a resumed run comes to the same verdicts."""
@@ -343,52 +346,49 @@ class Health(L.Callback):
     @torch.no_grad()
     def _measure(self, trainer: L.Trainer, module: GANModule) -> Signals:
         size = max(1, module.schedule.at(module.images_seen).batch_size // trainer.world_size)
-        data = real_images(trainer)
-        train = module.as_shown(spread(data, "train", self.count).to(module.device))
-        fake = torch.cat(
-            [
-                module.sample(min(size, self.count - start), seed=SEED, ema=False, start=start)
-                for start in range(0, self.count, size)
-            ]
-        )
+        train, fake = self._real(trainer, module, "train"), self._generated(module, size)
         train_scores, fake_scores = _scores(module, train, size), _scores(module, fake, size)
-        real_scores = train_scores
-        signals: Signals = {}
-        if self._has_held_out(trainer):
-            held_out = module.as_shown(spread(data, "val", self.count).to(module.device))
-            real_scores = _scores(module, held_out, size)
-            gap, whole = train_scores.mean() - real_scores.mean(), train_scores.mean() - fake_scores.mean()
-            signals["overfitting"] = float(gap / whole) if whole > 0 else 0.0
-            signals["overfitting_margin"] = d_prime(train_scores, real_scores)
         precision, recall = precision_recall(self._features(train, size), self._features(fake, size))
-        signals |= {
-            "margin": d_prime(real_scores, fake_scores),
+        signals = {
+            "margin": d_prime(train_scores, fake_scores),
             "diversity": diversity(fake) / max(diversity(train), 1e-6),
             "precision": precision,
             "recall": recall,
             **self._steps(trainer, module),
         }
+        if self._has_held_out(trainer):
+            held_out_scores = _scores(module, self._real(trainer, module, "val"), size)
+            gap, whole = (float(train_scores.mean() - other.mean()) for other in (held_out_scores, fake_scores))
+            signals["margin"] = d_prime(held_out_scores, fake_scores)
+            signals["overfitting"] = gap / whole if whole > 0.0 else 0.0
+            signals["overfitting_margin"] = d_prime(train_scores, held_out_scores)
         if "nearest/ratio" in module.latest:
             signals["nearest_ratio"] = module.latest["nearest/ratio"]
         return signals
+
+    def _real(self, trainer: L.Trainer, module: GANModule, split: str) -> Tensor:
+        return module.as_shown(spread(real_images(trainer), split, self.count).to(module.device))
+
+    def _generated(self, module: GANModule, size: int) -> Tensor:
+        starts = range(0, self.count, size)
+        parts = [module.sample(min(size, self.count - start), seed=SEED, ema=False, start=start) for start in starts]
+        return torch.cat(parts)
 
     def _features(self, images: Tensor, size: int) -> Tensor:
         return torch.cat([self.extractor(part.clamp(-1.0, 1.0)) for part in enlarged(images).split(size)])
 
     def _steps(self, trainer: L.Trainer, module: GANModule) -> Signals:
-        """Return what the batch's last steps did: gradients stay with their parameters until the next step."""
+        """Return what the last steps did; a gradient stays with its parameter until the next step."""
         updates, gradients = {}, {}
         for name, parameters in _trained(trainer, module).items():
             pairs = zip(parameters, self._before[name], strict=True)
-            trained = [(new.detach(), old, new.grad) for new, old in pairs if new.grad is not None]
-            updates[name] = _norm([new - old for new, old, _ in trained]) / max(
-                _norm([old for _, old, _ in trained]), 1e-12
-            )
-            gradients[name] = _norm([gradient for _, _, gradient in trained])
-        generator = gradients.pop("generator")
+            moved = [(new.detach(), old, new.grad) for new, old in pairs if new.grad is not None]
+            size = _norm([old for _, old, _ in moved])
+            updates[name] = _norm([new - old for new, old, _ in moved]) / max(size, 1e-12)
+            gradients[name] = _norm([gradient for _, _, gradient in moved])
         self._before = {}
-        ratio = sum(norm**2 for norm in gradients.values()) ** 0.5 / max(generator, 1e-12)
-        return {"update": max(updates.values()), "gradient_ratio": ratio}
+        generator = max(gradients.pop("generator"), 1e-12)
+        return {"update": max(updates.values()), "gradient_ratio": math.hypot(*gradients.values()) / generator}
 
     def _has_held_out(self, trainer: L.Trainer) -> bool:
         return real_images(trainer).size("val") >= MIN_HELD_OUT

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from callbacks.divergence import DivergedError
-from callbacks.health import HEALTHY, PERSISTENT, STARTING, judge
+from callbacks.health import DIVERGING, HEALTHY, PERSISTENT, STARTING, judge
 from callbacks.sample_grid import write_grid
 from experiments import config as cfg
 from experiments.tracking import JSONLinesLogger, append_row, read_rows
@@ -151,7 +151,7 @@ def _real_and_fake(module: GANModule, batch: Batch) -> tuple[Tensor, Tensor]:
 FAILURES = {
     "collapsed generator": Failure("generator collapsing", collapse, begins=0.3),
     "constant labels": Failure("discriminator learns nothing", constant_labels),
-    "learning rate x 100": Failure("diverging", high_rate),
+    "learning rate x 100": Failure(DIVERGING, high_rate),
     "critic ten times as often": Failure("discriminator too strong", many_critic_steps),
 }
 
@@ -241,7 +241,7 @@ def verdicts(row: dict[str, Any]) -> list[tuple[int, str]]:
     signals = row["signals"]
     clocks = [measurement["images_seen"] for measurement in signals]
     names = [judge(signals[max(0, n - PERSISTENT) : n], n).name for n in range(1, len(signals) + 1)]
-    ended = [(row["diverged_at"], "diverging")] if row["diverged_at"] is not None else []
+    ended = [(row["diverged_at"], DIVERGING)] if row["diverged_at"] is not None else []
     return [*zip(clocks, names, strict=True), *ended]
 
 
