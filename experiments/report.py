@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def write_report(directory: Path) -> Path:
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: "
         f"{html.escape(str(status.get('images_seen', 'unknown')))}</p>",
         _samples(directory / "samples"),
+        _health(directory / "health.json"),
         "<h2>Scores</h2>",
         _plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
         _score_table(scores),
@@ -111,6 +113,35 @@ def _figure(path: Path, caption: str) -> str:
 def inline_image(png: bytes) -> str:
     """Return a PNG as an HTML element that needs no file."""
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _health(path: Path) -> str:
+    """Return what the health watch said last, and the limits that it went by."""
+    try:
+        return _health_section(json.loads(path.read_text()))
+    except OSError:
+        return "<h2>Health</h2><p>Nobody watched.</p>"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "<h2>Health</h2><p>health.json cannot be read.</p>"
+
+
+def _health_section(health: dict[str, Any]) -> str:
+    said = f"{health['verdict']} since {health['since_images_seen']} images seen: {health['sentence']}"
+    said += f". To do: {health['advice']}." if health["advice"] else "."
+    head = "".join(f"<th>{key}" for key in ("verdict", "signal", "measured", "ill if", "why"))
+    rows = (
+        (
+            limit["verdict"],
+            limit["signal"].replace("_", " "),
+            _text(health["signals"].get(limit["signal"], "not measured")),
+            f"{limit['side']} {limit['value']:g}",
+            limit["reason"],
+        )
+        for limit in health["limits"]
+    )
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
+    note = f"A verdict needs all its signals ill in {health['measurements_in_a_row']} measurements in a row."
+    return f"<h2>Health</h2><p>{html.escape(said)}</p><table><tr>{head}{body}</table><p>{html.escape(note)}</p>"
 
 
 def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:

@@ -1,7 +1,7 @@
 """The run directory: what is in it, how a run is found again, and what must not have changed when it goes on.
 
 ``runs/<name>/<id>/`` holds config.yaml, versions.json, status.json, checkpoints/, samples/, metrics.jsonl,
-scores.jsonl, log.txt, wandb/ and the final report.
+scores.jsonl, health.json, log.txt, wandb/ and the final report.
 """
 
 import fcntl

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +231,7 @@ def build_trainer(
     settings: TrainerSettings,
     launcher: Any,
     callbacks: list[L.Callback],
-    loggers: list[Logger],
+    loggers: Sequence[Logger],
     directory: Path,
     preemption: Preemption,
 ) -> L.Trainer:
@@ -253,7 +253,7 @@ def build_trainer(
             sync_batchnorm=several and processes.uses_gpu(settings),
             # Networks grow before any other callback looks at them.
             callbacks=[preemption, *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
-            logger=loggers,
+            logger=list(loggers),
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,
             max_epochs=-1,

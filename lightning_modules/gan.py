@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from lightning_modules.networks.layers import check_shape
 from lightning_modules.schedules import Point, Schedule
@@ -110,6 +112,17 @@ def seeded_generator(device: torch.device | str, *key: int | str) -> torch.Gener
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+@torch.no_grad()
+def observe(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what a network answers in its present mode, without moving its buffers.
+
+    A discriminator's batch norm takes its statistics from the batch while it trains; its running ones mix real and
+    generated images and say nothing. So it is asked in training mode, with copies of the buffers to write to.
+    """
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    return functional_call(network, buffers, (images,)).float()
+
+
 def check_rate(name: str, value: float) -> None:
     """Raise ValueError unless a learning rate or a weight is a positive, finite number."""
     if not 0 < value < float("inf"):
@@ -136,6 +149,7 @@ class GANModule(L.LightningModule, ABC):
         latest: Newest value of every logged number, for the progress bar and the choice of the best checkpoint.
         scored_at: Clock of the newest score, -1 before the first.
         score: Name and value of the newest score.
+        verdict: What the health watch says of the run, in a few words; empty until it has spoken.
         data_facts: Plain facts of the data set (intensity range, classes, fingerprint) that travel in the checkpoint.
         accept_other_data: Load a checkpoint although it was trained on other images.
         roll_backs: How often the run has gone back to a checkpoint; each time multiplies all learning rates by
@@ -174,6 +188,7 @@ class GANModule(L.LightningModule, ABC):
         self.losses = LossRecord()
         self.latest: dict[str, float] = {}
         self.scored_at, self.score = -1, ("", float("inf"))
+        self.verdict = ""
         self.data_facts: dict[str, Any] = {}
         self.accept_other_data = False
         self.roll_backs = 0
@@ -194,6 +209,21 @@ class GANModule(L.LightningModule, ABC):
 
     def set_point(self, point: Point) -> None:
         """Bring networks that change with time to a point of the schedule; most families have none."""
+
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
+
+        Higher means more real. A family answers with ``observe(its discriminator, images)``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no critic_scores, which the health watch needs: write it, or set "
+            "callbacks.health=null"
+        )
+
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Return real images (N, C, H, W) of the final resolution as the discriminator is shown them at this clock."""
+        resolution = self.schedule.at(self.images_seen).resolution
+        return F.interpolate(images, resolution, mode="area") if images.shape[2:] != resolution else images
 
     # The step -------------------------------------------------------------------------------------------------------
 
