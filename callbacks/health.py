@@ -111,6 +111,9 @@ ILLNESSES = (
             ),
             Limit("precision", "below", 0.05, "The generated images are not good: fixed features tell them apart."),
             Limit("recall", "below", 0.05, "As for precision: a generator that is good has no need to be told apart."),
+            Limit(
+                "alpha", "above", 0.99, "While a new stage fades in, its untrained layers must first learn something."
+            ),
         ),
         "the discriminator learns nothing: it tells generated from real images with a margin of {margin:.2g} only, "
         "although they are easily told apart (precision {precision:.2g}, recall {recall:.2g})",
@@ -225,8 +228,9 @@ def judge(recent: Sequence[Signals], measured: int) -> Verdict:
         return Verdict(STARTING, f"{measured} of the {WARM_UP + PERSISTENT} measurements that a verdict needs")
     for illness in ILLNESSES:
         if all(limit.crossed(signals) for limit in illness.limits for signals in recent):
+            judged = [limit for limit in illness.limits if limit.signal != "alpha"]  # a condition, no matter of health
             limits = ", ".join(
-                f"{limit.signal.replace('_', ' ')} {_healthy_side(limit)} {limit.value:g}" for limit in illness.limits
+                f"{limit.signal.replace('_', ' ')} {_healthy_side(limit)} {limit.value:g}" for limit in judged
             )
             return Verdict(
                 illness.verdict, f"{illness.finding.format_map(recent[-1])} (healthy: {limits})", illness.advice
@@ -248,6 +252,7 @@ class Health(L.Callback):
     - update: the largest relative change of a network's weights by one step;
     - gradient_ratio: the 2-norm of the discriminator's gradient against the generator's, in the last step of each;
     - precision, recall: of generated images among training images (Kynkaanniemi 2019), in features of a fixed network;
+    - alpha: how far the present stage of a growing network has faded in, 1 for others;
     - overfitting: how much higher than held-out images the discriminator scores training images, as a share of
       the distance to generated images, and overfitting_margin, the same in standard deviations;
     - nearest_ratio: the newest of the callback ``NearestTraining``, where there is one.
@@ -345,15 +350,18 @@ class Health(L.Callback):
 
     @torch.no_grad()
     def _measure(self, trainer: L.Trainer, module: GANModule) -> Signals:
-        size = max(1, module.schedule.at(module.images_seen).batch_size // trainer.world_size)
-        train, fake = self._real(trainer, module, "train"), self._generated(module, size)
-        train_scores, fake_scores = _scores(module, train, size), _scores(module, fake, size)
+        point = module.schedule.at(module.images_seen)
+        size = max(1, point.batch_size // trainer.world_size)
+        train, raw = self._real(trainer, module, "train"), self._generated(module, size)
+        train_scores, fake_scores = _scores(module, train, size), _scores(module, raw, size)
+        fake = raw.clamp(-1.0, 1.0)
         precision, recall = precision_recall(self._features(train, size), self._features(fake, size))
         signals = {
             "margin": d_prime(train_scores, fake_scores),
             "diversity": diversity(fake) / max(diversity(train), 1e-6),
             "precision": precision,
             "recall": recall,
+            "alpha": point.alpha,
             **self._steps(trainer, module),
         }
         if self._has_held_out(trainer):
@@ -370,9 +378,9 @@ class Health(L.Callback):
         return module.as_shown(spread(real_images(trainer), split, self.count).to(module.device))
 
     def _generated(self, module: GANModule, size: int) -> Tensor:
-        starts = range(0, self.count, size)
-        parts = [module.sample(min(size, self.count - start), seed=SEED, ema=False, start=start) for start in starts]
-        return torch.cat(parts)
+        """Return images that are not clamped: a discriminator may know generated ones by what lies outside [-1, 1]."""
+        parts = [(start, min(size, self.count - start)) for start in range(0, self.count, size)]
+        return torch.cat([module.unclamped_sample(n, 1.0, SEED, False, start) for start, n in parts])
 
     def _features(self, images: Tensor, size: int) -> Tensor:
         return torch.cat([self.extractor(part.clamp(-1.0, 1.0)) for part in enlarged(images).split(size)])

@@ -310,13 +310,18 @@ class GANModule(L.LightningModule, ABC):
         """
         if labels is not None:
             raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
+        return self.unclamped_sample(n, truncation, seed, ema, start).clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
+        """Generate the images of ``sample`` as the discriminator sees them: a linear last layer leaves [-1, 1]."""
         latents = [self.prior(seeded_generator("cpu", seed, i, "sample"), 1) for i in range(start, start + n)]
         generator = self.generator_ema if ema else self.generator
         was_training = generator.training
         generator.eval()
         images = generator(torch.cat(latents).to(self.device) * truncation)
         generator.train(was_training)
-        return images.float().clamp(-1.0, 1.0)
+        return images.float()
 
     # Checkpoint -----------------------------------------------------------------------------------------------------
 

