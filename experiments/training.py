@@ -305,7 +305,7 @@ def check_fits(checkpoint: Path, module: GANModule) -> None:
     if missing:
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
     wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    held = {name: getattr(tensor, "shape", None) for name, tensor in dict(content["state_dict"]).items()}
+    held = {name: getattr(tensor, "shape", "none") for name, tensor in dict(content["state_dict"]).items()}
     differing = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
     if differing:
         what = f"{len(differing)} tensors differ, e.g. {differing[0]}"

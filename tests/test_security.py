@@ -118,7 +118,7 @@ def test_hostile_checkpoint_named_by_path_is_refused(kind, name, run_dir, tmp_pa
 
 
 FOREIGN = {
-    "only a clock": (lambda content: {"images_seen": 8}, "it has no state_dict and no optimizer_states"),
+    "only a clock": (lambda content: {"images_seen": 88}, "it has no state_dict and no optimizer_states"),
     "no weights": (lambda content: {**content, "state_dict": {}}, "holds other networks than module describes"),
     "text for a tensor": (
         lambda content: {**content, "state_dict": {**content["state_dict"], "generator.x": "y"}},
@@ -131,9 +131,8 @@ FOREIGN = {
 @pytest.mark.parametrize("case", FOREIGN)
 def test_checkpoint_of_something_else_is_refused(case, run_dir, tmp_path, capsys):
     change, expected = FOREIGN[case]
-    path = newest_checkpoint(run_dir)
-    content = {**torch.load(path, weights_only=True), "images_seen": 88}
-    torch.save(change(content), path)
+    path = run_dir / "checkpoints" / "images_000000000088.ckpt"
+    torch.save(change(torch.load(path, weights_only=True)), path)
     assert expected in refused(capsys, *resume(tmp_path, path))
 
 
