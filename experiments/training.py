@@ -354,23 +354,16 @@ def check_fits(checkpoint: Path, module: GANModule) -> None:
         ConfigError: If a part is missing, or a tensor has another name or shape.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    missing = [key for key in ("state_dict", "optimizer_states", "callbacks", "loops") if key not in content]
+    parts = ("state_dict", "optimizer_states", "callbacks", "loops", "losses", "latest", "data_facts")
+    missing = [key for key in parts if not isinstance(content.get(key), dict | list)]
     if missing:
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
-    held, wanted = content["state_dict"], module.state_dict()
-    shapes = {name: getattr(tensor, "shape", None) for name, tensor in dict(held).items()}
-    differing = sorted(name for name in shapes.keys() | wanted.keys() if not _same_shape(name, shapes, wanted))
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    held = {name: getattr(tensor, "shape", "none") for name, tensor in dict(content["state_dict"]).items()}
+    differing = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
     if differing:
-        raise ConfigError(
-            [
-                f"{checkpoint}: holds other networks than module describes ({len(differing)} tensors, e.g. "
-                f"{differing[0]})"
-            ]
-        )
-
-
-def _same_shape(name: str, shapes: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    return name in shapes and name in wanted and shapes[name] == wanted[name].shape
+        what = f"{len(differing)} tensors differ, e.g. {differing[0]}"
+        raise ConfigError([f"{checkpoint}: holds other networks than module describes ({what})"])
 
 
 def _reason(error: Exception, pseudonyms: Pseudonyms) -> str:

@@ -117,6 +117,25 @@ def test_hostile_checkpoint_named_by_path_is_refused(kind, name, run_dir, tmp_pa
     assert not (tmp_path / "marker").exists()
 
 
+FOREIGN = {
+    "only a clock": (lambda content: {"images_seen": 88}, "it has no state_dict and no optimizer_states"),
+    "no weights": (lambda content: {**content, "state_dict": {}}, "holds other networks than module describes"),
+    "text for a tensor": (
+        lambda content: {**content, "state_dict": {**content["state_dict"], "generator.x": "y"}},
+        "1 tensors differ, e.g. generator.x",
+    ),
+    "a number for weights": (lambda content: {**content, "state_dict": 3}, "it has no state_dict)"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_checkpoint_of_something_else_is_refused(case, run_dir, tmp_path, capsys):
+    change, expected = FOREIGN[case]
+    path = run_dir / "checkpoints" / "images_000000000088.ckpt"
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    assert expected in refused(capsys, *resume(tmp_path, path))
+
+
 @pytest.mark.parametrize("what", ["auto", "directory"])
 def test_hostile_newest_checkpoint_is_not_unpickled(what, run_dir, tmp_path, capsys):
     hostile_checkpoint(run_dir / "checkpoints" / "images_000000999999.ckpt", tmp_path / "marker", "torch archive")
