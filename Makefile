@@ -8,11 +8,14 @@ help: ## show this list
 
 install: $(VENV)/.installed ## create .venv and install Mirage into it (uv when present, else pip)
 
+# Of W&B's package sweeps the tests read schema.json only; its dependencies ask for an old numpy.
 $(VENV)/.installed: pyproject.toml
 	@if command -v uv >/dev/null; then \
-		uv venv --allow-existing --quiet --python $(PYTHON) $(VENV) && uv pip install --quiet -p $(VENV) -e '.[dev]'; \
+		uv venv --allow-existing --quiet --python $(PYTHON) $(VENV) && uv pip install --quiet -p $(VENV) -e '.[dev]' \
+			&& uv pip install --quiet -p $(VENV) --no-deps sweeps; \
 	else \
-		$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+		$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' \
+			&& $(BIN)/pip install --quiet --disable-pip-version-check --no-deps sweeps; \
 	fi
 	@touch $@
 

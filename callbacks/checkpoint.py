@@ -5,7 +5,7 @@ import os
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import torch
@@ -34,8 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint; called on the first process only."""
         self.error = None
         try:
-            write_atomically(Path(path), lambda file: torch.save(checkpoint, file), verify=is_intact)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            write_atomically(Path(path), lambda file: _save(checkpoint, file), verify=is_intact)
+        except (OSError, RuntimeError) as error:
             self.error = error if isinstance(error, OSError) else OSError(str(error))
 
     def load_checkpoint(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -45,8 +45,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError:  # torch speaks of its container when the disk is full
+        file.flush()  # which fails again, with the system's own words
+        raise
+
+
 class PeriodicCheckpoint(Checkpoint):
-    """Saves ``checkpoints/images_<clock>.ckpt`` on the clock and at the end, and the best by score beside them.
+    """Saves ``checkpoints/images_<clock>.ckpt`` on the clock and whenever training stops, and the best by score.
 
     An older checkpoint is removed only after the newer one has passed its checksum.
 
@@ -86,6 +94,7 @@ class PeriodicCheckpoint(Checkpoint):
         """Save what is due. Lightning runs this after all other callbacks, so average and score are of this batch."""
         best = self._is_best(pl_module)
         due = crossed(self.every_images, pl_module) or self._time_is_up(trainer, pl_module, batch["images_seen"])
+        due = due or trainer.should_stop
         if not (best or due):
             return
         assert_finite(trainer, pl_module)

@@ -1,6 +1,7 @@
 """When a callback is due, and where its numbers go: both follow the clock ``images_seen``."""
 
 import math
+from typing import Any
 
 import lightning as L
 
@@ -19,12 +20,18 @@ def crossed(every_images: int, module: GANModule) -> bool:
     return now // every_images > before // every_images
 
 
-def log_numbers(trainer: L.Trainer, module: GANModule, numbers: dict[str, float]) -> None:
-    """Write numbers to every logger under the present clock and keep the newest value of each in the module."""
+def log_numbers(
+    trainer: L.Trainer, module: GANModule, numbers: dict[str, float], words: dict[str, str] | None = None
+) -> None:
+    """Write numbers, and words beside them, to every logger under the present clock.
+
+    The newest value of each number is kept in the module.
+    """
     module.latest.update(numbers)
+    # No step: Lightning's counts optimizer steps, and W&B refuses to go back to an earlier one after a resume.
+    row: dict[str, Any] = {**numbers, **(words or {}), "images_seen": module.images_seen}
     for logger in trainer.loggers:
-        # No step: Lightning's counts optimizer steps, and W&B refuses to go back to an earlier one after a resume.
-        logger.log_metrics({**numbers, "images_seen": module.images_seen})
+        logger.log_metrics(row)
 
 
 def check_cadence(name: str, every_images: float) -> None:

@@ -16,17 +16,22 @@ class DivergedError(RuntimeError):
 class DivergenceWatch(L.Callback):
     """Looks at the losses every few batches and ends the run, on all processes, if one was NaN or infinite.
 
+    With ``roll_backs`` the run goes back to its newest checkpoint instead, at half the learning rates each time.
+
     The losses are checked on the device; reading the result waits for it, hence "every few batches". Loss
     log, score and checkpoint look as well before they write, so a broken state is never scored or saved.
 
     Args:
         every_batches: Batches between two looks.
+        roll_backs: How often a run may go back before divergence ends it.
     """
 
-    def __init__(self, every_batches: int = 50) -> None:
+    def __init__(self, every_batches: int = 50, roll_backs: int = 0) -> None:
         if every_batches < 1:
             raise ValueError(f"every_batches={every_batches}: must be at least 1")
-        self.every_batches = every_batches
+        if roll_backs < 0:
+            raise ValueError(f"roll_backs={roll_backs}: must not be negative")
+        self.every_batches, self.roll_backs = every_batches, roll_backs
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int

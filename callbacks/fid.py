@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from callbacks.checkpoint import is_intact
 from callbacks.clock import check_cadence, crossed, log_numbers
 from callbacks.divergence import assert_finite
-from callbacks.files import write_atomically
+from callbacks.files import Rows, training_goes_on, write_atomically
 from callbacks.real_images import real_images
 from lightning_modules.gan import GANModule
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
@@ -68,6 +68,7 @@ class FrechetScore(L.Callback):
         self.extractor = extractor or RandomConvNet()
         self._real: GaussianStatistics | None = None
         self._generated_at: tuple[int, ...] = ()
+        self._rows: Rows | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         """Load the extractor on this process's device; fetch its weights once per machine."""
@@ -109,8 +110,8 @@ class FrechetScore(L.Callback):
         if trainer.is_global_zero:
             row = {"images_seen": module.images_seen, "value": value, "generated_at": list(self._generated_at)}
             row |= self._fingerprint(trainer, module, fake.count)
-            with (Path(trainer.default_root_dir) / "scores.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            self._rows = self._rows or Rows(Path(trainer.default_root_dir) / "scores.jsonl")
+            self._rows.append(row)
 
     def _generated(self, trainer: L.Trainer, module: GANModule) -> Iterator[Tensor]:
         """Yield this process's share of images 0 .. count - 1 of the seed, at the final resolution."""
@@ -146,7 +147,8 @@ class FrechetScore(L.Callback):
             return stored
         statistics = self._statistics(trainer, module, self._real_images(trainer))
         if trainer.is_global_zero:
-            write_atomically(path, lambda file: torch.save(vars(statistics), file))
+            with training_goes_on(path):
+                write_atomically(path, lambda file: torch.save(vars(statistics), file))
         return statistics
 
     def _real_images(self, trainer: L.Trainer) -> Iterator[Tensor]:

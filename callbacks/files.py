@@ -1,10 +1,14 @@
 """Writing files so that a kill or a power cut leaves the old file or the new one, never half of one."""
 
+import json
+import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(
@@ -35,6 +39,40 @@ def write_atomically(
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def training_goes_on(path: Path) -> Iterator[None]:
+    """Log a write that fails instead of ending the run: a picture is not worth a week of training."""
+    try:
+        yield
+    except OSError as error:
+        log.error("could not write %s (%s); training goes on", path, error)
+
+
+class Rows:
+    """A file with one JSON object per line. Rows that a full disk refuses are written with a later one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[dict[str, Any]] = []
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Append a row, and before it those that wait."""
+        self._waiting.append(row)
+        with training_goes_on(self.path):
+            append_rows(self.path, self._waiting)
+            self._waiting.clear()
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows to a JSON-lines file. A row that was cut off before gets its line end, so that only it is lost."""
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def sweep_temporaries(folder: Path) -> None:

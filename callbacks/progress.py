@@ -18,7 +18,7 @@ WITHOUT_TIME_LEFT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{po
 
 
 class Progress(L.Callback):
-    """Shows the clock, stage and alpha, images/s, time left, losses and last score: a bar on a terminal, else lines.
+    """Shows clock, stage, alpha, images/s, time left, health, losses and last score: a bar on a terminal, else lines.
 
     Args:
         every_images: Images between two lines where there is no terminal.
@@ -51,7 +51,7 @@ class Progress(L.Callback):
         """Move on; the numbers shown are the newest that were logged, so that nothing waits for the device."""
         if self._bar is not None:
             self._bar.bar_format = WITHOUT_TIME_LEFT if _will_grow(pl_module) else None
-            self._bar.set_postfix_str(f"{_growth(pl_module)}{_numbers(pl_module.latest)}", refresh=False)
+            self._bar.set_postfix_str(_status(pl_module), refresh=False)
             self._bar.update(pl_module.images_seen - self._bar.n)
         elif crossed(self.every_images, pl_module):
             now, images_seen = time.monotonic(), pl_module.images_seen
@@ -60,14 +60,13 @@ class Progress(L.Callback):
             left = pl_module.schedule.at(images_seen).images_left / max(speed, 1e-9)
             at_least = "at least " if _will_grow(pl_module) else ""  # later stages are slower
             log.info(
-                "images_seen %d (%.0f %%)  %.3g img/s  %s%s left  %s%s",
+                "images_seen %d (%.0f %%)  %.3g img/s  %s%s left  %s",
                 images_seen,
                 100 * min(images_seen / pl_module.schedule.total_images, 1.0),
                 speed,
                 at_least,
                 tqdm.format_interval(left),
-                _growth(pl_module),
-                _numbers(pl_module.latest),
+                _status(pl_module),
             )
 
     @rank_zero_only
@@ -82,12 +81,17 @@ def _will_grow(module: GANModule) -> bool:
     return module.schedule.at(module.images_seen).stage < module.schedule.stages()[-1].stage
 
 
+def _status(module: GANModule) -> str:
+    """Return growth, health and the newest numbers."""
+    return "  ".join(part for part in (_growth(module), module.verdict, _numbers(module.latest)) if part)
+
+
 def _growth(module: GANModule) -> str:
     """Return resolution and fade-in of a growing network, else nothing."""
     if not module.grows:
         return ""
     point = module.schedule.at(module.images_seen)
-    return f"{point.resolution[0]}x{point.resolution[1]} alpha {point.alpha:.2f}  "
+    return f"{point.resolution[0]}x{point.resolution[1]} alpha {point.alpha:.2f}"
 
 
 def _numbers(latest: dict[str, float]) -> str:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from callbacks.clock import check_cadence, crossed
-from callbacks.files import write_atomically
+from callbacks.files import training_goes_on, write_atomically
 from callbacks.real_images import real_images, spread
 from lightning_modules.gan import GANModule
 
@@ -56,7 +56,7 @@ class SampleGrid(L.Callback):
         path = Path(trainer.default_root_dir) / "samples" / f"images_{pl_module.images_seen:012d}.png"
         write_grid(enlarged(images), path, self.columns)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_picture"):  # the record holds numbers only
+            if hasattr(logger, "log_picture") and path.exists():  # the record holds numbers only
                 logger.log_picture("samples", path, pl_module.images_seen)
 
 
@@ -68,11 +68,13 @@ def enlarged(images: Tensor) -> Tensor:
 def write_grid(images: Tensor, path: Path, columns: int) -> None:
     """Write images (N, C, H, W) in [-1, 1] as one 8-bit PNG; the file is whole or absent.
 
-    One channel is written grey, three as RGB, two and four as their channels side by side.
+    One channel is written grey, three as RGB, two and four as their channels side by side. A full disk costs the
+    picture, not the run.
     """
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 2, 1, 3).flatten(2).unsqueeze(1)
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)
     pixels = ((grid + 1.0) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)
-    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+    with training_goes_on(path):
+        write_atomically(path, lambda file: picture.save(file, format="PNG"))

@@ -6,6 +6,7 @@ has no classes), ``id`` (names), ``images_seen`` (the clock that it was drawn fo
 
 import hashlib
 import logging
+import signal
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,16 @@ from datamodules.transforms import resize
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """Let a reading process live through the first signal of each kind.
+
+    Ctrl-C and schedulers signal all processes of a job. The one that trains finishes its step and saves, for which it
+    needs the readers; it ends them itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=trainer.strategy.root_device.type == "cuda",
+            worker_init_fn=_outlive_a_signal,
         )
 
     def train_images(self) -> Dataset:
@@ -219,7 +231,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         cache = self._caches[self.schedule.resolutions()[-1]]
         rows = self._rows[split][rank::world_size]
         for start in range(0, len(rows), batch_size):
-            yield self.intensity.to_images(cache.images[rows[start : start + batch_size]])
+            yield self.intensity.to_images(cache.read(rows[start : start + batch_size]))
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
@@ -326,6 +338,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         _, height, width = shape
         settings = {
             "data_set": self._name,
+            "format": 2,  # of the cache's files
             "size": [height, width],
             "intensity": asdict(self.intensity),
             **self.read_settings(),
@@ -364,7 +377,7 @@ class _CachedImages(Dataset):
     mirror: np.ndarray  # column of each class after a left-right flip
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        images = self.intensity.to_images(self.caches[request.resolution].images[self.rows[request.indices]])
+        images = self.intensity.to_images(self.caches[request.resolution].read(self.rows[request.indices]))
         labels = None if self.labels is None else self.labels[request.indices]
         if self.augmentation.active:
             # One seed per place in the stream: the same on any number of processes and workers.

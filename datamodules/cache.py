@@ -1,7 +1,8 @@
 """The image cache: every file is decoded once, resized once per stage, and kept in one memory map per stage.
 
 A cache is a directory named by the hash of its images' contents and of the settings. It is built beside its final place
-and renamed, so it is either whole or absent; a lock lets a second process wait instead of doing the work again.
+and renamed, so it is either whole or absent; a lock lets a second process wait instead of doing the work again. Every
+image has a checksum, which each process compares when it first reads the image.
 Measured on 2 cores: a memory map gives 500 times the images/s of decoding and resizing a 1024x1024 PNG to 128x128.
 """
 
@@ -11,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.files import refuse_link, write_json
-from datamodules.readers import UnreadableImageError
+from datamodules.readers import DataError, UnreadableImageError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class ImageCache:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        for path in (directory, directory / "index.json", directory / "images.bin"):
+        for path in (directory, *(directory / name for name in ("index.json", "images.bin", "crc32.bin"))):
             refuse_link(path)
         index = _read_index(directory)
         self.names: list[str] = index["names"]
@@ -47,8 +49,10 @@ class ImageCache:
         self._shape, self._dtype = tuple(index["shape"]), np.dtype(index["dtype"])
         expected = int(np.prod(self._shape)) * self._dtype.itemsize
         found = (directory / "images.bin").stat().st_size
-        if found != expected:
+        self._checksums = np.fromfile(directory / "crc32.bin", np.uint32)
+        if found != expected or len(self._checksums) != len(self.names):
             raise OSError(f"the cache {directory} is damaged ({found} bytes, expected {expected}); delete it")
+        self._checked = np.zeros(len(self.names), bool)
         self._images: np.ndarray | None = None
 
     @property
@@ -57,6 +61,23 @@ class ImageCache:
         if self._images is None:
             self._images = np.memmap(self.directory / "images.bin", self._dtype, "r", shape=self._shape)
         return self._images
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the images (len(rows), C, H, W) of these rows.
+
+        Raises:
+            DataError: If one is not what was written when the cache was built.
+        """
+        images = self.images[rows]
+        for row, image in zip(rows, images, strict=True):
+            if not self._checked[row]:
+                if zlib.crc32(image) != self._checksums[row]:
+                    raise DataError(
+                        f"the cache {self.directory} is damaged (image {row} has another checksum than when it was "
+                        "built; the disk may be failing); delete the folder, it will be built anew"
+                    )
+                self._checked[row] = True
+        return images
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the map behind: a spawned worker must open it, not receive a copy of all images."""
@@ -150,9 +171,10 @@ class _Part:
         """Return what the journal says, or that nothing has been done."""
         try:
             journal = json.loads((self.folder / "journal.json").read_text())
-            dealt_with = len(journal["names"]) + len(journal["unreadable"]) == journal["done"]
-            needed = len(journal["names"]) * self.bytes_per_image
-            whole = dealt_with and (self.folder / "images.bin").stat().st_size >= needed
+            kept = len(journal["names"])
+            whole = kept + len(journal["unreadable"]) == journal["done"]
+            whole = whole and (self.folder / "images.bin").stat().st_size >= kept * self.bytes_per_image
+            whole = whole and (self.folder / "crc32.bin").stat().st_size >= kept * 4
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         return journal if whole else {"done": 0, "names": [], "unreadable": []}
@@ -161,22 +183,28 @@ class _Part:
         """Continue after so many images."""
         refuse_link(self.folder).mkdir(exist_ok=True, mode=0o700)
         self.file = refuse_link(self.folder / "images.bin").open("ab")
-        self.file.truncate(kept * self.bytes_per_image)
-        self.file.seek(0, os.SEEK_END)
+        self.checksums = refuse_link(self.folder / "crc32.bin").open("ab")
+        for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4)):
+            file.truncate(kept * size)
+            file.seek(0, os.SEEK_END)
 
     def write(self, name: str, image: np.ndarray) -> None:
         if image.shape != self.shape or image.dtype != self.dtype:
             raise RuntimeError(f"{name}: got {image.shape} {image.dtype}, expected {self.shape} {self.dtype}")
-        self.file.write(np.ascontiguousarray(image).tobytes())
+        content = np.ascontiguousarray(image).tobytes()
+        self.file.write(content)
+        self.checksums.write(np.uint32(zlib.crc32(content)).tobytes())
 
     def note(self, journal: dict[str, Any]) -> None:
         """Bring images and journal to the disk, in this order."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        for file in (self.file, self.checksums):
+            file.flush()
+            os.fsync(file.fileno())
         write_json(self.folder / "journal.json", journal)
 
     def finish(self, journal: dict[str, Any]) -> None:
         self.file.close()
+        self.checksums.close()
         shape = [len(journal["names"]), *self.shape]
         index = {key: journal[key] for key in ("names", "unreadable")} | {"shape": shape, "dtype": self.dtype.name}
         write_json(self.folder / "index.json", index)

@@ -22,6 +22,7 @@ from experiments.redaction import problems_of_secrets
 from experiments.untrusted import problems_of_launch, problems_of_size, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
+SWEEPS = CONFIGS / "sweeps"
 TARGET = "_target_"
 REQUIRED = inspect.Parameter.empty  # in place of a default
 # What a configuration may name: classes of this project, and those of Lightning's callbacks that only look. The others
@@ -33,6 +34,7 @@ OF_LIGHTNING = tuple(
 )
 
 Node = dict[str, Any]
+Top = typing.TypeVar("Top")
 
 
 class ConfigError(Exception):
@@ -80,6 +82,7 @@ class Experiment:
         tracking: W&B "offline" (synchronise later with ``wandb sync``), "online" or "disabled".
         wandb_project: W&B project; also names the salt and the table of pseudonyms.
         resume: "auto" = the newest unfinished run of this name, or a checkpoint or run directory; null = a new run.
+        run_id: Folder of the run below its name; with ``resume: auto`` this run and no other goes on. null = the time.
         allow_changes: Resume although hyper-parameters have changed.
         schedule: What depends on time.
         data: The data set.
@@ -97,13 +100,14 @@ class Experiment:
     tracking: Literal["offline", "online", "disabled"] = "offline"
     wandb_project: str = "mirage"
     resume: str | None = None
+    run_id: str | None = None
     allow_changes: bool = False
     callbacks: Node = field(default_factory=dict)
     trainer: Node = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that would escape the folder of runs or fail late."""
-        for key, name in (("name", self.name), ("wandb_project", self.wandb_project)):
+        for key, name in (("name", self.name), ("wandb_project", self.wandb_project), ("run_id", self.run_id or "new")):
             if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
                 raise ValueError(f"{key}={name!r}: must be a plain folder name")
         if not 0 <= self.seed < 2**31:
@@ -113,23 +117,24 @@ class Experiment:
 # Loading --------------------------------------------------------------------------------------------------------------
 
 
-def load(name_or_file: str, overrides: Sequence[str] = ()) -> Node:
-    """Return an experiment as plain, resolved values.
+def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIGS) -> Node:
+    """Return an experiment or a sweep as plain, resolved values.
 
     Args:
         name_or_file: Name of a shipped experiment, or path of a YAML file.
         overrides: ``key=value`` with dots in the key and YAML in the value.
+        folder: Where the names live: ``CONFIGS`` or ``SWEEPS``.
 
     Raises:
         ConfigError: If a file is missing, is no valid YAML or sets what only the command line may, an override is
             malformed, an interpolation fails, or a value looks like a secret.
     """
-    path = find(name_or_file)
+    path = find(name_or_file, folder)
     config = _load_file(path, ())
     config = {"name": path.stem, **config}
     problems = problems_of_launch(config, {override.partition("=")[0] for override in overrides})
     for override in overrides:
-        config = _merge(config, _parse_override(override), replace_other_class=False)
+        config = _merge(config, parse_override(override), replace_other_class=False)
     problems += problems_of_size(config)
     if problems:
         raise ConfigError(problems)
@@ -144,26 +149,27 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Node:
     return typing.cast(Node, resolved)
 
 
-def find(name_or_file: str) -> Path:
-    """Return the YAML file of a shipped experiment's name, or the path itself."""
+def find(name_or_file: str, folder: Path = CONFIGS) -> Path:
+    """Return the YAML file of a shipped name, or the path itself."""
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
         raise ConfigError([f"{name_or_file}: there is no such file"])
-    if (CONFIGS / f"{name_or_file}.yaml").is_file():
-        return CONFIGS / f"{name_or_file}.yaml"
-    raise ConfigError([f"{name_or_file!r} is no experiment{_did_you_mean(name_or_file, shipped())}; --list shows all"])
+    if (folder / f"{name_or_file}.yaml").is_file():
+        return folder / f"{name_or_file}.yaml"
+    what, hint = "sweep" if folder == SWEEPS else "experiment", did_you_mean(name_or_file, shipped(folder))
+    raise ConfigError([f"{name_or_file!r} is no {what}{hint}; --list shows all"])
 
 
-def shipped() -> list[str]:
-    """Return the names of the experiments in ``configs/``; files that others extend begin with an underscore."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("_"))
+def shipped(folder: Path = CONFIGS) -> list[str]:
+    """Return the names of the experiments or sweeps of a folder; files that others extend begin with an underscore."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
 
 
-def description(name: str) -> str:
-    """Return the first comment line of a shipped experiment."""
-    with (CONFIGS / f"{name}.yaml").open() as file:
+def description(name: str, folder: Path = CONFIGS) -> str:
+    """Return the first comment line of a shipped experiment or sweep."""
+    with (folder / f"{name}.yaml").open() as file:
         return file.readline().lstrip("# ").strip()
 
 
@@ -196,7 +202,7 @@ def _find_extended(name: str, child: Path) -> Path:
         if (folder / file).is_file():
             return folder / file
     known = {path.stem for folder in (child.parent, CONFIGS) for path in folder.glob("*.yaml")}
-    raise ConfigError([f"{child}: extends {name!r}, which does not exist{_did_you_mean(name, known)}"])
+    raise ConfigError([f"{child}: extends {name!r}, which does not exist{did_you_mean(name, known)}"])
 
 
 def _merge(base: Node, other: Node, replace_other_class: bool = True) -> Node:
@@ -218,7 +224,12 @@ def _other_class(old: Node, new: Node) -> bool:
     return TARGET in old and TARGET in new and old[TARGET] != new[TARGET]
 
 
-def _parse_override(override: str) -> Node:
+def parse_override(override: str) -> Node:
+    """Return ``a.b=value`` as nested values.
+
+    Raises:
+        ConfigError: If it is not written so, or the value is not valid YAML.
+    """
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(part.isidentifier() for part in parts):
@@ -243,11 +254,20 @@ def experiment(config: Node) -> Experiment:
     Raises:
         ConfigError: With every problem of the top level.
     """
-    problems = list(_argument_problems(Experiment, config, "", ()))
+    return top_level(Experiment, config)
+
+
+def top_level(cls: type[Top], config: Node) -> Top:
+    """Check the top level of a file and return it as an object of a dataclass.
+
+    Raises:
+        ConfigError: With every problem of the top level.
+    """
+    problems = list(_argument_problems(cls, config, "", ()))
     if problems:
         raise ConfigError(problems)
     try:
-        return Experiment(**_converted(Experiment, config))
+        return cls(**_converted(cls, config))
     except ValueError as error:
         raise ConfigError([str(error)]) from error
 
@@ -330,11 +350,11 @@ def locate(target: str, base: type) -> type:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise ConfigError([f"there is no module {module_name!r}{_did_you_mean(module_name, _modules())}"]) from error
+        raise ConfigError([f"there is no module {module_name!r}{did_you_mean(module_name, _modules())}"]) from error
     cls = getattr(module, name, None)
     if not inspect.isclass(cls) or cls.__module__.split(".")[0] != package:  # another package's, imported there
         known = [n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
-        raise ConfigError([f"{module_name} has no class {name!r}{_did_you_mean(name, known)}"])
+        raise ConfigError([f"{module_name} has no class {name!r}{did_you_mean(name, known)}"])
     if not issubclass(cls, base):
         raise ConfigError([f"{name} is not a {base.__name__}"])
     if inspect.isabstract(cls):
@@ -349,8 +369,8 @@ def _argument_problems(cls: type, values: Mapping[str, Any], prefix: str, suppli
         if name in supplied:
             yield f"{prefix}{name}={_shown(value)}: is set by Mirage itself; remove it"
         elif name not in known:
-            where = cls.__name__ if prefix else "an experiment"
-            hint = _did_you_mean(name, set(known) - set(supplied))
+            where = cls.__name__ if prefix else f"{'an' if cls is Experiment else 'a'} {cls.__name__.lower()}"
+            hint = did_you_mean(name, set(known) - set(supplied))
             yield f"{prefix}{name}={_shown(value)}: {where} has no argument {name!r}{hint}"
         else:
             yield from _value_problems(known[name][0], value, f"{prefix}{name}")
@@ -453,7 +473,8 @@ def _modules() -> list[str]:
     return [".".join(path.relative_to(root).with_suffix("").parts) for path in files]
 
 
-def _did_you_mean(name: str, known: Any) -> str:
+def did_you_mean(name: str, known: Any) -> str:
+    """Return "; did you mean ...?" with the nearest known names, or nothing."""
     close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 

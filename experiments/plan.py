@@ -97,6 +97,30 @@ def plan(config: Node, budget_seconds: float) -> list[str]:
     ]
 
 
+def advice(config: Node, images_seen: int, budget_seconds: float = 60.0) -> str:
+    """Return what the stage at a clock needs, measured, and what to lower if that is too much."""
+    parts = build(cfg.experiment(config))
+    devices = processes.world_size(parts.settings, processes.external_launcher())
+    gpu = processes.uses_gpu(parts.settings)
+    share = 1 if gpu else processes.devices_per_machine(parts.settings)
+    available = available_memory(gpu) / share
+    row = stages(parts, devices)[parts.schedule.at(images_seen).stage]
+    _start_server()
+    row.found = _in_child(config, row, gpu, share, available, budget_seconds)
+    batch_key = "schedule.batch_sizes" if "batch_sizes" in config["schedule"] else "schedule.batch_size"
+    lower = f"lower {batch_key}"
+    if "checkpoint_from" in cfg.completed(config["module"]):
+        lower += " or set module.checkpoint_from"
+    if row.memory is None:
+        return f"{lower}; --plan measures what each stage needs"
+    height, width = row.point.resolution
+    return (
+        f"{height}x{width} with a batch of {row.batch} per device needs {row.memory / GIB:.2f} GiB, "
+        f"{row.found['fixed'] / GIB:.2f} of them for any batch; {available / GIB:.2f} GiB are free, enough for "
+        f"{row.largest_batch(available)}: {lower}"
+    )
+
+
 def seconds_of(text: str) -> float:
     """Return the seconds that "90", "90s", "5m" or "1h" mean.
 

@@ -6,17 +6,27 @@ started all of them.
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from experiments.config import ConfigError, TrainerSettings
-from experiments.run_directory import Start
+from experiments.run_directory import Start, write_status
 
 _START = "MIRAGE_START"
+
+
+class ProcessDiedError(RuntimeError):
+    """Another process of the run has died; the message says which and how."""
 
 
 def external_launcher() -> ClusterEnvironment | None:
@@ -76,6 +86,11 @@ def is_first_process(launcher: ClusterEnvironment | None) -> bool:
     return launcher.global_rank() == 0 if launcher is not None else _inherited() is None
 
 
+def started_by_the_first_process() -> bool:
+    """Tell whether Lightning started this process from the first one."""
+    return _inherited() is not None
+
+
 def let_the_first_process_speak() -> None:
     """Keep a process that Lightning started alive until the first one has ended.
 
@@ -86,6 +101,70 @@ def let_the_first_process_speak() -> None:
     deadline = time.monotonic() + 60.0
     while _inherited() is not None and os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.2)
+
+
+@contextmanager
+def ended_together(trainer: L.Trainer, directory: Path) -> Iterator[None]:
+    """Say which process has died while the others train, and end them within five seconds.
+
+    Watches the processes that Lightning started: without it the others could wait for the dead one in a collective for
+    minutes. torchrun and SLURM watch over theirs.
+
+    Raises:
+        ProcessDiedError: Instead of the broken connection that one process meets when another dies.
+    """
+    parent, over = os.getppid(), threading.Event()
+    started_by_parent = _inherited() is not None
+
+    def dead() -> str | None:
+        for rank, child in enumerate(_children(trainer), 1):
+            if child.poll():
+                return f"process {rank} (pid {child.pid}) {how_it_ended(child.returncode)}"
+        if started_by_parent and os.getppid() != parent:
+            return f"the first process (pid {parent}) has ended"
+        return None
+
+    def tell(what: str) -> None:
+        print(f"error: {what}; ending the run, resume=auto goes on", file=sys.stderr, flush=True)
+        if not started_by_parent:
+            write_status(directory, "failed", reason=what)
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            what = dead()
+            if what and not over.wait(2.0):  # time for the error that this process meets by itself
+                tell(what)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        time.sleep(0.2)  # the connection breaks before the system reports the death
+        over.set()
+        if what := dead():
+            tell(what)
+            raise ProcessDiedError(what) from error
+        raise
+    finally:
+        over.set()
+
+
+def how_it_ended(code: int) -> str:
+    """Say what a process's return code means."""
+    if code < 0:
+        often = " (often: the machine ran out of memory)" if code == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-code).name}{often}"
+    return f"ended with exit code {code}"
+
+
+_started: list[subprocess.Popen] = []  # by Lightning's launcher, once per run; a second trainer uses the same ones
+
+
+def _children(trainer: L.Trainer) -> list[subprocess.Popen]:
+    if found := getattr(trainer.strategy.launcher, "procs", []):
+        _started[:] = found
+    return _started
 
 
 def agree_on_start(
@@ -110,6 +189,7 @@ def agree_on_start(
 def forget_start() -> None:
     """End the handing down of a start: runs that this process starts later are no part of the one that has ended."""
     os.environ.pop(_START, None)
+    _started.clear()
 
 
 def _inherited() -> Start | None:

@@ -4,11 +4,15 @@ import base64
 import csv
 import html
 import io
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.run_directory import read_status, write_text
 from experiments.tracking import read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -31,6 +35,7 @@ def write_report(directory: Path) -> Path:
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: "
         f"{html.escape(str(status.get('images_seen', 'unknown')))}</p>",
         _samples(directory / "samples"),
+        _health(directory / "health.json"),
         "<h2>Scores</h2>",
         _plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
         _score_table(scores),
@@ -102,11 +107,41 @@ def _clock(grid: Path) -> int:
 
 
 def _figure(path: Path, caption: str) -> str:
-    return f"<figure>{_image(path.read_bytes())}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{inline_image(path.read_bytes())}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _image(png: bytes) -> str:
+def inline_image(png: bytes) -> str:
+    """Return a PNG as an HTML element that needs no file."""
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _health(path: Path) -> str:
+    """Return what the health watch said last, and the limits that it went by."""
+    try:
+        return _health_section(json.loads(path.read_text()))
+    except OSError:
+        return "<h2>Health</h2><p>Nobody watched.</p>"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "<h2>Health</h2><p>health.json cannot be read.</p>"
+
+
+def _health_section(health: dict[str, Any]) -> str:
+    said = f"{health['verdict']} since {health['since_images_seen']} images seen: {health['sentence']}"
+    said += f". To do: {health['advice']}." if health["advice"] else "."
+    head = "".join(f"<th>{key}" for key in ("verdict", "signal", "measured", "ill if", "why"))
+    rows = (
+        (
+            limit["verdict"],
+            limit["signal"].replace("_", " "),
+            _text(health["signals"].get(limit["signal"], "not measured")),
+            f"{limit['side']} {limit['value']:g}",
+            limit["reason"],
+        )
+        for limit in health["limits"]
+    )
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
+    note = f"A verdict needs all its signals ill in {health['measurements_in_a_row']} measurements in a row."
+    return f"<h2>Health</h2><p>{html.escape(said)}</p><table><tr>{head}{body}</table><p>{html.escape(note)}</p>"
 
 
 def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:
@@ -124,9 +159,14 @@ def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = 
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
         axes.legend()
+    return inline_figure(figure)
+
+
+def inline_figure(figure: "Figure") -> str:
+    """Return a matplotlib figure as an HTML element that needs no file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return f"<div class=plot>{_image(buffer.getvalue())}</div>"
+    return f"<div class=plot>{inline_image(buffer.getvalue())}</div>"
 
 
 def _score_table(scores: list[dict[str, Any]]) -> str:

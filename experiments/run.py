@@ -2,14 +2,20 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from experiments.config import ConfigError, description, load, shipped
 from experiments.redaction import RedactingFormatter
 
 EXIT_BAD_CONFIG = 2
 EXIT_DIVERGED = 3
+EXIT_PREEMPTED = 85  # what a scheduler's script may requeue on
 
 EPILOG = """\
 examples:
@@ -19,7 +25,8 @@ examples:
   python -m experiments.run progressive_chestxray14_1024 --plan    what it needs, measured on this device
   python -m experiments.run my_experiment.yaml trainer.devices=4 trainer.precision=bf16-mixed
 
-exit codes: 0 finished, 2 wrong configuration or data, 3 diverged, 1 anything else
+exit codes: 0 finished, 2 wrong configuration or data, 3 diverged, 85 stopped by a signal (resume=auto goes on),
+  1 anything else
 """
 
 
@@ -44,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in shipped():
             print(f"{name:<{width}}  {description(name)}")
         return 0
+    name_among_overrides(options)
     if options.experiment is None:
         parser.error("name an experiment (--list shows them) or a YAML file")
     try:
@@ -57,9 +65,19 @@ def main(arguments: list[str] | None = None) -> int:
         if options.plan:
             budgets = [text for text in options.overrides if text not in overrides]
             return _plan(config, budgets[-1].removeprefix("budget=") if budgets else "60s")
-        return _train(config)
+        with _preempted_by_signals():
+            return _train(config)
     except ConfigError as error:
-        return _refuse(options.experiment, error.problems)
+        return refuse(options.experiment, error.problems)
+
+
+def name_among_overrides(options: argparse.Namespace) -> None:
+    """Accept ``experiment=NAME`` anywhere: W&B's agent can write key=value only."""
+    words = [word for word in (options.experiment, *options.overrides) if word is not None]
+    named = [word for word in words if word.startswith("experiment=")]
+    if named:
+        options.experiment = named[-1].removeprefix("experiment=")
+        options.overrides = [word for word in words if word not in named]
 
 
 def _plan(config: dict, budget: str) -> int:
@@ -79,8 +97,15 @@ def _train(config: dict) -> int:
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # inside Lightning
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view")  # of 1x1 kernels: nothing to move
     from callbacks.divergence import DivergedError
+    from callbacks.preemption import Preempted
     from datamodules.readers import DataError
-    from experiments.processes import external_launcher, is_first_process, let_the_first_process_speak
+    from experiments.faults import FaultError, OutOfMemoryError
+    from experiments.processes import (
+        ProcessDiedError,
+        external_launcher,
+        is_first_process,
+        let_the_first_process_speak,
+    )
     from experiments.report import newest_samples, score_lines
     from experiments.training import train
     from lightning_modules.gan import OtherDataError
@@ -91,23 +116,72 @@ def _train(config: dict) -> int:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
+    codes: dict[type[Exception], int] = {
+        DivergedError: EXIT_DIVERGED,
+        Preempted: EXIT_PREEMPTED,
+        FaultError: 1,
+        OutOfMemoryError: 1,
+    }
+    said_here = (DataError, OtherDataError, ExtractorError, DivergedError, Preempted, FaultError)
     try:
         directory = train(config)
-    except (DataError, OtherDataError, ExtractorError, DivergedError) as error:
-        if not is_first_process(external_launcher()):
+    except ProcessDiedError:  # has been said
+        return 1
+    except said_here as error:
+        if not is_first_process(external_launcher()) and not isinstance(error, FaultError):  # which is its own
             let_the_first_process_speak()
-        elif not isinstance(error, DivergedError):
-            _refuse(config["name"], [str(error)])
+        elif type(error) not in codes:
+            refuse(config["name"], [str(error)])
         else:
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_DIVERGED if isinstance(error, DivergedError) else EXIT_BAD_CONFIG
+            print(error if isinstance(error, Preempted) else f"error: {error}", file=sys.stderr)
+            if isinstance(error, OutOfMemoryError) and is_first_process(external_launcher()):
+                print(_advice(config, error.images_seen), file=sys.stderr)
+        return codes.get(type(error), EXIT_BAD_CONFIG)
     if is_first_process(external_launcher()):
         print("\n".join(["", *score_lines(directory)]))
         print(f"\nsamples  {newest_samples(directory)}\nreport   {directory / 'report.html'}")
     return 0
 
 
-def _refuse(name: str, problems: list[str]) -> int:
+def _advice(config: dict, images_seen: int) -> str:
+    """Return what to lower so that the stage at a clock fits, measured as the plan does."""
+    import torch
+
+    from experiments.plan import advice
+
+    torch.cuda.empty_cache()
+    try:
+        return advice(config, images_seen)
+    except Exception as error:  # nothing may hide that memory ran out
+        return f"python -m experiments.run NAME --plan measures what fits (not measured now: {error})"
+
+
+@contextmanager
+def _preempted_by_signals() -> Iterator[None]:
+    """End at once, with the exit code for it, at a signal that comes before or after training: nothing is lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.signal(number, _leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    from experiments.processes import started_by_the_first_process
+
+    if started_by_the_first_process():
+        os.kill(os.getppid(), number)  # whose exit code is the run's; this process ends with it
+    else:
+        os._exit(EXIT_PREEMPTED)
+
+
+def refuse(name: str, problems: list[str]) -> int:
+    """Print what is wrong with a file and return the exit code."""
     count = f"{len(problems)} errors" if len(problems) > 1 else "error"
     print(f"{count} in {name}:", *(f"  {problem}" for problem in problems), sep="\n", file=sys.stderr)
     return EXIT_BAD_CONFIG

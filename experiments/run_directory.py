@@ -1,7 +1,7 @@
 """The run directory: what is in it, how a run is found again, and what must not have changed when it goes on.
 
 ``runs/<name>/<id>/`` holds config.yaml, versions.json, status.json, checkpoints/, samples/, metrics.jsonl,
-scores.jsonl, log.txt, wandb/ and the final report.
+scores.jsonl, health.json, log.txt, wandb/ and the final report.
 """
 
 import fcntl
@@ -23,14 +23,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from callbacks.checkpoint import is_intact
-from callbacks.files import sweep_temporaries, write_atomically
+from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
 from experiments.config import ConfigError, Node
 from experiments.untrusted import read_yaml
 
 log = logging.getLogger(__name__)
 
 # What decides the weights that training ends with. Paths, processes and cadences of what only watches may change.
-HYPER_PARAMETERS = ("seed", "schedule", "module", "data", "callbacks.ema", "callbacks.fade_in", "trainer.precision")
+HYPER_PARAMETERS = (
+    "seed",
+    "schedule",
+    "module",
+    "data",
+    "callbacks.ema",
+    "callbacks.fade_in",
+    "callbacks.divergence.roll_backs",
+    "trainer.precision",
+)
 MAY_CHANGE = ("data.root", "data.cache_dir", "data.num_workers", "data.max_unreadable", "module.checkpoint_from")
 
 
@@ -42,13 +51,12 @@ class Start:
     checkpoint: Path | None
 
 
-def new_run(runs_dir: Path, name: str) -> Start:
-    """Return a directory name that no other run has; nothing is created yet."""
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return Start((runs_dir / name / run_id).absolute(), None)
+def new_id() -> str:
+    """Return an id that no other run has."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def find_start(runs_dir: Path, name: str, resume: str | None) -> Start:
+def find_start(runs_dir: Path, name: str, resume: str | None, run_id: str | None = None) -> Start:
     """Decide where to begin.
 
     Args:
@@ -56,14 +64,18 @@ def find_start(runs_dir: Path, name: str, resume: str | None) -> Start:
         name: Name of the experiment.
         resume: None = a new run; "auto" = the newest unfinished run of that name, or a new one if there is none; else
             a checkpoint or a run directory.
+        run_id: Folder of a new run, and the only one that "auto" looks at; None = any.
 
     Raises:
-        ConfigError: If what ``resume`` names cannot be continued.
+        ConfigError: If what ``resume`` names cannot be continued, or a new run's folder exists.
     """
-    if resume is None:
-        return new_run(runs_dir, name)
+    new = Start((runs_dir / name / (run_id or new_id())).absolute(), None)
     if resume == "auto":
-        return _newest_unfinished(runs_dir, name) or new_run(runs_dir, name)
+        return _newest_unfinished(runs_dir, name, run_id) or new
+    if resume is None and new.directory.exists():
+        raise ConfigError([f"run_id={run_id}: {new.directory} exists; resume=auto goes on with it"])
+    if resume is None:
+        return new
     path = Path(resume).absolute()
     if path.is_file() and path.parent.name == "checkpoints":
         if not is_intact(path):
@@ -117,8 +129,9 @@ def read_status(directory: Path) -> dict[str, Any]:
 
 
 def write_status(directory: Path, state: str, **more: Any) -> None:
-    """Write the state of a run: running, finished, diverged or failed."""
-    write_text(directory / "status.json", json.dumps({"state": state, **more}, indent=2) + "\n")
+    """Write the state of a run: running, finished, preempted, diverged or failed."""
+    with training_goes_on(directory / "status.json"):
+        write_text(directory / "status.json", json.dumps({"state": state, **more}, indent=2) + "\n")
 
 
 def create(directory: Path, config: Node) -> None:
@@ -139,7 +152,7 @@ def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
         old = read_yaml(directory / "config.yaml")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError, AttributeError, TypeError) as error:
         raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
-    before, now = _flat(old), _flat(config)
+    before, now = flat(old), flat(config)
     relevant = sorted(key for key in before.keys() | now.keys() if _matters(key) and before.get(key) != now.get(key))
     return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
 
@@ -204,8 +217,8 @@ def versions() -> dict[str, Any]:
     return {**found, "git_commit": _git("rev-parse", "HEAD"), "git_changes": bool(_git("status", "--porcelain"))}
 
 
-def _newest_unfinished(runs_dir: Path, name: str) -> Start | None:
-    candidates = [path.parent for path in (runs_dir / name).glob("*/config.yaml")]
+def _newest_unfinished(runs_dir: Path, name: str, run_id: str | None) -> Start | None:
+    candidates = [path.parent for path in (runs_dir / name).glob(f"{run_id or '*'}/config.yaml")]
     for directory in sorted(candidates, key=lambda path: path.name, reverse=True):
         refuse_links(directory)
         state = read_status(directory).get("state")
@@ -227,13 +240,14 @@ def _matters(key: str) -> bool:
     return any(f"{key}.".startswith(f"{part}.") for part in HYPER_PARAMETERS) and key not in MAY_CHANGE
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested values under keys with dots."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in node.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+        found.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return found
 
 
 def _git(*arguments: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.files import Rows, write_atomically
 from experiments.config import Node
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class JSONLinesLogger(Logger):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.path = directory / "metrics.jsonl"
+        self._rows = Rows(self.path)
 
     @property
     def name(self) -> str:
@@ -47,17 +49,7 @@ class JSONLinesLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row; the step is ignored, since Lightning's counts optimizer steps."""
-        append_row(self.path, {**metrics, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one row to a JSON-lines file. A row that a kill cut off gets its line end, so that only it is lost."""
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
+        self._rows.append({**metrics, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -95,16 +87,23 @@ class WandbMirror(WandbLogger):
 
         self.experiment.log({name: wandb.Image(str(path)), "images_seen": images_seen})
 
-    def close(self, failed: bool) -> None:
-        """End the W&B run; without this the next run of this process would be logged to it."""
+    def close(self, failed: bool, preempted: bool = False) -> None:
+        """End the W&B run; without this the next run of this process would be logged to it.
+
+        Args:
+            failed: Whether the run is shown as failed.
+            preempted: Whether W&B is told that the run will go on.
+        """
+        if preempted:
+            self.experiment.mark_preempting()
         self.experiment.finish(exit_code=int(failed))
 
 
 def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: str, config: Node) -> WandbMirror | None:
     """Return the W&B logger of a run, or None if W&B cannot be used; never waits for a login or a dead network.
 
-    Offline unless ``mode`` is "online": a key left in the environment must not upload patient images. The run's id is
-    the directory's name, so that a resumed run continues the same W&B run. Called on the first process only.
+    Offline unless ``mode`` is "online": a key left in the environment must not upload patient images. Called on the
+    first process only.
     """
     # Artifacts and settings would go to the home directory otherwise, even offline.
     for variable, folder in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache"), ("WANDB_CONFIG_DIR", "config")):
@@ -119,7 +118,7 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
         "dir": str(directory),
         "project": project,
         "name": f"{config['name']}-{directory.name}",
-        "id": directory.name,
+        "id": wandb_run_id(directory),
         "resume": "allow",
         "config": config,
     }
@@ -135,6 +134,18 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
     return WandbMirror(experiment=run, log_model=False)
+
+
+def wandb_run_id(directory: Path) -> str:
+    """Return the id of a run's W&B run and keep it in the directory, so that a resumed run continues the same one.
+
+    It is the directory's name, or that which the agent of a W&B sweep has chosen before it started us.
+    """
+    path = directory / "wandb_run_id"
+    if not path.is_file():
+        chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        write_atomically(path, lambda file: file.write((chosen or directory.name).encode()))
+    return path.read_text().strip()
 
 
 def _settings() -> "wandb.Settings":

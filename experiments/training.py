@@ -2,12 +2,10 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,20 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.checkpoint import AtomicCheckpointIO
-from callbacks.divergence import DivergedError
+from callbacks.divergence import DivergedError, DivergenceWatch
 from callbacks.fade_in import FadeIn
+from callbacks.files import append_rows
+from callbacks.preemption import Preempted, Preemption
 from datamodules.base import ImageDataModule
 from datamodules.pseudonyms import Pseudonyms
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes, run_directory
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
+from experiments.faults import FaultError, OutOfMemoryError, explain, is_out_of_memory
 from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
-from experiments.tracking import JSONLinesLogger, append_row, wandb_logger
+from experiments.tracking import JSONLinesLogger, wandb_logger
 from lightning_modules.gan import GANModule
 from lightning_modules.schedules import ProgressiveSchedule, Schedule
 
@@ -57,6 +58,7 @@ def train(config: Node) -> Path:
         ConfigError: With everything that is wrong with the configuration.
         DataError: If the data cannot be used.
         DivergedError: If training left the finite numbers.
+        Preempted: If a signal stopped it; ``resume=auto`` goes on.
     """
     experiment = cfg.experiment(config)
     launcher = processes.external_launcher()
@@ -74,15 +76,20 @@ def train(config: Node) -> Path:
         if first and experiment.tracking != "disabled":
             mirror = wandb_logger(start.directory, experiment.tracking, experiment.wandb_project, config)
         loggers = [JSONLinesLogger(start.directory), *([mirror] if mirror else [])]
-        trainer = build_trainer(settings, launcher, parts.callbacks, loggers, start.directory)
+        preemption = Preemption()
         parts.module.accept_other_data = experiment.allow_changes
+        warn_of_slow_precision(settings)
+
+        def new_trainer() -> L.Trainer:
+            return build_trainer(settings, launcher, parts.callbacks, loggers, start.directory, preemption)
+
         try:
-            fit(trainer, parts, start, first)
+            fit(new_trainer, parts, start, first, preemption)
         finally:
             if first:
                 processes.forget_start()
             if mirror is not None:
-                mirror.close(failed=sys.exc_info()[0] is not None)
+                mirror.close(failed=sys.exc_info()[0] is not None, preempted=preemption.stopped)
     return start.directory
 
 
@@ -92,15 +99,10 @@ def build(experiment: Experiment) -> Parts:
     Raises:
         ConfigError: With every problem that was found.
     """
-    callbacks = {name: node for name, node in experiment.callbacks.items() if node is not None}
-    problems = cfg.check(experiment.schedule, "schedule", Schedule)
-    problems += cfg.check(experiment.data, "data", ImageDataModule, supplied=("schedule", "seed"))
-    problems += cfg.check(experiment.module, "module", GANModule, supplied=("schedule", "seed"))
-    for name, node in callbacks.items():
-        problems += cfg.check(node, f"callbacks.{name}", L.Callback)
-    problems += cfg.check_plain(TrainerSettings, experiment.trainer, "trainer")
+    problems = problems_of_nodes(experiment)
     if problems:
         raise ConfigError(problems)
+    callbacks = {name: node for name, node in experiment.callbacks.items() if node is not None}
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
     torch.manual_seed(experiment.seed)
     shared = {"schedule": schedule, "seed": experiment.seed}
@@ -124,9 +126,19 @@ def build(experiment: Experiment) -> Parts:
     return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings, pseudonyms)
 
 
+def problems_of_nodes(experiment: Experiment) -> list[str]:
+    """Return every problem of the nodes' names and types; nothing is built."""
+    problems = cfg.check(experiment.schedule, "schedule", Schedule)
+    problems += cfg.check(experiment.data, "data", ImageDataModule, supplied=("schedule", "seed"))
+    problems += cfg.check(experiment.module, "module", GANModule, supplied=("schedule", "seed"))
+    for name, node in experiment.callbacks.items():
+        problems += cfg.check(node, f"callbacks.{name}", L.Callback) if node is not None else []
+    return problems + cfg.check_plain(TrainerSettings, experiment.trainer, "trainer")
+
+
 def recorded(experiment: Experiment) -> Node:
     """Return the configuration as a run keeps it: every default written out, nothing that belongs to one launch."""
-    config = {key: value for key, value in vars(experiment).items() if key not in ("resume", "allow_changes")}
+    config = {key: value for key, value in vars(experiment).items() if key not in ("resume", "run_id", "allow_changes")}
     for key in ("schedule", "data", "module"):
         config[key] = cfg.completed(config[key])
     callbacks = {name: node and cfg.completed(node) for name, node in experiment.callbacks.items()}
@@ -196,7 +208,7 @@ def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
     Raises:
         ConfigError: If the run cannot be continued with this configuration.
     """
-    start = run_directory.find_start(Path(experiment.runs_dir), experiment.name, experiment.resume)
+    start = run_directory.find_start(Path(experiment.runs_dir), experiment.name, experiment.resume, experiment.run_id)
     if (start.directory / "config.yaml").is_file():
         changes = run_directory.changed_hyper_parameters(start.directory, config)
         if changes and not experiment.allow_changes:
@@ -219,8 +231,9 @@ def build_trainer(
     settings: TrainerSettings,
     launcher: Any,
     callbacks: list[L.Callback],
-    loggers: list[Logger],
+    loggers: Sequence[Logger],
     directory: Path,
+    preemption: Preemption,
 ) -> L.Trainer:
     """Return a trainer for one endless epoch that the module's clock stops."""
     devices = processes.devices_per_machine(settings)
@@ -239,8 +252,8 @@ def build_trainer(
             # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
             sync_batchnorm=several and processes.uses_gpu(settings),
             # Networks grow before any other callback looks at them.
-            callbacks=[DieOfSignals(), *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
-            logger=loggers,
+            callbacks=[preemption, *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
+            logger=list(loggers),
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,
             max_epochs=-1,
@@ -254,21 +267,19 @@ def build_trainer(
         )
 
 
-class DieOfSignals(L.Callback):
-    """Gives SIGTERM its usual meaning back.
+def fit(
+    new_trainer: Callable[[], L.Trainer],
+    parts: Parts,
+    start: run_directory.Start,
+    first: bool,
+    preemption: Preemption,
+) -> None:
+    """Train, and leave the run directory with its state and report whatever happens.
 
-    Lightning's handler ends with exit code 0, as if the run had finished, and hangs when all processes get the signal.
-    Dying at once is safe: checkpoints are atomic, and ``resume=auto`` continues from the newest.
+    Raises:
+        Preempted: If a signal stopped training before its end.
+        FaultError: If the machine ended it, e.g. memory ran out.
     """
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Undo what Lightning installed."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def fit(trainer: L.Trainer, parts: Parts, start: run_directory.Start, first: bool) -> None:
-    """Train, and leave the run directory with its state and report whatever happens."""
     done = start.checkpoint is not None and clock_of(start.checkpoint) >= parts.schedule.total_images
     try:
         if done:  # a run that was killed between its last checkpoint and its report
@@ -280,17 +291,60 @@ def fit(trainer: L.Trainer, parts: Parts, start: run_directory.Start, first: boo
         else:
             if start.checkpoint is not None:
                 check_fits(start.checkpoint, parts.module)
-            trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint)
+            _fit_with_roll_backs(new_trainer, parts, start, first)
     except Exception as error:
-        if first:
+        fault = explain(error)
+        if first and not isinstance(error, processes.ProcessDiedError):  # which has written its own
             state = "diverged" if isinstance(error, DivergedError) else "failed"
-            run_directory.write_status(start.directory, state, reason=_reason(error, parts.pseudonyms))
+            run_directory.write_status(start.directory, state, reason=fault or _reason(error, parts.pseudonyms))
+        if fault and is_out_of_memory(error):
+            raise OutOfMemoryError(fault, parts.module.images_seen) from error
+        if fault:
+            raise FaultError(f"{fault} (images_seen={parts.module.images_seen})") from error
         raise
+    finished = done or parts.module.images_seen >= parts.schedule.total_images
+    images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
+    if preemption.stopped and not finished:
+        if first:
+            run_directory.write_status(start.directory, "preempted", images_seen=images_seen)
+        raise Preempted(f"stopped by a signal at images_seen={images_seen}; resume={start.directory} goes on")
     if first:
-        finished = done or parts.module.images_seen >= parts.schedule.total_images
-        images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
         run_directory.write_status(start.directory, "finished" if finished else "interrupted", images_seen=images_seen)
         write_report(start.directory)
+
+
+def _fit_with_roll_backs(
+    new_trainer: Callable[[], L.Trainer], parts: Parts, start: run_directory.Start, first: bool
+) -> None:
+    """Train to the end; when training diverges, go back as often as ``callbacks.divergence`` allows.
+
+    The number of times lies in the checkpoints, so that a run that is killed and resumed does the same again.
+    """
+    allowed = next((c.roll_backs for c in parts.callbacks if isinstance(c, DivergenceWatch)), 0)
+    checkpoint = start.checkpoint
+    while True:
+        trainer = new_trainer()
+        try:
+            with processes.ended_together(trainer, start.directory):
+                trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint)
+            if error := getattr(trainer.strategy.checkpoint_io, "error", None):
+                raise FaultError(f"the last checkpoint could not be written ({error}); resume=auto does the end again")
+            return
+        except DivergedError as error:
+            checkpoint = trainer.strategy.broadcast(run_directory.newest_usable_checkpoint(start.directory), src=0)
+            if parts.module.roll_backs >= allowed or checkpoint is None:
+                raise
+            parts.module.roll_backs += 1
+            if first:
+                log.warning(
+                    "%s Going back to it with %g times the learning rates (%d of %d)",
+                    str(error).partition(" The newest")[0],
+                    parts.module.roll_back_factor**parts.module.roll_backs,
+                    parts.module.roll_backs,
+                    allowed,
+                )
+                run_directory.set_aside_overtaken(start.directory, clock_of(checkpoint))
+                mark_resumed(start.directory, clock_of(checkpoint))
 
 
 def check_fits(checkpoint: Path, module: GANModule) -> None:
@@ -339,15 +393,42 @@ def announce(start: run_directory.Start) -> None:
     else:
         log.info("resuming from %s", start.checkpoint)
         clock = clock_of(start.checkpoint)
+    mark_resumed(start.directory, clock)
+
+
+def mark_resumed(directory: Path, clock: int) -> None:
+    """Mark in the records that the run goes on from a clock; rows behind it will be done again."""
     for name in ("metrics.jsonl", "scores.jsonl"):
-        if (start.directory / name).exists():
-            append_row(start.directory / name, {"resumed_at": clock})
+        if (directory / name).exists():
+            append_rows(directory / name, [{"resumed_at": clock}])
+
+
+def warn_of_slow_precision(settings: TrainerSettings) -> None:
+    """Say so when a processor only emulates bf16."""
+    slow = settings.precision == "bf16-mixed" and not processes.uses_gpu(settings)
+    if slow and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning(
+            "trainer.precision=bf16-mixed: this processor has no bf16 instructions and emulates them, up to 80 times "
+            "slower than 32-true"
+        )
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk cuts short, without a word per line about it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing: what is logged is on the terminal as well."""
+
+    def close(self) -> None:
+        """Close the file; lines that the disk has not taken are lost."""
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
 def log_file(path: Path, hide: Callable[[str], str]) -> Iterator[None]:
     """Copy what is logged, warnings included, into a file, without secrets and what else ``hide`` replaces."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", hide))
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate
+from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
 from lightning_modules.losses import logistic_discriminator_loss, non_saturating_generator_loss
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
@@ -73,6 +73,10 @@ class DCGAN(GANModule):
     def prior(self, generator: torch.Generator, n: int) -> Tensor:
         """Draw latents (n, latent_dim) uniformly from [-1, 1] (section 3)."""
         return torch.rand(n, self.latent_dim, generator=generator, device=generator.device) * 2.0 - 1.0
+
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Return the discriminator's score of each image."""
+        return observe(self.discriminator, images)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the logistic loss of the discriminator. Real and generated images are separate batches to its batch

@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from lightning_modules.networks.layers import check_shape
 from lightning_modules.schedules import Point, Schedule
@@ -110,6 +112,17 @@ def seeded_generator(device: torch.device | str, *key: int | str) -> torch.Gener
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+@torch.no_grad()
+def observe(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what a network answers in its present mode, without moving its buffers.
+
+    A discriminator's batch norm takes its statistics from the batch while it trains; its running ones mix real and
+    generated images and say nothing. So it is asked in training mode, with copies of the buffers to write to.
+    """
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    return functional_call(network, buffers, (images,)).float()
+
+
 def check_rate(name: str, value: float) -> None:
     """Raise ValueError unless a learning rate or a weight is a positive, finite number."""
     if not 0 < value < float("inf"):
@@ -136,11 +149,15 @@ class GANModule(L.LightningModule, ABC):
         latest: Newest value of every logged number, for the progress bar and the choice of the best checkpoint.
         scored_at: Clock of the newest score, -1 before the first.
         score: Name and value of the newest score.
+        verdict: What the health watch says of the run, in a few words; empty until it has spoken.
         data_facts: Plain facts of the data set (intensity range, classes, fingerprint) that travel in the checkpoint.
         accept_other_data: Load a checkpoint although it was trained on other images.
+        roll_backs: How often the run has gone back to a checkpoint; each time multiplies all learning rates by
+            ``roll_back_factor``.
     """
 
     grows = False
+    roll_back_factor = 0.5
     generator: nn.Module
     generator_ema: nn.Module
 
@@ -171,8 +188,10 @@ class GANModule(L.LightningModule, ABC):
         self.losses = LossRecord()
         self.latest: dict[str, float] = {}
         self.scored_at, self.score = -1, ("", float("inf"))
+        self.verdict = ""
         self.data_facts: dict[str, Any] = {}
         self.accept_other_data = False
+        self.roll_backs = 0
 
     # What a family writes -------------------------------------------------------------------------------------------
 
@@ -191,6 +210,21 @@ class GANModule(L.LightningModule, ABC):
     def set_point(self, point: Point) -> None:
         """Bring networks that change with time to a point of the schedule; most families have none."""
 
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
+
+        Higher means more real. A family answers with ``observe(its discriminator, images)``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no critic_scores, which the health watch needs: write it, or set "
+            "callbacks.health=null"
+        )
+
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Return real images (N, C, H, W) of the final resolution as the discriminator is shown them at this clock."""
+        resolution = self.schedule.at(self.images_seen).resolution
+        return F.interpolate(images, resolution, mode="area") if images.shape[2:] != resolution else images
+
     # The step -------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -204,7 +238,7 @@ class GANModule(L.LightningModule, ABC):
         check_shape(batch["image"], self.image_channels, point.resolution)
         for phase in self.phases():
             if phase.due(point.batch_index):
-                self._run(phase, batch, point.learning_rate_scale)
+                self._run(phase, batch, point.learning_rate_scale * self.roll_back_factor**self.roll_backs)
         self.images_seen += point.batch_size
         if self.images_seen >= self.schedule.total_images:
             self.trainer.should_stop = True
@@ -276,13 +310,18 @@ class GANModule(L.LightningModule, ABC):
         """
         if labels is not None:
             raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
+        return self.unclamped_sample(n, truncation, seed, ema, start).clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
+        """Generate the images of ``sample`` as the discriminator sees them: a linear last layer leaves [-1, 1]."""
         latents = [self.prior(seeded_generator("cpu", seed, i, "sample"), 1) for i in range(start, start + n)]
         generator = self.generator_ema if ema else self.generator
         was_training = generator.training
         generator.eval()
         images = generator(torch.cat(latents).to(self.device) * truncation)
         generator.train(was_training)
-        return images.float().clamp(-1.0, 1.0)
+        return images.float()
 
     # Checkpoint -----------------------------------------------------------------------------------------------------
 
@@ -296,6 +335,7 @@ class GANModule(L.LightningModule, ABC):
         checkpoint["losses"] = self.losses.state_dict(self.all_gather)  # type: ignore[arg-type]
         checkpoint["latest"] = dict(self.latest)
         checkpoint["data_facts"] = self.data_facts
+        checkpoint["roll_backs"] = self.roll_backs
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the clock of the checkpoint.
@@ -312,3 +352,5 @@ class GANModule(L.LightningModule, ABC):
         self.set_point(self.schedule.at(self.images_seen))
         self.losses.load_state_dict(checkpoint["losses"], self.global_rank)
         self.latest = dict(checkpoint["latest"])
+        # A run that is going back has counted it already; the checkpoint is from before.
+        self.roll_backs = max(self.roll_backs, checkpoint.get("roll_backs", 0))

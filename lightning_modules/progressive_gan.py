@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate
+from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
 from lightning_modules.losses import AdversarialLoss, WassersteinGP
 from lightning_modules.networks.layers import base_grid
 from lightning_modules.networks.progressive import Discriminator, Generator, channel_counts, downsample, upsample
@@ -123,6 +123,14 @@ class ProgressiveGAN(GANModule):
                 f"stage {point.stage}, alpha {point.alpha:g}: train with callbacks.fade_in.FadeIn"
             )
         super().training_step(batch, batch_idx)
+
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Return the discriminator's score of each image."""
+        return observe(self.discriminator, images)
+
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Return real images at the present stage; they fade in as the generator's do."""
+        return fade(super().as_shown(images), self.discriminator.alpha)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the loss; real images fade in as the generator's do."""

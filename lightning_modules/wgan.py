@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate
+from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
 from lightning_modules.losses import wasserstein_critic_loss, wasserstein_generator_loss
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
@@ -70,6 +70,10 @@ class WGAN(GANModule):
             Phase("critic", 0, self.critic_losses, after=self.clip_critic),
             Phase("generator", 1, self.generator_losses, every=self.critic_steps),
         )
+
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Return the critic's score of each image."""
+        return observe(self.critic, images)
 
     def critic_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the negative estimate of the Wasserstein distance (up to the critic's Lipschitz constant)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate
+from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
 from lightning_modules.losses import (
     Precision,
     gradient_penalty,
@@ -82,6 +82,10 @@ class WGANGP(GANModule):
             Phase("critic", 0, self.critic_losses),
             Phase("generator", 1, self.generator_losses, every=self.critic_steps),
         )
+
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Return the critic's score of each image."""
+        return observe(self.critic, images)
 
     def critic_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the two terms of equation 3. One forward scores real and generated images together."""

@@ -152,3 +152,13 @@ def _assert_equal(a, b, where: str) -> None:
             _assert_equal(x, y, f"{where}[{i}]")
     else:
         assert a == b, where
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

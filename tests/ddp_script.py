@@ -1,5 +1,6 @@
 """What test_ddp.py runs with one or two processes: python tests/ddp_script.py TASK DEVICES FOLDER."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from callbacks.preemption import Preemption
 from callbacks.rank_agreement import RankAgreement
 from datamodules.phantoms import Phantoms
 from experiments.config import TrainerSettings
@@ -62,6 +64,28 @@ class Disagree(L.Callback):
                 pl_module.critic[1].bias[0] += 1e-3
 
 
+def roll_back(devices, folder):
+    """Train the tiny run with a loss that is NaN on one process at clock 48."""
+    start = os.environ.get("MIRAGE_START")  # conftest forgets it, which the second process must not
+    from conftest import tiny_config
+
+    if start:
+        os.environ["MIRAGE_START"] = start
+    from test_faults import ROLL_BACK, Poison
+
+    from experiments import training
+
+    build = training.build
+
+    def with_poison(experiment):
+        parts = build(experiment)
+        parts.callbacks.insert(0, Poison(48, 1, only_rank=1))
+        return parts
+
+    training.build = with_poison
+    training.train(tiny_config("dcgan", Path(folder), *ROLL_BACK, f"trainer.devices={devices}"))
+
+
 def main(task, devices, folder):
     torch.manual_seed(0)
     schedule = ConstantSchedule(SIZE, BATCH, TOTAL)
@@ -70,7 +94,7 @@ def main(task, devices, folder):
     data = Phantoms(schedule, 0, f"{folder}/cache", kind="kidney_ct", count=40)
     settings = TrainerSettings(accelerator="cpu", devices=devices)
     callbacks = [*([Disagree()] if task == "disagree" else []), RankAgreement(every_images=8)]
-    trainer = build_trainer(settings, None, callbacks, [], Path(folder))
+    trainer = build_trainer(settings, None, callbacks, [], Path(folder), Preemption())
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
         state = {"state_dict": module.state_dict(), "initial": initial, "images_seen": module.images_seen}
@@ -78,4 +102,7 @@ def main(task, devices, folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    if sys.argv[1] == "roll_back":
+        roll_back(int(sys.argv[2]), sys.argv[3])
+    else:
+        main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

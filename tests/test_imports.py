@@ -73,9 +73,10 @@ def test_no_loss_is_differentiated_behind_the_strategys_back():
 
 def test_show_list_and_help_import_neither_torch_nor_lightning():
     code = (
-        "import sys; from experiments import run\n"
+        "import sys; from experiments import run, sweep\n"
         "for arguments in (['--list'], ['demo', '--show']): assert run.main(arguments) == 0\n"
-        "heavy = {'torch', 'lightning', 'monai', 'wandb', 'numpy'} & set(sys.modules)\n"
+        "for arguments in (['--list'], ['phantom_families', '--show']): assert sweep.main(arguments) == 0\n"
+        "heavy = {'torch', 'lightning', 'monai', 'wandb', 'numpy', 'optuna', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -89,4 +90,4 @@ def test_every_package_and_yaml_is_shipped():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
     assert set(settings["packages"]) == packages
-    assert settings["package-data"] == {"experiments": ["configs/*.yaml"]}
+    assert settings["package-data"] == {"experiments": ["configs/*.yaml", "configs/sweeps/*.yaml"]}

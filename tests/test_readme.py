@@ -7,18 +7,21 @@ import pytest
 from conftest import ROOT
 
 from experiments import config as cfg
-from experiments import run
+from experiments import launch, run, sweep
+from experiments.sweeps.settings import check_experiments, load_sweep
+from experiments.sweeps.wandb_engine import sweep_config
 from experiments.training import build
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+SWEEPS = [line.split("#")[0] for line in LINES if "-m experiments.sweep" in line]
 RUNS = [line.split("#")[0] for line in LINES if "-m experiments.run" in line and not line.startswith("$")]
 
 
-def arguments(line):
-    words = shlex.split(line)
-    return words[words.index("experiments.run") + 1 :]
+def arguments(line, verb="experiments.run"):
+    words = shlex.split(line.partition(">")[0])
+    return words[words.index(verb) + 1 :]
 
 
 @pytest.mark.parametrize("line", RUNS)
@@ -34,8 +37,26 @@ def test_command_is_valid(line, tmp_path, capsys):
     build(cfg.experiment(cfg.load(given[0], overrides)))
 
 
+@pytest.mark.parametrize("line", SWEEPS)
+def test_sweep_command_is_valid(line):
+    given = arguments(line, "experiments.sweep")
+    if any(argument.startswith("--") for argument in given):
+        assert sweep.main(given) == 0
+        return
+    settings = load_sweep(given[0], given[1:])
+    check_experiments(settings)
+    if settings.engine == "wandb":
+        sweep_config(settings)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "-m experiments.launch" in line])
+def test_launch_command_is_valid(line, capsys):
+    assert launch.main(arguments(line, "experiments.launch")) == 0
+    assert capsys.readouterr().out.startswith("#!/bin/bash")
+
+
 def test_there_are_commands_to_check():
-    assert len(RUNS) >= 8
+    assert len(RUNS) >= 8 and len(SWEEPS) >= 5
 
 
 def test_make_targets_exist():
@@ -54,6 +75,11 @@ def test_example_of_errors_is_what_is_printed(capsys):
 def test_every_shipped_experiment_is_in_the_table():
     for name in cfg.shipped():
         assert f"| `{name}` |" in README
+
+
+def test_every_shipped_sweep_is_named():
+    for name in cfg.shipped(cfg.SWEEPS):
+        assert f"`{name}`" in README
 
 
 def test_every_picture_exists():

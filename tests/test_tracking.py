@@ -6,8 +6,9 @@ import logging
 import pytest
 from conftest import run_cli, tiny, tiny_config
 
+from callbacks.files import append_rows
 from experiments import tracking
-from experiments.tracking import append_row, read_rows
+from experiments.tracking import read_rows
 from experiments.training import train
 
 
@@ -22,7 +23,7 @@ def test_rows_that_a_resume_has_overtaken_are_left_out(tmp_path):
         {"resumed_at": -1},
         {"images_seen": 8, "x": 5},
     ):
-        append_row(path, row)
+        append_rows(path, [row])
     assert [row["x"] for row in read_rows(path)] == [5]
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
     assert [row["x"] for row in read_rows(path)] == [1, 2, 4]
@@ -30,10 +31,10 @@ def test_rows_that_a_resume_has_overtaken_are_left_out(tmp_path):
 
 def test_torn_row_costs_only_itself(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    append_row(path, {"images_seen": 8})
+    append_rows(path, [{"images_seen": 8}])
     with path.open("a") as file:
         file.write('{"images_seen": 16, "lo')
-    append_row(path, {"images_seen": 24})
+    append_rows(path, [{"images_seen": 24}])
     assert [row["images_seen"] for row in read_rows(path)] == [8, 24]
 
 

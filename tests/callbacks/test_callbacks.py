@@ -150,7 +150,7 @@ def test_losses_are_logged_on_the_clock_with_finite_values(finished):
 
 
 def test_progress_lines_name_images_speed_time_left_losses_and_score(finished):
-    line = next(line for line in (finished / "log.txt").read_text().splitlines() if "images_seen 80" in line)
+    line = next(line for line in (finished / "log.txt").read_text().splitlines() if "images_seen 80 (" in line)
     for part in ("83 %", "img/s", "left", "frechet_random_conv", "discriminator/adversarial"):
         assert part in line
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import newest_checkpoint, tiny, tiny_config
+from conftest import cut_in_half, flip_a_bit, newest_checkpoint, tiny, tiny_config
 
 from callbacks.checkpoint import AtomicCheckpointIO, PeriodicCheckpoint, is_intact
 from callbacks.divergence import DivergedError
@@ -53,16 +53,6 @@ def test_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog):
     directory = train(config)
     assert "No space left on device" in caplog.text and "training goes on" in caplog.text
     assert len(list((directory / "checkpoints").iterdir())) == 96 // 8 - 1
-
-
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def cut_in_half(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, lambda path: path.write_bytes(b"")])

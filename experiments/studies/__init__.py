@@ -1,0 +1,1 @@
+"""Evaluations that the README's tables come from: each prints one."""

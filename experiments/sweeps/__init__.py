@@ -1,0 +1,1 @@
+"""Sweeps: many runs from one search space. ``experiments.sweep`` is the command line."""

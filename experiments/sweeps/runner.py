@@ -1,0 +1,251 @@
+"""Runs a sweep's trials on this machine, some at a time, until the plan is done or somebody asks to stop."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from optuna.trial import TrialState
+
+from experiments.config import ConfigError, did_you_mean
+from experiments.run import EXIT_PREEMPTED
+from experiments.sweeps import folder as sweep_folder
+from experiments.sweeps import trials
+from experiments.sweeps.optuna_engine import Study
+from experiments.sweeps.settings import STORAGE_VARIABLE, Sweep, check_experiments
+from experiments.sweeps.space import EXPERIMENT, Assignment, label
+from experiments.sweeps.sweep_report import write_reports, write_table
+from experiments.sweeps.trials import Trial, trial_name
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 300.0  # for a checkpoint, after which a trial is killed; it goes on from an older one
+
+
+class Runner:
+    """A sweep on this machine.
+
+    Args:
+        sweep: What to search.
+
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        check_experiments(sweep)
+        self.sweep = sweep
+        self._free = device_slots(sweep)
+        sweep_folder.prepare(sweep)
+        self.study = Study(sweep)
+        self._running: dict[int, tuple[Trial, str | None]] = {}  # with its GPUs
+        self._cadences: dict[int, int] = {}
+        self._stops = 0
+        self._began, self._ended_here = time.monotonic(), 0
+
+    def run(self) -> int:
+        """Run trials until none is left, write the reports, and return the exit code."""
+        with self._signals():
+            while not self._stops and self._fill_slots():
+                self._poll(prune=True)
+                time.sleep(POLL_SECONDS)
+            if self._stops:
+                self._stop_trials()
+        if self._stops:
+            write_table(self.study)
+            print(f"interrupted; the same command continues {self.sweep.folder}", file=sys.stderr)
+            return EXIT_PREEMPTED
+        print("\n".join(write_reports(self.study)))
+        return 0 if self.study.best() else 1
+
+    def _fill_slots(self) -> bool:
+        """Start trials on free devices; return False when every planned trial has ended, on other machines too."""
+        while self._free and not self._stops:
+            following = self.study.next()
+            if following is None:
+                break
+            self._start(*following)
+        return bool(self._running) or not all(trial.state.is_finished() for trial in self.study.trials())
+
+    def _start(self, number: int, assignment: Assignment, lock: Any) -> None:
+        folder = self.sweep.folder / "trials" / trial_name(number)
+        state, why = trials.outcome(folder)
+        self._cadences[number] = self.sweep.cadence(assignment)
+        if state == "finished":  # and its sweep was killed before it could write that down
+            self._settle(number, 0, "")
+            lock.close()
+        elif state == "diverged":
+            self._settle(number, 3, why.removeprefix("DivergedError: ").replace("training diverged", "diverged"))
+            lock.close()
+        else:
+            devices = self._free.pop(0)
+            command = trial_command(self.sweep, number, assignment)
+            trial = Trial(number, folder, lock, command, environment(self.sweep, devices))
+            self._running[number] = (trial, devices)
+            _say(f"{trial_name(number)} {'starts' if state is None else 'goes on'}: {_shown(assignment)}")
+
+    def _poll(self, prune: bool) -> None:
+        """Write down new scores, end what is too bad, and settle what has ended."""
+        for number, (trial, devices) in list(self._running.items()):
+            code = trial.ended()
+            self._report(number)
+            if code is None and prune and self.study.should_prune(number):
+                trial.kill()
+                trial.wait()
+                self._settle(number, None, "its score was too bad to go on")
+            elif code is None:
+                continue
+            elif code == EXIT_PREEMPTED or (self._stops and code < 0):
+                _say(f"{trial_name(number)} was interrupted and will go on from its newest checkpoint")
+            else:
+                self._settle(number, code, trial.reason(code) if code else "")
+            trial.release()
+            del self._running[number]
+            self._free.append(devices)
+
+    def _report(self, number: int) -> list[tuple[int, float]]:
+        """Write down the scores of a trial, and return them."""
+        found = trials.scores(self.sweep.folder / "trials" / trial_name(number), self.sweep.metric)
+        self.study.report(number, found, self._cadences[number])
+        return found
+
+    def _settle(self, number: int, code: int | None, reason: str) -> None:
+        """Write down how a trial ended.
+
+        Args:
+            number: Its number.
+            code: Its exit code, or None if it was pruned.
+            reason: Why it failed or was pruned.
+        """
+        folder = self.sweep.folder / "trials" / trial_name(number)
+        found = self._report(number)
+        value = trials.value_of(found, self.sweep.value, self.sweep.direction)
+        state = TrialState.PRUNED if code is None else TrialState.FAIL if code else TrialState.COMPLETE
+        if code == 0 and value is None:
+            state, reason = TrialState.FAIL, self._missing(folder, bool(found))
+        notes: dict[str, Any] = {"reason": reason, "images_seen": found[-1][0] if found else None}
+        run = trials.newest_run(folder)
+        notes["run"] = str(run.relative_to(self.sweep.folder)) if run else None
+        notes["threads"] = environment(self.sweep, None)["OMP_NUM_THREADS"]
+        self.study.tell(number, state, value if state == TrialState.COMPLETE else None, **notes)
+        self._ended_here += 1
+        write_table(self.study)
+        said = f"{value:.6g}" if state == TrialState.COMPLETE else reason
+        _say(f"{trial_name(number)} {WORDS[state]}: {said} ({self._progress()})")
+
+    def _missing(self, folder: Any, taken: bool) -> str:
+        if taken:
+            return f"{self.sweep.metric} was not finite"
+        known = trials.metrics_of(folder)
+        hint = did_you_mean(self.sweep.metric, known) or f"; there are {', '.join(known) or 'none'}"
+        return f"{self.sweep.metric} is not in metrics.jsonl{hint}"
+
+    def _progress(self) -> str:
+        ended = sum(trial.state.is_finished() for trial in self.study.trials())
+        best = self.study.best()
+        parts = [f"{ended} of {self.study.planned} ended"]
+        if best is not None:
+            parts.append(f"best {best.value:.6g} of {trial_name(best.number)}")
+        left = self.study.planned - ended
+        if left > 0:
+            minutes = (time.monotonic() - self._began) / self._ended_here * left / 60
+            parts.append(f"about {minutes:.0f} min left here")
+        return ", ".join(parts)
+
+    def _stop_trials(self) -> None:
+        """Let the trials save a checkpoint and end; a second signal, or too long a wait, kills them."""
+        _say("stopping: the trials save a checkpoint (another Ctrl-C kills them)")
+        for trial, _ in self._running.values():
+            trial.ask_to_stop()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._running:
+            if self._stops > 1 or time.monotonic() > deadline:
+                for trial, _ in self._running.values():
+                    trial.kill()
+            self._poll(prune=False)
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Count Ctrl-C and SIGTERM instead of dying of them; trials have sessions of their own and see neither."""
+
+        def count(number: int, frame: Any) -> None:
+            self._stops += 1
+
+        before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+WORDS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "was pruned", TrialState.FAIL: "failed"}
+
+
+def trial_command(sweep: Sweep, number: int, assignment: Assignment) -> list[str]:
+    """Return the command line of a trial; the same one continues it."""
+    experiment, overrides = sweep.command(assignment)
+    launch = [
+        f"name={trial_name(number)}",
+        f"runs_dir={sweep.folder / 'trials'}",
+        f"tracking={sweep.tracking}",
+        f"wandb_project={sweep.wandb_project}",
+        "resume=auto",
+    ]
+    return [sys.executable, "-m", "experiments.run", experiment, *overrides, *launch]
+
+
+def environment(sweep: Sweep, devices: str | None) -> dict[str, str]:
+    """Return a trial's environment: its share of GPUs and threads, nothing that belongs to the sweep."""
+    variables = dict(os.environ)
+    variables.pop(STORAGE_VARIABLE, None)
+    # As many threads as cores in every one of several trials wait for each other, many times slower.
+    variables.setdefault("OMP_NUM_THREADS", str(threads_per_process(sweep)))
+    if devices is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = devices
+    return variables
+
+
+def threads_per_process(sweep: Sweep) -> int:
+    """Return the share of this machine's cores that one process of a trial gets."""
+    return max(1, len(os.sched_getaffinity(0)) // (sweep.parallel * sweep.devices_per_trial))
+
+
+def device_slots(sweep: Sweep) -> list[str | None]:
+    """Return CUDA_VISIBLE_DEVICES of every trial that runs at a time, or None where there is no GPU.
+
+    With fewer GPUs than trials need, trials share them in turn.
+
+    Raises:
+        ConfigError: If one trial alone needs more GPUs than there are.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())] if named is None else []
+    if not visible:
+        return [None] * sweep.parallel
+    each = sweep.devices_per_trial
+    if each > len(visible):
+        raise ConfigError([f"devices_per_trial={each}: this machine has {len(visible)} GPUs ({','.join(visible)})"])
+    if each * sweep.parallel > len(visible):
+        log.warning("%d trials of %d GPUs share the %d that there are", sweep.parallel, each, len(visible))
+    return [",".join(visible[(slot * each + i) % len(visible)] for i in range(each)) for slot in range(sweep.parallel)]
+
+
+def _shown(assignment: Assignment) -> str:
+    order = sorted(assignment, key=lambda key: key != EXPERIMENT)
+    return ", ".join(f"{key}={_text(assignment[key])}" for key in order)
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else label(value)
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

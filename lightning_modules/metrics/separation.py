@@ -1,0 +1,22 @@
+"""How far apart two samples of scores lie."""
+
+import torch
+from torch import Tensor
+
+
+def d_prime(higher: Tensor, lower: Tensor) -> float:
+    """Return the difference of two samples' means in units of their standard deviation.
+
+    The sensitivity index d' of signal detection (Green and Swets 1966): 0 if they cannot be told apart, 1 if 76 % of
+    pairs are in the right order, above 4 if nearly all are. It does not change when scores are shifted or scaled, so
+    that the logits of a discriminator and the scores of a critic can be judged by one limit.
+
+    Args:
+        higher: Scores (N,) that are expected to be higher, N at least 2.
+        lower: Scores (M,), M at least 2.
+    """
+    if min(len(higher), len(lower)) < 2:
+        raise ValueError(f"a standard deviation needs at least 2 scores, got {len(higher)} and {len(lower)}")
+    higher, lower = higher.double(), lower.double()
+    deviation = ((higher.var() + lower.var()) / 2.0).sqrt().clamp(min=torch.finfo(torch.float32).eps)
+    return float((higher.mean() - lower.mean()) / deviation)

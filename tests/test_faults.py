@@ -1,0 +1,356 @@
+"""Faults for real: a full disk, damaged files, dead processes, no memory, NaN. Each has its message."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ROOT,
+    TINY_KIDNEY,
+    assert_same_state,
+    cut_in_half,
+    flip_a_bit,
+    newest_checkpoint,
+    run_cli,
+    tiny,
+    tiny_config,
+    write_kidney,
+)
+from kill_harness import clocks, ranks, reached
+from PIL import Image
+
+from callbacks.checkpoint import is_intact
+from callbacks.divergence import DivergedError
+from experiments import run, training
+from experiments.faults import FaultError
+from experiments.run_directory import read_status
+from experiments.tracking import read_rows
+from experiments.training import train
+
+FOREVER = "schedule.total_images=1000000"
+
+
+def started(*arguments, **environment):
+    """Start the command line in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def wait_for_clock(process, runs, clock):
+    deadline = time.monotonic() + 120
+    while reached(runs) < clock:
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Disk -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"mounting a small file system needs root ({done.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+class Disk(training.L.Callback):
+    """Fills the disk at one clock and frees it at another."""
+
+    def __init__(self, folder, full_at, free_at):
+        self.file, self.full_at, self.free_at = folder / "filler", full_at, free_at
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if pl_module.images_seen == self.full_at:
+            with self.file.open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(512))
+                except OSError:
+                    pass
+        if pl_module.images_seen == self.free_at:
+            self.file.unlink()
+
+
+@pytest.fixture
+def with_callback(monkeypatch):
+    """Put a callback before the others of the runs of this process."""
+
+    def add(callback):
+        build = training.build
+
+        def built(experiment):
+            parts = build(experiment)
+            parts.callbacks.insert(0, callback)
+            return parts
+
+        monkeypatch.setattr(training, "build", built)
+
+    return add
+
+
+@pytest.mark.parametrize("tracking", ["disabled", "offline"])
+def test_full_disk_costs_checkpoints_and_pictures_but_not_the_run(
+    tmp_path, small_disk, with_callback, caplog, tracking
+):
+    whole = train(tiny_config("dcgan", tmp_path))
+    with_callback(Disk(small_disk, 40, 72))
+    few = ["callbacks.checkpoint.keep=2", "callbacks.samples.every_images=16", f"tracking={tracking}"]
+    directory = train(tiny_config("dcgan", small_disk, *few, "callbacks.losses.every_images=8"))
+    assert read_status(directory)["state"] == "finished"
+    assert "No space left on device" in caplog.text
+    for what in ("images_000000000048.ckpt", "samples/images_000000000048.png"):
+        assert f"{what} (" in caplog.text
+    assert "training goes on" in caplog.text
+    assert_same_state(newest_checkpoint(directory), newest_checkpoint(whole))
+    assert [row["images_seen"] for row in read_rows(directory / "scores.jsonl")] == [0, 40, 80, 96]
+    assert set(range(8, 97, 8)) <= set(clocks(directory / "metrics.jsonl"))  # written late, not lost
+    assert not list(directory.rglob("*.tmp"))
+
+
+def test_disk_that_stays_full_leaves_the_last_checkpoint_and_says_so(tmp_path, small_disk, with_callback, monkeypatch):
+    with_callback(Disk(small_disk, 40, None))
+    with pytest.raises(FaultError, match=r"the last checkpoint could not be written .*resume=auto does the end again"):
+        train(tiny_config("dcgan", small_disk, "callbacks.checkpoint.keep=1"))
+    (directory,) = (small_disk / "runs" / "dcgan").iterdir()
+    (left,) = (directory / "checkpoints").glob("images_*.ckpt")
+    assert left.name == "images_000000000040.ckpt" and is_intact(left)
+    monkeypatch.undo()
+    (small_disk / "filler").unlink()
+    assert train(tiny_config("dcgan", small_disk, "callbacks.checkpoint.keep=1", "resume=auto")) == directory
+    assert_same_state(newest_checkpoint(directory), newest_checkpoint(train(tiny_config("dcgan", tmp_path))))
+
+
+# Damaged files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half])
+def test_damaged_newest_checkpoint_costs_one_interval(tmp_path, damage, caplog):
+    directory = train(tiny_config("dcgan", tmp_path))
+    kept = tmp_path / "kept.ckpt"
+    kept.write_bytes(newest_checkpoint(directory).read_bytes())
+    (directory / "status.json").write_text('{"state": "running"}')
+    damage(newest_checkpoint(directory))
+    assert train(tiny_config("dcgan", tmp_path, "resume=auto")) == directory
+    assert "images_000000000096.ckpt is damaged; taking the one before it" in caplog.text
+    assert_same_state(newest_checkpoint(directory), kept)
+
+
+@pytest.fixture
+def stopped_run(tmp_path):
+    """A run on files that stands at 48 of 96 images; returns the command that goes on with it, and its files."""
+    root = write_kidney(tmp_path / "data", suffix=".png")
+    arguments = [str(TINY_KIDNEY), f"data.root={root}", f"runs_dir={tmp_path / 'runs'}"]
+    assert run.main(arguments) == 0
+    (directory,) = (tmp_path / "runs").glob("*/*")
+    checkpoint = directory / "checkpoints" / "images_000000000048.ckpt"
+    return [*arguments, f"resume={checkpoint}"], sorted(root.rglob("*.png"))
+
+
+def test_missing_data_file_is_noticed_on_resume(stopped_run, capsys):
+    arguments, files = stopped_run
+    files[0].unlink()
+    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    assert "the data is not what the checkpoint was trained on (images: was" in capsys.readouterr().err
+
+
+def test_changed_data_file_is_noticed_on_resume(stopped_run, capsys):
+    arguments, files = stopped_run
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(files[0])
+    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    assert "fingerprint: was" in capsys.readouterr().err
+
+
+def test_flipped_bit_in_the_cache_is_noticed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MIRAGE_CACHE", str(tmp_path / "cache"))
+    assert run.main(tiny("dcgan", tmp_path)) == 0
+    (images,) = (tmp_path / "cache" / "images").glob("*/images.bin")
+    flip_a_bit(images)
+    capsys.readouterr()
+    assert run.main(tiny("dcgan", tmp_path)) == run.EXIT_BAD_CONFIG
+    message = capsys.readouterr().err
+    assert f"the cache {images.parent} is damaged (image " in message and "delete the folder" in message
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_dead_rank_ends_the_others_within_seconds_and_is_named(tmp_path, victim):
+    process = started(*tiny("dcgan", tmp_path, "trainer.devices=2", FOREVER, "callbacks.losses.every_images=8"))
+    try:
+        wait_for_clock(process, tmp_path / "runs", 80)
+        (other,) = ranks(process.pid)
+        os.kill((process.pid, other)[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = process.communicate(timeout=30)  # ends when the last process closes it
+        seconds = time.monotonic() - killed
+    finally:
+        process.kill()
+    assert seconds < 15, "the other process went on"
+    message = errors.decode()
+    if victim == 1:
+        assert process.returncode == 1
+        assert f"error: process 1 (pid {other}) was killed by SIGKILL (often: the machine ran out of memory)" in message
+        (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
+        assert "process 1" in read_status(directory)["reason"]
+    else:
+        assert f"error: the first process (pid {process.pid}) has ended; ending the run" in message
+    assert "Traceback" not in message
+
+
+def test_dead_reader_is_named(tmp_path):
+    arguments = tiny("dcgan", tmp_path, "data.num_workers=1", FOREVER, "callbacks.losses.every_images=8")
+    process = started(*arguments)
+    try:
+        wait_for_clock(process, tmp_path / "runs", 80)
+        children = [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(process.pid)]).split()]
+        readers = [pid for pid in children if b"experiments.run" in open(f"/proc/{pid}/cmdline", "rb").read()]
+        assert len(readers) == 1
+        os.kill(readers[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert f"error: a process that reads images (pid {readers[0]}) was killed" in errors.decode()
+    assert "data.num_workers=0" in errors.decode() and "Traceback" not in errors.decode()
+
+
+def test_second_process_in_a_run_directory_refuses(tmp_path):
+    process = started(*tiny("dcgan", tmp_path, FOREVER))
+    try:
+        wait_for_clock(process, tmp_path / "runs", 40)
+        (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
+        second = run_cli(*tiny("dcgan", tmp_path, FOREVER, f"resume={directory}"))
+        assert process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert second.returncode == run.EXIT_BAD_CONFIG
+    assert f"process {process.pid} is training in this run directory; stop it first" in second.stderr
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_says_what_would_fit(tmp_path):
+    """The limit stands in for a full device; the advice is measured in a process of its own."""
+    script = (
+        "import resource, sys, torch\n"
+        "from experiments import run, training\n"
+        "fit = training.L.Trainer.fit\n"
+        "def limited(*a, **k):\n"
+        "    used = int(open('/proc/self/status').read().split('VmData:')[1].split()[0]) * 1024\n"
+        "    resource.setrlimit(resource.RLIMIT_DATA, (used + 200 * 2**20, resource.RLIM_INFINITY))\n"
+        "    try:\n"
+        "        return fit(*a, **k)\n"
+        "    finally:\n"
+        "        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "training.L.Trainer.fit = limited\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(run.main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "limited.py").write_text(script)
+    large = ["schedule.batch_size=2000", "schedule.total_images=4000", "module.generator_channels=16"]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "limited.py"), *tiny("dcgan", tmp_path, *large)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: out of memory (" in done.stderr
+    assert "32x32 with a batch of 2000 per device needs " in done.stderr
+    assert "lower schedule.batch_size" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert resource.getrlimit(resource.RLIMIT_DATA)[1] == resource.RLIM_INFINITY
+
+
+# NaN ------------------------------------------------------------------------------------------------------------------
+
+
+class Poison(training.L.Callback):
+    """Makes a loss NaN at a clock, as often as it is told."""
+
+    def __init__(self, clock, times, only_rank=0):
+        self.clock, self.times, self.only_rank = clock, times, only_rank
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        here = trainer.global_rank == self.only_rank
+        if here and pl_module.images_seen == self.clock and pl_module.roll_backs < self.times:
+            batch["image"].fill_(float("nan"))
+
+
+ROLL_BACK = ["callbacks.divergence.roll_backs=2", "callbacks.divergence.every_batches=1"]
+
+
+def test_run_goes_back_to_the_last_good_checkpoint_with_a_lower_learning_rate(tmp_path, with_callback, caplog):
+    clean = clocks(train(tiny_config("dcgan", tmp_path / "clean")) / "scores.jsonl")
+    with_callback(Poison(48, 1))
+    directory = train(tiny_config("dcgan", tmp_path, *ROLL_BACK, "callbacks.checkpoint.every_images=16"))
+    assert read_status(directory)["state"] == "finished"
+    state = torch.load(newest_checkpoint(directory), weights_only=True)
+    assert state["roll_backs"] == 1
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-4)
+    assert "NaN or infinite at images_seen=48" in caplog.text
+    assert "Going back to it with 0.5 times the learning rates (1 of 2)" in caplog.text
+    assert clocks(directory / "scores.jsonl") == clean
+
+
+def test_rolled_back_run_resumes_to_the_same_weights(tmp_path, with_callback):
+    with_callback(Poison(48, 1))
+    directory = train(tiny_config("dcgan", tmp_path, *ROLL_BACK))
+    for clock in (40, 64):  # before and after it went back
+        end = newest_checkpoint(directory).read_bytes()
+        (tmp_path / "end.ckpt").write_bytes(end)
+        resume = f"resume={directory / 'checkpoints' / f'images_{clock:012d}.ckpt'}"
+        train(tiny_config("dcgan", tmp_path, *ROLL_BACK, resume))
+        assert_same_state(newest_checkpoint(directory), tmp_path / "end.ckpt")
+
+
+def test_roll_backs_are_bounded_and_off_unless_asked_for(tmp_path, with_callback):
+    with_callback(Poison(48, 10))
+    with pytest.raises(DivergedError, match="images_seen=48"):
+        train(tiny_config("dcgan", tmp_path, *ROLL_BACK))
+    (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
+    assert read_status(directory)["state"] == "diverged"
+    assert sum("resumed_at" in json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(DivergedError):
+        train(tiny_config("dcgan", tmp_path / "off"))
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "ddp_script.py"), "roll_back", "2", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
+    assert torch.load(newest_checkpoint(directory), weights_only=True)["roll_backs"] == 1
