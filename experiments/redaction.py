@@ -41,7 +41,10 @@ def problems_of_secrets(config: dict[str, Any]) -> list[str]:
     return problems
 
 
-_INSTEAD = "leave it out and let the tool that needs it read it from the environment (W&B: WANDB_API_KEY)"
+_INSTEAD = (
+    "leave it out and let the tool that needs it read it from the environment (W&B: WANDB_API_KEY, the storage of a "
+    "sweep: MIRAGE_SWEEP_STORAGE)"
+)
 
 
 def redacted(text: str) -> str:

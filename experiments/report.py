@@ -19,6 +19,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 img { max-width: 100%; image-rendering: pixelated } figure { margin: 0 } figcaption { color: #555 }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem } .plot img { image-rendering: auto }
 table { border-collapse: collapse } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
+.words td, .words th { text-align: left; vertical-align: top }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto }
 """
 
@@ -126,8 +127,8 @@ def _health(path: Path) -> str:
 
 
 def _health_section(health: dict[str, Any]) -> str:
-    said = f"{health['verdict']} since {health['since_images_seen']} images seen: {health['sentence']}"
-    said += f". To do: {health['advice']}." if health["advice"] else "."
+    said = f"{health['sentence']}. Verdict: {health['verdict']}, since {health['since_images_seen']} images seen."
+    said += f" To do: {health['advice']}." if health["advice"] else ""
     head = "".join(f"<th>{key}" for key in ("verdict", "signal", "measured", "ill if", "why"))
     rows = (
         (
@@ -141,7 +142,7 @@ def _health_section(health: dict[str, Any]) -> str:
     )
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
     note = f"A verdict needs all its signals ill in {health['measurements_in_a_row']} measurements in a row."
-    return f"<h2>Health</h2><p>{html.escape(said)}</p><table><tr>{head}{body}</table><p>{html.escape(note)}</p>"
+    return f"<h2>Health</h2><p>{html.escape(said)}</p><table class=words><tr>{head}{body}</table><p>{html.escape(note)}</p>"
 
 
 def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:

@@ -27,8 +27,8 @@ SLOWER = ["callbacks.losses.every_images=8", "callbacks.checkpoint.every_images=
     "family, devices, kills",
     [
         ("dcgan", 1, 2),
-        pytest.param("progressive", 1, 8, marks=pytest.mark.slow),
-        pytest.param("wgan_gp", 1, 20, marks=pytest.mark.slow),
+        pytest.param("progressive", 1, 4, marks=pytest.mark.slow),
+        pytest.param("wgan_gp", 1, 8, marks=pytest.mark.slow),
         pytest.param("dcgan", 2, 2, marks=pytest.mark.slow),
         pytest.param("wgan_gp", 2, 2, marks=pytest.mark.slow),
         pytest.param("progressive", 2, 2, marks=pytest.mark.slow),
