@@ -296,7 +296,7 @@ def fit(
         fault = explain(error)
         if first and not isinstance(error, processes.ProcessDiedError):  # which has written its own
             state = "diverged" if isinstance(error, DivergedError) else "failed"
-            run_directory.write_status(start.directory, state, reason=fault or _reason(error, parts.pseudonyms))
+            run_directory.write_status(start.directory, state, reason=_reason(error, fault, parts.pseudonyms))
         if fault and is_out_of_memory(error):
             raise OutOfMemoryError(fault, parts.module.images_seen) from error
         if fault:
@@ -366,11 +366,11 @@ def check_fits(checkpoint: Path, module: GANModule) -> None:
         raise ConfigError([f"{checkpoint}: holds other networks than module describes ({what})"])
 
 
-def _reason(error: Exception, pseudonyms: Pseudonyms) -> str:
+def _reason(error: Exception, fault: str | None, pseudonyms: Pseudonyms) -> str:
     """Return why a run failed, as its directory may tell it: without patients, names of their files and secrets."""
     if isinstance(error, DataError):  # quotes tables, too, which hold whatever they hold
         return "DataError: the data cannot be used; the terminal said why (it may name patients, so this file does not)"
-    return redacted(pseudonyms.hide(f"{type(error).__name__}: {error}"))
+    return redacted(pseudonyms.hide(fault or f"{type(error).__name__}: {error}"))
 
 
 def clock_of(checkpoint: Path) -> int:
