@@ -142,7 +142,8 @@ def _health_section(health: dict[str, Any]) -> str:
     )
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
     note = f"A verdict needs all its signals ill in {health['measurements_in_a_row']} measurements in a row."
-    return f"<h2>Health</h2><p>{html.escape(said)}</p><table class=words><tr>{head}{body}</table><p>{html.escape(note)}</p>"
+    table = f"<table class=words><tr>{head}{body}</table>"
+    return f"<h2>Health</h2><p>{html.escape(said)}</p>{table}<p>{html.escape(note)}</p>"
 
 
 def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:
