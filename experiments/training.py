@@ -327,7 +327,8 @@ def _fit_with_roll_backs(
         try:
             with processes.ended_together(trainer, start.directory):
                 trainer.fit(parts.module, datamodule=parts.data, ckpt_path=checkpoint)
-            if error := getattr(trainer.strategy.checkpoint_io, "error", None):
+            error = getattr(trainer.strategy.checkpoint_io, "error", None)
+            if error and parts.module.images_seen >= parts.schedule.total_images:
                 raise FaultError(f"the last checkpoint could not be written ({error}); resume=auto does the end again")
             return
         except DivergedError as error:
