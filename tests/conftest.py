@@ -162,3 +162,21 @@ def flip_a_bit(path):
 
 def cut_in_half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def with_callback(monkeypatch):
+    """Put a callback before the others of the runs of this process."""
+    from experiments import training
+
+    def add(callback):
+        build = training.build
+
+        def built(experiment):
+            parts = build(experiment)
+            parts.callbacks.insert(0, callback)
+            return parts
+
+        monkeypatch.setattr(training, "build", built)
+
+    return add

@@ -93,23 +93,6 @@ class Disk(training.L.Callback):
             self.file.unlink()
 
 
-@pytest.fixture
-def with_callback(monkeypatch):
-    """Put a callback before the others of the runs of this process."""
-
-    def add(callback):
-        build = training.build
-
-        def built(experiment):
-            parts = build(experiment)
-            parts.callbacks.insert(0, callback)
-            return parts
-
-        monkeypatch.setattr(training, "build", built)
-
-    return add
-
-
 @pytest.mark.parametrize("tracking", ["disabled", "offline"])
 def test_full_disk_costs_checkpoints_and_pictures_but_not_the_run(
     tmp_path, small_disk, with_callback, caplog, tracking

@@ -38,24 +38,6 @@ def send_at(clock, number):
     return Send()
 
 
-@pytest.fixture
-def with_callback(monkeypatch):
-    """Add a callback to the next run of this process."""
-    from experiments import training
-
-    def add(callback):
-        build = training.build
-
-        def built(experiment):
-            parts = build(experiment)
-            parts.callbacks.insert(0, callback)
-            return parts
-
-        monkeypatch.setattr(training, "build", built)
-
-    yield add
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_run_saves_what_it_has_done_and_goes_on_to_the_same_weights(tmp_path, with_callback, monkeypatch, number):
     whole = train(tiny_config("dcgan", tmp_path / "whole"))
