@@ -133,8 +133,8 @@ class ProgressiveGAN(GANModule):
         return fade(super().as_shown(images), self.discriminator.alpha)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the terms of the loss."""
-        real = self.as_shown(batch["image"])
+        """Return the terms of the loss; real images fade in as the generator's do."""
+        real = fade(batch["image"], self.discriminator.alpha)
         with torch.no_grad():
             fake = self.generator(self.draw_latents(len(real), "discriminator"))
         return self.loss.discriminator(self.discriminator, real, fake, self.random("penalty"))
