@@ -161,6 +161,10 @@ def clocks(path: Path) -> list[int]:
     return [row["images_seen"] for row in read_rows(path)]
 
 
+def logged(log: Path) -> list[dict]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where runs and the log lie")
@@ -168,7 +172,7 @@ def main() -> int:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     log = options.folder / "kills.jsonl"
-    done = {row["kill"] for row in read_rows(log)}
+    done = {row["kill"] for row in logged(log)}
     for number in range(options.kills):
         if number in done:
             continue
@@ -182,7 +186,7 @@ def main() -> int:
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    rows = read_rows(log)
+    rows = logged(log)
     print(f"{sum(row['equal'] for row in rows)} of {len(rows)} resumed runs are equal to the uninterrupted run")
     return int(not all(row["equal"] for row in rows))
 
