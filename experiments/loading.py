@@ -1,0 +1,137 @@
+"""A trained generator, from a run directory or one of its checkpoints, and the images that it makes."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from callbacks.checkpoint import AtomicCheckpointIO
+from datamodules.base import Intensity
+from experiments import config as cfg
+from experiments.config import ConfigError, Node
+from experiments.run_directory import newest_usable_checkpoint
+from experiments.training import check_fits
+from lightning_modules.gan import GANModule
+from lightning_modules.schedules import Schedule
+
+CHUNK_IMAGES, CHUNK_PIXELS = 16, 2**20  # computed at once: so many images, or fewer large ones
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has trained.
+
+    Attributes:
+        directory: The run directory.
+        checkpoint: The checkpoint that was loaded.
+        config: The run's configuration, resolved.
+        module: The family, in evaluation mode at the stage of its clock.
+        intensity: What the values of its images mean.
+        weights_sha256: Hash of what ``sample`` depends on: weights and buffers of the averaged generator, its stage.
+    """
+
+    directory: Path
+    checkpoint: Path
+    config: Node
+    module: GANModule
+    intensity: Intensity
+    weights_sha256: str
+
+
+def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
+    """Load a generator.
+
+    Args:
+        path: A run directory, whose newest usable checkpoint is taken, or a checkpoint in its folder checkpoints/.
+        device: Where the networks go.
+
+    Raises:
+        ConfigError: If there is no run, or its checkpoint does not fit its configuration.
+    """
+    path = path.absolute()
+    directory = path if path.is_dir() else path.parent.parent
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError([f"{path}: is no run directory (it holds no config.yaml), and no checkpoint of one"])
+    checkpoint = newest_usable_checkpoint(directory) if path.is_dir() else path
+    if checkpoint is None or not checkpoint.is_file():
+        raise ConfigError([f"{directory}: holds no usable checkpoint" if path.is_dir() else f"{path}: no such file"])
+    config = cfg.load(str(directory / "config.yaml"))
+    module = _build(config)
+    try:
+        content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+    except Exception as error:  # unpickling raises nearly anything
+        raise ConfigError([f"{checkpoint}: cannot be loaded ({error})"]) from error
+    check_fits(checkpoint, module)
+    module.load_state_dict(content["state_dict"])
+    module.on_load_checkpoint(content)
+    module.data_facts = content["data_facts"]
+    module.eval().requires_grad_(False).to(device)
+    return Trained(directory, checkpoint, config, module, _intensity(checkpoint, module.data_facts), _hash(module))
+
+
+def generate(
+    module: GANModule,
+    start: int,
+    count: int,
+    seed: int,
+    truncation: float = 1.0,
+    labels: Tensor | None = None,
+    ema: bool = True,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield images start .. start + count - 1 of a seed's list, each batch (n, C, H, W) with its first index.
+
+    Always in float32 and in the same whole chunks, of which what was not asked for is thrown away: a network's last bits
+    depend on how many images it computes at once, so an image would otherwise depend on its company.
+
+    Args:
+        module: The family, in evaluation mode.
+        start: First image.
+        count: Number of images.
+        seed: Names the list.
+        truncation: See ``GANModule.sample``.
+        labels: One multi-hot row (K,) that all images are given, or None.
+        ema: Use the averaged generator, else the live one.
+    """
+    height, width = module.schedule.at(module.images_seen).resolution
+    size = max(1, min(CHUNK_IMAGES, CHUNK_PIXELS // (height * width)))
+    repeated = None if labels is None else labels.expand(size, -1)
+    for chunk in range(start // size, -(-(start + count) // size)):
+        first = chunk * size
+        with torch.autocast(module.device.type, enabled=False):
+            images = module.sample(size, repeated, truncation, seed, ema, start=first)
+        skipped = max(start - first, 0)
+        yield first + skipped, images[skipped : start + count - first]
+
+
+def _build(config: Node) -> GANModule:
+    experiment = cfg.experiment(config)
+    supplied = ("schedule", "seed")
+    problems = cfg.check(experiment.schedule, "schedule", Schedule)
+    problems += cfg.check(experiment.module, "module", GANModule, supplied=supplied)
+    if problems:
+        raise ConfigError(problems)
+    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    return cfg.build(experiment.module, "module", GANModule, schedule=schedule, seed=experiment.seed)
+
+
+def _intensity(checkpoint: Path, facts: dict[str, Any]) -> Intensity:
+    try:
+        said = facts["intensity"]
+        return Intensity(
+            float(said["low"]), float(said["high"]), int(said["bits"]), str(said["unit"]), str(said["meaning"])
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError([f"{checkpoint}: does not say what its images' values mean"]) from error
+
+
+def _hash(module: GANModule) -> str:
+    point = module.schedule.at(module.images_seen)
+    digest = hashlib.sha256(f"{type(module).__name__} stage {point.stage} alpha {point.alpha}".encode())
+    for name, tensor in module.generator_ema.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
