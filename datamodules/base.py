@@ -228,10 +228,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def images(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
         """Yield a process's share of a split's images (N, C, H, W) in [-1, 1] at the final resolution, once each."""
+        share = np.arange(self.size(split))[rank::world_size]
+        for start in range(0, len(share), batch_size):
+            yield self.select(split, share[start : start + batch_size])
+
+    def select(self, split: str, indices: np.ndarray) -> Tensor:
+        """Return images of a split (len(indices), C, H, W) in [-1, 1] at the final resolution."""
         cache = self._caches[self.schedule.resolutions()[-1]]
-        rows = self._rows[split][rank::world_size]
-        for start in range(0, len(rows), batch_size):
-            yield self.intensity.to_images(cache.read(rows[start : start + batch_size]))
+        return self.intensity.to_images(cache.read(self._rows[split][indices]))
+
+    def split_records(self, split: str) -> list[Record]:
+        """Return what is known of each image of a split, in order."""
+        return [self._kept[row][0] for row in self._rows[split]]
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
@@ -260,7 +268,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return a table of images, groups and classes per split, for the log."""
         lines = [f"{self._name}: {len(self._kept)} images"]
         for split in SPLITS:
-            records = [self._kept[row][0] for row in self._rows[split]]
+            records = self.split_records(split)
             counts = Counter(label for record in records for label in record.labels)
             classes = ", ".join(f"{name} {counts[name]}" for name in self.classes)
             groups = len({record.group for record in records})

@@ -59,7 +59,9 @@ def score_lines(directory: Path) -> list[str]:
     best = min(scores, key=lambda row: row["value"])
     lines = [f"{'':<6} {'images seen':>12} {'Frechet distance':>17}  extractor, generated / real images"]
     for name, row in (("first", scores[0]), ("best", best), ("last", scores[-1])):
-        extractor, generated, real, split = (_text(row.get(key)) for key in ("extractor", "generated", "real", "split"))
+        extractor, generated, real, split = (
+            text_of(row.get(key)) for key in ("extractor", "generated", "real", "split")
+        )
         what = f"{extractor}, {generated} / {real} ({split})"
         lines.append(f"{name:<6} {row['images_seen']:>12} {row['value']:>17.4g}  {what}")
     return lines
@@ -134,7 +136,7 @@ def _health_section(health: dict[str, Any]) -> str:
         (
             limit["verdict"],
             limit["signal"].replace("_", " "),
-            _text(health["signals"].get(limit["signal"], "not measured")),
+            text_of(health["signals"].get(limit["signal"], "not measured")),
             f"{limit['side']} {limit['value']:g}",
             limit["reason"],
         )
@@ -176,22 +178,23 @@ def _score_table(scores: list[dict[str, Any]]) -> str:
         return "<p>No score was taken.</p>"
     keys = ["images_seen", "value", "extractor", "generated", "real", "split", "resolution", "generator"]
     head = "".join(f"<th>{key.replace('_', ' ')}" for key in keys)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(_text(row.get(key)))}" for key in keys) for row in scores)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text_of(row.get(key)))}" for key in keys) for row in scores)
     return f"<table><tr>{head}{body}</table><p>Frechet distances of different extractors cannot be compared.</p>"
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a value as short, printable text."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
     return "".join(character if character.isprintable() else " " for character in text)  # a terminal obeys some others
 
 
-def _cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
     """Return a text that spreadsheets do not take for a formula, or a number as it is."""
     if _is_number(value):
         return str(value)
-    text = _text(value)
+    text = text_of(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -199,6 +202,6 @@ def _write_csv(path: Path, scores: list[dict[str, Any]]) -> None:
     buffer = io.StringIO()
     names = list(dict.fromkeys(key for row in scores for key in row)) or ["images_seen", "value"]
     writer = csv.writer(buffer)
-    writer.writerow(map(_cell, names))
-    writer.writerows([_cell(row.get(name, "")) for name in names] for row in scores)
+    writer.writerow(map(csv_cell, names))
+    writer.writerows([csv_cell(row.get(name, "")) for name in names] for row in scores)
     write_text(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""How ``evaluate`` and ``compare`` work: sets of images, their vectors, resampling, scores, pages."""

@@ -1,0 +1,240 @@
+"""Sets of images that can be measured: a split of a data set, what a generator makes, a folder of files."""
+
+import csv
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.base import ImageDataModule
+from datamodules.cache import content_hashes
+from datamodules.dicom import read_dicom
+from datamodules.pseudonyms import remember
+from datamodules.readers import UnreadableImageError, image_size, open_picture, read_grey, read_table_bytes
+from datamodules.transforms import resize
+from experiments.config import ConfigError
+from experiments.loading import Trained, generate
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm"}
+
+
+class ImageSet(ABC):
+    """Images in an order, each of a group: a patient, or the image itself where nothing is known.
+
+    Attributes:
+        what: What the images are, in a few words.
+        names: A name per image; a patient's may be part of it, so none is written down as it is.
+        groups: A group per image: images of one group are not independent, and are drawn together.
+        size: Height and width.
+    """
+
+    what: str
+    names: list[str]
+    groups: list[str]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return plain values that change when any image changes: the key of what is computed from them."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return images start .. stop - 1 (N, C, H, W) float32 in [-1, 1]."""
+
+
+class RealImages(ImageSet):
+    """Images of some splits of a data set, in an order that mixes the groups.
+
+    Args:
+        data: The data set, set up.
+        splits: Their names.
+        seed: Names the order.
+        at_most: Images; groups are taken whole until there are so many. None = all.
+    """
+
+    def __init__(self, data: ImageDataModule, splits: Sequence[str], seed: int, at_most: int | None = None) -> None:
+        places = [(split, index) for split in splits for index in range(data.size(split))]
+        records = [record for split in splits for record in data.split_records(split)]
+        chosen = choose([record.group for record in records], at_most, seed)
+        self.data = data
+        self.places = [places[i] for i in chosen]
+        self.names = [records[i].name for i in chosen]
+        self.groups = [records[i].group for i in chosen]
+        self.size = data.schedule.resolutions()[-1]
+        self.splits = "+".join(splits)
+        self.what = f"{type(data).__name__}, {self.splits}"
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        content = "".join(self.data.fingerprint(split) for split in self.splits.split("+") if self.data.size(split))
+        return hashlib.sha256((content + str(self.places)).encode()).hexdigest()[:20]
+
+    def identity(self) -> dict[str, Any]:
+        """Return data set, splits and a hash of the contents in order."""
+        data_set = type(self.data).__name__
+        return {"data_set": data_set, "split": self.splits, "images": len(self), "fingerprint": self._fingerprint}
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Read from the image cache."""
+        places = self.places[start:stop]
+        images = torch.empty(len(places), self.data.channels, *self.size)
+        for split in {split for split, _ in places}:
+            at = [i for i, (of, _) in enumerate(places) if of == split]
+            images[at] = self.data.select(split, np.array([places[i][1] for i in at]))
+        return images
+
+
+class GeneratedImages(ImageSet):
+    """Images 0 .. count - 1 of a generator's list.
+
+    Args:
+        trained: The generator.
+        count: Number of images.
+        seed: Names the list.
+        truncation: See ``GANModule.sample``.
+    """
+
+    def __init__(self, trained: Trained, count: int, seed: int, truncation: float = 1.0) -> None:
+        self.trained, self.seed, self.truncation = trained, seed, truncation
+        self.names = [f"generated {i}" for i in range(count)]
+        self.groups = self.names
+        height, width = trained.module.image_size
+        self.size = (height, width)
+        self.what = f"{type(trained.module).__name__}, {trained.module.images_seen} images seen"
+
+    def identity(self) -> dict[str, Any]:
+        """Return the hash of the weights and what was asked for; images do not depend on how many they are."""
+        hashed = {"weights_sha256": self.trained.weights_sha256, "seed": self.seed, "truncation": self.truncation}
+        return {**hashed, "size": list(self.size), "device": self.trained.module.device.type}
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Generate; what is smaller than the final resolution is enlarged by repeating pixels."""
+        chunks = generate(self.trained.module, start, stop - start, self.seed, self.truncation)
+        images = torch.cat([images for _, images in chunks]).cpu()
+        return images if tuple(images.shape[2:]) == self.size else F.interpolate(images, self.size)
+
+
+class FolderImages(ImageSet):
+    """Grey PNG, JPEG, TIFF and DICOM files of a folder, at any depth.
+
+    Args:
+        folder: The folder.
+        seed: Names the order.
+        at_most: Images; groups are taken whole until there are so many. None = all.
+        groups: CSV with columns file (path below the folder) and group; None = every file is a group of its own.
+        value_range: Values that become -1 and 1; None = 0 and the largest that the file's bits hold (255 or 65535).
+        size: Height and width to bring the images to by area averaging; None = those of the most files.
+        hashes: Where hashes of unchanged files are remembered.
+
+    Raises:
+        ConfigError: If there is no image, or the CSV does not fit.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        at_most: int | None = None,
+        groups: Path | None = None,
+        value_range: tuple[float, float] | None = None,
+        size: tuple[int, int] | None = None,
+        hashes: Path | None = None,
+    ) -> None:
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        files = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
+        if not files:
+            raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})"])
+        names = [path.relative_to(folder).as_posix() for path in files]
+        of = names if groups is None else _groups(groups, names)
+        chosen = choose(of, at_most, seed)
+        self.folder, self.value_range = folder, value_range
+        self.files = [files[i] for i in chosen]
+        self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
+        remember(name for pair in zip(self.names, self.groups, strict=True) for name in pair)
+        self.hashes = hashes or folder / ".hashes.json"
+        self.size = size or self._commonest_size()
+        self.what = "folder of images"
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hashlib.sha256("".join(content_hashes(self.files, self.hashes)).encode()).hexdigest()[:20]
+
+    def identity(self) -> dict[str, Any]:
+        """Return a hash of the contents in order, and how they are read."""
+        said = {"data_set": "folder", "images": len(self), "fingerprint": self._fingerprint}
+        return {**said, "value_range": list(self.value_range or ()) or "bit depth", "size": list(self.size)}
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Decode with threads and resize."""
+        with ThreadPoolExecutor() as pool:
+            return torch.stack(list(pool.map(self._read, self.files[start:stop])))
+
+    def _read(self, path: Path) -> Tensor:
+        values, of_bits = _values(path)
+        low, high = self.value_range or of_bits
+        if values.min() < low or values.max() > high:
+            raise UnreadableImageError(
+                f"{path}: values {values.min():g} .. {values.max():g} lie outside {low:g} .. {high:g}; set value_range"
+            )
+        image = (values - low) * (2.0 / (high - low)) - 1.0
+        return torch.from_numpy(resize(image[None].astype(np.float32), *self.size)).clamp(-1.0, 1.0)
+
+    def _commonest_size(self) -> tuple[int, int]:
+        sizes = [size for size in map(_size, self.files[:200]) if size]
+        if not sizes:
+            raise ConfigError([f"{self.folder}: no image of it can be read"])
+        return max(set(sizes), key=sizes.count)
+
+
+def choose(groups: Sequence[str], at_most: int | None, seed: int) -> list[int]:
+    """Return places of images in a mixed order: whole groups, drawn at random, until there are ``at_most``.
+
+    The last group is cut short. Images of one group end up apart from each other.
+    """
+    random = np.random.default_rng(seed)
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    names = sorted(members)
+    in_turn = [i for g in random.permutation(len(names)) for i in members[names[g]]]
+    taken = np.array(in_turn[:at_most], dtype=int)
+    return taken[random.permutation(len(taken))].tolist()
+
+
+def _groups(path: Path, names: list[str]) -> list[str]:
+    rows = list(csv.DictReader(io.StringIO(read_table_bytes(path).decode("utf-8-sig"))))
+    if not rows or not {"file", "group"} <= rows[0].keys():
+        raise ConfigError([f"groups={path}: expected a CSV with columns file and group"])
+    group = {row["file"]: row["group"] for row in rows}
+    missing = [name for name in names if name not in group]
+    if missing:
+        raise ConfigError([f"groups={path}: says nothing of {len(missing)} of {len(names)} files, e.g. {missing[0]}"])
+    return [group[name] for name in names]
+
+
+def _values(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
+    """Return values (H, W) and the range that the file's bits can hold."""
+    if path.suffix.lower() == ".dcm":
+        return read_dicom(path), (0.0, 1.0)  # as a viewer shows it
+    values = read_grey(path)
+    with open_picture(path) as image:
+        return values, (0.0, 65535.0 if image.mode.startswith("I") else 255.0)
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    if path.suffix.lower() != ".dcm":
+        return image_size(path)
+    height, width = read_dicom(path).shape
+    return height, width

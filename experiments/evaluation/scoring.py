@@ -1,0 +1,244 @@
+"""Scores with what belongs to them: interval, floor, fingerprint, and a word on too few images."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.evaluation.image_sets import ImageSet
+from experiments.evaluation.resampling import halves, interval
+from experiments.evaluation.vectors import VectorCache, key_of
+from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.metrics.score import DistributionScore, Instrument, MemorisationScore, TooFewImagesError
+
+log = logging.getLogger(__name__)
+
+FEW_GROUPS = 8  # patients below which halves say nothing of their spread
+OF_INCEPTION = {"frechet": "fid", "frechet_infinity": "fid_infinity", "kernel_distance": "kid"}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What is compared with what.
+
+    Attributes:
+        real: The real images that the generated ones are compared with.
+        generated: The images that are judged; no more than ``real`` has.
+        train: All images that the generator was trained on; None = not known.
+        held_out: Real images of other patients; None = there are none.
+    """
+
+    real: ImageSet
+    generated: ImageSet
+    train: ImageSet | None
+    held_out: ImageSet | None
+
+
+class Scorer:
+    """Measures sets of images with instruments.
+
+    Args:
+        sets: The images.
+        vectors: Where vectors come from.
+        extractors: Loaded feature extractors by name.
+        replicates: Halves that intervals and floors are made of.
+        seed: Names the halves.
+        done: Rows of an evaluation that was interrupted, by key; they are not measured again.
+        keep: Called with every new row.
+    """
+
+    def __init__(
+        self,
+        sets: Sets,
+        vectors: VectorCache,
+        extractors: Mapping[str, FeatureExtractor],
+        replicates: int,
+        seed: int,
+        done: Mapping[str, list[Row]],
+        keep: Callable[[str, list[Row]], None],
+    ) -> None:
+        self.sets, self.vectors, self.extractors = sets, vectors, extractors
+        self.replicates, self.seed, self.done, self.keep = replicates, seed, done, keep
+
+    def measure(self, instruments: Mapping[str, Instrument]) -> list[Row]:
+        """Return one row for every number of every instrument; what cannot be measured says why."""
+        pairs = [
+            (name, instrument, label, extractor)
+            for name, instrument in instruments.items()
+            for label, extractor in self._read_by(instrument).items()
+        ]
+        self._compute_vectors(list(instruments.values()))
+        rows: list[Row] = []
+        with tqdm(total=len(pairs) * (1 + self.replicates), desc="scores", disable=None, leave=False) as bar:
+            for name, instrument, label, extractor in pairs:
+                bar.set_postfix_str(f"{name} {label}")
+                fingerprint = self._fingerprint(instrument, extractor)
+                key = key_of(name, label, fingerprint, self.sets.generated.identity(), self.replicates)
+                if key not in self.done:
+                    found = self._rows(name, instrument, label, extractor, fingerprint, bar)
+                    self.keep(key, found)
+                else:
+                    found = self.done[key]
+                rows += found
+        return rows
+
+    def _read_by(self, instrument: Instrument) -> Mapping[str, FeatureExtractor]:
+        return {"": instrument.reads} if instrument.reads is not None else self.extractors
+
+    def _compute_vectors(self, instruments: Sequence[Instrument]) -> None:
+        """Go through each set once for all instruments; from then on the vectors are there."""
+        of_copies = [one for one in instruments if isinstance(one, MemorisationScore)]
+        of_all = [one for one in instruments if isinstance(one, DistributionScore)]
+        for images, title, users in (
+            (self.sets.real, "real images", of_all),
+            (self.sets.generated, "generated images", instruments),
+            (self.sets.train, "training images", of_copies),
+            (self.sets.held_out, "held-out images", of_copies),
+        ):
+            if images is not None and len(images):
+                whole = images is self.sets.train
+                wanted: dict[str, tuple[FeatureExtractor, int]] = {}
+                for user in users:
+                    count = len(images) if whole or user.at_most is None else min(user.at_most, len(images))
+                    for extractor in self._read_by(user).values():
+                        key = key_of(extractor.identity())
+                        wanted[key] = extractor, max(count, wanted.get(key, (extractor, 0))[1])
+                if wanted:
+                    self.vectors.compute(images, list(wanted.values()), title)
+
+    def _rows(
+        self,
+        name: str,
+        instrument: Instrument,
+        label: str,
+        extractor: FeatureExtractor,
+        fingerprint: Row,
+        bar: tqdm,
+    ) -> list[Row]:
+        common = {"score": name, "extractor": label, "better": instrument.better, "fingerprint": fingerprint}
+        try:
+            measured, replicates, floors = self._values(instrument, extractor, bar)
+        except TooFewImagesError as error:
+            return [{**common, "name": title(name, extractor, label), "value": None, "refused": str(error)}]
+        rows = []
+        for value_name, value in measured.items():
+            row = {**common, "name": title(value_name, extractor, label), "value": value}
+            row["warnings"] = self._warnings(instrument, extractor)
+            if replicates:
+                of_halves = [one[value_name] for one in replicates]
+                of_floor = [one[value_name] for one in floors]
+                row["low"], row["high"] = interval(value, of_halves)
+                row["replicates"] = of_halves
+                row["floor"] = float(np.mean(of_floor))
+                row["floor_low"], row["floor_high"] = (float(q) for q in np.quantile(of_floor, (0.025, 0.975)))
+                row["at_floor_size"] = float(np.mean(of_halves))
+                row["verdict"] = verdict(row)
+            rows.append(row)
+        return rows
+
+    def _values(
+        self, instrument: Instrument, extractor: FeatureExtractor, bar: tqdm
+    ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
+        """Return the values on all images, on halves of them, and of real halves in place of generated ones."""
+        generated, _ = self._of(self.sets.generated, extractor, instrument.at_most)
+        if isinstance(instrument, MemorisationScore):
+            if self.sets.train is None or self.sets.held_out is None or not len(self.sets.held_out):
+                raise TooFewImagesError("needs training images and held-out real images, and there are none")
+            train, _ = self._of(self.sets.train, extractor, None)
+            real, groups = self._of(self.sets.held_out, extractor, instrument.at_most)
+
+            measure = partial(instrument.measure, train)
+        else:
+            assert isinstance(instrument, DistributionScore)
+            real, groups = self._of(self.sets.real, extractor, instrument.at_most)
+            measure = partial(instrument.measure)
+        measured = measure(real, generated)
+        bar.update()
+        if len(set(groups)) < FEW_GROUPS or min(len(real), len(generated)) < 2 * instrument.at_least:
+            bar.update(self.replicates)
+            return measured, [], []
+        replicates, floors = [], []
+        each = [str(i) for i in range(len(generated))]
+        for k in range(self.replicates):
+            of_real, of_generated = halves(groups, self.seed, k), halves(each, self.seed, k)
+            # A real stand-in as large as the half of the generated images; held-out images may be fewer.
+            judged = of_generated.first[: len(of_real.second)] if len(real) > len(generated) else of_generated.first
+            replicates.append(measure(real[of_real.first], generated[judged]))
+            floors.append(measure(real[of_real.first], real[of_real.second[: len(judged)]]))
+            bar.update()
+        return measured, replicates, floors
+
+    def _of(self, images: ImageSet, extractor: FeatureExtractor, at_most: int | None) -> tuple[Tensor, list[str]]:
+        """Return vectors and groups of the first images of a set, whose order is mixed."""
+        vectors = self.vectors.vectors(images, extractor, at_most)
+        return vectors, images.groups[: len(vectors)]
+
+    def _warnings(self, instrument: Instrument, extractor: FeatureExtractor) -> list[str]:
+        real = self.sets.held_out if isinstance(instrument, MemorisationScore) else self.sets.real
+        assert real is not None
+        found, groups = min(len(real), len(self.sets.generated)), len(set(real.groups))
+        enough = instrument.enough(extractor.dimensions)
+        warnings = []
+        if found < enough:
+            warnings.append(f"{found} images are few: from about {enough} on the value is steady")
+        if groups < FEW_GROUPS:
+            warnings.append(f"no interval and no floor: {groups} groups of real images cannot be halved fairly")
+        elif min(len(real), len(self.sets.generated)) < 2 * instrument.at_least:
+            warnings.append("no interval and no floor: halves of the images would be too few")
+        return warnings
+
+    def _fingerprint(self, instrument: Instrument, extractor: FeatureExtractor) -> Row:
+        """Return what two scores must share to be compared."""
+        memorisation = isinstance(instrument, MemorisationScore)
+        real = {"train": self.sets.train, "held_out": self.sets.held_out} if memorisation else {"real": self.sets.real}
+        at_most = instrument.at_most
+        return {
+            "metric": type(instrument).__name__,
+            "arguments": arguments_of(instrument),
+            "code_version": code_version(),
+            **extractor.identity(),
+            **{key: images.identity() if images is not None else None for key, images in real.items()},
+            "generated": min(len(self.sets.generated), at_most or len(self.sets.generated)),
+            "at_most": at_most,
+            "resolution": list(self.sets.generated.size),
+            "dtype": "float32 vectors, float64 statistics",
+            "replicates": self.replicates,
+            "seed": self.seed,
+        }
+
+
+def title(value: str, extractor: FeatureExtractor, label: str) -> str:
+    """Return the name of a number: only Inception-v3's with the reference weights are called FID and KID."""
+    if extractor.score_name == "fid" and value in OF_INCEPTION:
+        return OF_INCEPTION[value]
+    return f"{value}_{label}" if label else value
+
+
+def verdict(row: Row) -> str:
+    """Say where a score lies beside its floor, both of half the images."""
+    value, low, high = row["at_floor_size"], row["floor_low"], row["floor_high"]
+    worse = {"lower": value > high, "higher": value < low, "as real": not low <= value <= high}[row["better"]]
+    return "outside the floor" if worse else "within the floor"
+
+
+def arguments_of(instrument: Instrument) -> Row:
+    """Return the plain arguments that an instrument was made with."""
+    names = inspect.signature(type(instrument)).parameters
+    values = {name: getattr(instrument, name, None) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
+
+
+def code_version() -> str:
+    """Return the version of Mirage."""
+    try:
+        return version("mirage-gan")
+    except PackageNotFoundError:
+        return "unknown"  # used from a folder, without installation

@@ -1,0 +1,94 @@
+"""Vectors of images, computed once: kept in shards, so that a killed evaluation goes on and a second one finds them."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from callbacks.files import write_atomically
+from experiments.evaluation.image_sets import ImageSet
+from lightning_modules.metrics.features import FeatureExtractor
+
+SHARD, BATCH = 500, 50  # images in a file, and shown to an extractor at once
+
+
+class VectorCache:
+    """Computes vectors of sets of images, and keeps them.
+
+    Args:
+        folder: Where they are kept. Vectors of patients' images are patients' data: it lies in the image cache.
+        device: Where extractors run.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        self.folder, self.device = folder, torch.device(device)
+
+    def vectors(
+        self, images: ImageSet, extractor: FeatureExtractor, at_most: int | None = None, title: str = ""
+    ) -> Tensor:
+        """Return the vectors (N, D) float32 of the first ``at_most`` images of a set, or of all."""
+        count = len(images) if at_most is None else min(at_most, len(images))
+        self.compute(images, [(extractor, count)], title)
+        shards = [self._load(images, extractor, start, stop) for start, stop in _shards(len(images)) if start < count]
+        return torch.cat([vectors for vectors in shards if vectors is not None])[:count]
+
+    def compute(self, images: ImageSet, wanted: Sequence[tuple[FeatureExtractor, int]], title: str) -> None:
+        """Compute what is missing; each image is read at most once.
+
+        Args:
+            images: The set.
+            wanted: Loaded extractors, and of how many images (the first ones) each is wanted.
+            title: What the progress bar says.
+        """
+        last = max(count for _, count in wanted)
+        with tqdm(total=last, desc=title, unit="img", disable=None if title else True, leave=False) as bar:
+            for start, stop in _shards(len(images)):
+                due = [extractor for extractor, count in wanted if start < count]
+                missing = [one for one in due if self._load(images, one, start, stop) is None]
+                if missing:
+                    self._compute(images, missing, start, stop)
+                bar.update(min(stop, last) - min(start, last))
+
+    @torch.no_grad()
+    def _compute(self, images: ImageSet, extractors: Sequence[FeatureExtractor], start: int, stop: int) -> None:
+        batches = list(images.read(start, stop).split(BATCH))
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        for extractor in extractors:
+            vectors = torch.cat([extractor(batch.to(self.device)).float().cpu() for batch in batches])
+            path = self._path(images, extractor, start, stop)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(path, partial(np.save, arr=vectors.numpy(), allow_pickle=False))
+
+    def _load(self, images: ImageSet, extractor: FeatureExtractor, start: int, stop: int) -> Tensor | None:
+        """Return what an earlier evaluation has computed, or None if there is nothing or it is damaged."""
+        try:
+            vectors = np.load(self._path(images, extractor, start, stop), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        whole = vectors.shape == (stop - start, extractor.dimensions) and vectors.dtype == np.float32
+        return torch.from_numpy(vectors) if whole else None
+
+    def _path(self, images: ImageSet, extractor: FeatureExtractor, start: int, stop: int) -> Path:
+        return self.folder / key_of(images.identity(), extractor.identity()) / f"{start:08d}-{stop:08d}.npy"
+
+
+def key_of(*what: Any) -> str:
+    """Return a short hash of plain values."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _shards(count: int) -> list[tuple[int, int]]:
+    """Return first and last image of each shard; none holds a single image, for some vectors compare neighbours."""
+    edges = [*range(0, count, SHARD), count]
+    if len(edges) > 2 and edges[-1] - edges[-2] == 1:
+        del edges[-2]
+    return list(itertools.pairwise(edges))

@@ -1,0 +1,332 @@
+"""Sets of images, their vectors, halves of them, and what scores are made of."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_kidney
+from PIL import Image
+
+from datamodules.ct_kidney import CTKidney
+from datamodules.readers import UnreadableImageError
+from experiments.config import ConfigError
+from experiments.evaluation.image_sets import FolderImages, ImageSet, RealImages, choose
+from experiments.evaluation.resampling import halves, interval
+from experiments.evaluation.scoring import Scorer, Sets
+from experiments.evaluation.vectors import VectorCache
+from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.metrics.score import DistributionScore, MemorisationScore
+from lightning_modules.schedules import ConstantSchedule
+
+
+class Mean(FeatureExtractor):
+    """One number per image, and a count of the images that were looked at."""
+
+    score_name, dimensions = "mean", 1
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def identity(self):
+        return {"extractor": "mean"}
+
+    def features(self, images):
+        self.seen += len(images)
+        return images.mean(dim=(1, 2, 3))[:, None]
+
+
+class Shift(DistributionScore):
+    better, at_least = "as real", 4
+
+    def __init__(self, reads=None):
+        self.reads = reads
+
+    def measure(self, real, generated):
+        self.check(real, generated)
+        return {"shift": float(generated.mean() - real.mean())}
+
+
+class Nearest(MemorisationScore):
+    better, at_least = "higher", 4
+
+    def measure(self, train, held_out, generated):
+        self.check(train, held_out, generated)
+        return {"nearest": float(torch.cdist(generated, train).min(dim=1).values.mean())}
+
+
+class Numbers(ImageSet):
+    """Images of one grey each, of so many groups."""
+
+    def __init__(self, values, groups=None):
+        self.values = torch.as_tensor(values, dtype=torch.float32)
+        self.names = [str(i) for i in range(len(self.values))]
+        self.groups = self.names if groups is None else [str(group) for group in groups]
+        self.size, self.what = (2, 2), "numbers"
+
+    def identity(self):
+        return {"numbers": self.values.tolist()}
+
+    def read(self, start, stop):
+        return self.values[start:stop, None, None, None].expand(-1, 1, 2, 2).clone()
+
+
+def normal(n, seed, mean=0.0):
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed)).mul(0.1).add(mean).clamp(-1, 1)
+
+
+def scorer(tmp_path, sets, done=None, replicates=60):
+    kept = {}
+    one = Scorer(sets, VectorCache(tmp_path), {"mean": Mean()}, replicates, 0, done or {}, kept.__setitem__)
+    return one, kept
+
+
+# Halves ---------------------------------------------------------------------------------------------------------------
+
+
+def test_halves_share_no_group_and_no_image_is_lost():
+    groups = [f"p{i // 3}" for i in range(300)]
+    split = halves(groups, seed=1, replicate=4)
+    assert sorted([*split.first, *split.second]) == list(range(300))
+    assert not {groups[i] for i in split.first} & {groups[i] for i in split.second}
+    assert abs(len(split.first) - len(split.second)) <= 3
+
+
+def test_halves_of_unequal_groups_differ_by_less_than_the_largest():
+    groups = np.repeat(np.arange(40), np.arange(40) % 7 + 1).astype(str)
+    for k in range(50):
+        split = halves(groups, 0, k)
+        assert abs(len(split.first) - len(split.second)) <= 7
+
+
+def test_halves_are_a_function_of_seed_and_replicate():
+    groups = [str(i) for i in range(50)]
+    assert np.array_equal(halves(groups, 3, 5).first, halves(groups, 3, 5).first)
+    assert not np.array_equal(halves(groups, 3, 5).first, halves(groups, 3, 6).first)
+    assert not np.array_equal(halves(groups, 3, 5).first, halves(groups, 4, 5).first)
+
+
+def test_interval_of_a_mean_of_patients_covers_the_truth():
+    """Five images of each patient that are nearly alike: by image the interval would be half as wide."""
+    random = np.random.default_rng(0)
+    by_group = by_image = 0
+    for trial in range(200):
+        patients = random.normal(size=40)
+        values = np.repeat(patients, 5) + 0.1 * random.normal(size=200)
+        groups, each = np.repeat(np.arange(40), 5).astype(str), np.arange(200).astype(str)
+        for kind in (groups, each):
+            low, high = interval(values.mean(), [values[halves(kind, trial, k).first].mean() for k in range(60)])
+            if kind is groups:
+                by_group += low <= 0 <= high
+            else:
+                by_image += low <= 0 <= high
+    assert 0.88 * 200 <= by_group <= 0.99 * 200
+    assert by_image < 0.75 * 200
+
+
+def test_choosing_takes_whole_groups_in_a_mixed_order():
+    groups = [f"p{i // 5}" for i in range(100)]
+    chosen = choose(groups, 50, seed=0)
+    assert len(set(chosen)) == 50
+    assert len({groups[i] for i in chosen}) == 10
+    neighbours = sum(groups[a] == groups[b] for a, b in zip(chosen, chosen[1:], strict=False))
+    assert neighbours < 15
+
+
+# Vectors --------------------------------------------------------------------------------------------------------------
+
+
+def test_vectors_are_computed_once_and_only_where_they_are_missing(tmp_path):
+    images, mean, cache = Numbers(normal(1201, 0)), Mean(), VectorCache(tmp_path)
+    first = cache.vectors(images, mean)
+    assert mean.seen == 1201 and torch.allclose(first[:, 0], images.values)
+    damaged = sorted(tmp_path.rglob("*.npy"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert torch.equal(cache.vectors(images, mean), first)
+    assert mean.seen == 1701
+    assert oct(next(tmp_path.iterdir()).stat().st_mode)[-3:] == "700"
+
+
+def test_only_as_many_vectors_are_computed_as_are_wanted(tmp_path):
+    images, mean = Numbers(normal(2000, 0)), Mean()
+    assert len(VectorCache(tmp_path).vectors(images, mean, at_most=300)) == 300
+    assert mean.seen == 500  # a shard
+
+
+def test_no_image_is_shown_to_an_extractor_alone(tmp_path):
+    class AtLeastTwo(Mean):
+        def features(self, images):
+            assert len(images) > 1
+            return super().features(images)
+
+    for count in (51, 501, 1001, 1051):
+        assert len(VectorCache(tmp_path).vectors(Numbers(normal(count, count)), AtLeastTwo())) == count
+
+
+def test_vectors_of_other_images_are_others(tmp_path):
+    cache = VectorCache(tmp_path)
+    a, b = (cache.vectors(Numbers(normal(20, seed)), Mean()) for seed in (0, 1))
+    assert not torch.equal(a, b)
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+def sets(shift=0.0, n=200, held_out=60):
+    return Sets(
+        Numbers(normal(n, 0), np.arange(n) // 2),
+        Numbers(normal(n, 1, shift)),
+        Numbers(normal(400, 2)),
+        Numbers(normal(held_out, 3)) if held_out else None,
+    )
+
+
+def test_a_score_comes_with_interval_floor_and_verdict(tmp_path):
+    (row,) = scorer(tmp_path, sets())[0].measure({"shift": Shift()})
+    assert row["name"] == "shift_mean" and row["low"] < row["value"] < row["high"]
+    assert row["verdict"] == "within the floor"
+    # Standard error of a difference of two means of 200; the floor is one of two means of 100.
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * 0.1 * (2 / 200) ** 0.5, rel=0.35)
+    assert row["floor_high"] - row["floor_low"] == pytest.approx(2 * 1.96 * 0.1 * (2 / 100) ** 0.5, rel=0.35)
+
+
+def test_a_shift_is_outside_the_floor(tmp_path):
+    (row,) = scorer(tmp_path, sets(shift=0.1))[0].measure({"shift": Shift()})
+    assert row["verdict"] == "outside the floor"
+
+
+def test_fewer_generated_images_meet_a_floor_of_their_size(tmp_path):
+    few = sets()
+    few = Sets(few.real, Numbers(normal(50, 1)), few.train, few.held_out)
+    (row,) = scorer(tmp_path, few)[0].measure({"shift": Shift()})
+    assert row["floor_high"] - row["floor_low"] == pytest.approx(2 * 1.96 * 0.1 * (1 / 25 + 1 / 100) ** 0.5, rel=0.35)
+    assert row["fingerprint"]["generated"] == 50
+
+
+def test_copies_of_training_images_are_nearer_than_held_out_ones(tmp_path):
+    clean = sets()
+    copied = Sets(clean.real, Numbers(clean.train.values[:200]), clean.train, clean.held_out)
+    (row,) = scorer(tmp_path, copied)[0].measure({"nearest": Nearest()})
+    assert row["value"] == 0.0 and row["verdict"] == "outside the floor"
+    (row,) = scorer(tmp_path, clean)[0].measure({"nearest": Nearest()})
+    assert row["verdict"] == "within the floor"
+
+
+def test_without_held_out_images_memorisation_is_not_measured(tmp_path):
+    (row,) = scorer(tmp_path, sets(held_out=0))[0].measure({"nearest": Nearest()})
+    assert row["value"] is None and "held-out" in row["refused"]
+
+
+def test_too_few_images_are_refused_and_few_are_warned_about(tmp_path):
+    (row,) = scorer(tmp_path, sets(n=3))[0].measure({"shift": Shift()})
+    assert row["value"] is None and "at least 4 images" in row["refused"]
+    (row,) = scorer(tmp_path, sets(n=6))[0].measure({"shift": Shift()})
+    assert row["value"] is not None and "low" not in row and "no interval" in row["warnings"][0]
+
+
+def test_few_patients_make_no_interval(tmp_path):
+    few = sets()
+    few = Sets(Numbers(normal(200, 0), np.arange(200) // 40), few.generated, few.train, few.held_out)
+    (row,) = scorer(tmp_path, few)[0].measure({"shift": Shift()})
+    assert "low" not in row and "5 groups" in row["warnings"][0]
+
+
+def test_finished_scores_are_not_measured_again(tmp_path):
+    one, kept = scorer(tmp_path, sets())
+    rows = one.measure({"shift": Shift()})
+
+    class Never(Shift):
+        def measure(self, real, generated):
+            raise AssertionError
+
+    Never.__name__ = "Shift"
+    again, _ = scorer(tmp_path, sets(), done=json.loads(json.dumps(kept)))
+    assert again.measure({"shift": Never()}) == rows
+
+
+def test_each_set_is_read_once_for_all_instruments(tmp_path):
+    reader = Mean()
+    one, _ = scorer(tmp_path, sets())
+    one.extractors = {"mean": reader}
+    one.measure({"shift": Shift(), "again": Shift(reads=reader), "nearest": Nearest()})
+    assert reader.seen == 200 + 200 + 400 + 60
+
+
+def test_fingerprints_differ_with_anything_that_matters(tmp_path):
+    (a,) = scorer(tmp_path, sets())[0].measure({"shift": Shift()})
+    (b,) = scorer(tmp_path, sets(shift=0.5))[0].measure({"shift": Shift()})
+    assert a["fingerprint"] == b["fingerprint"]  # another generator, measured in the same way
+    (c,) = scorer(tmp_path, sets(n=100))[0].measure({"shift": Shift()})
+    assert c["fingerprint"] != a["fingerprint"]
+
+
+# Folders and data sets ------------------------------------------------------------------------------------------------
+
+
+def test_folder_of_8_and_16_bit_files_keeps_its_range(tmp_path):
+    (tmp_path / "sub").mkdir()
+    Image.fromarray(np.array([[0, 255], [51, 102]], np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[0, 65535], [13107, 26214]], np.uint16)).save(tmp_path / "sub" / "b.png")
+    images = FolderImages(tmp_path, seed=0)
+    values = images.read(0, 2)
+    assert torch.allclose(values[0], values[1], atol=1e-6)
+    assert torch.allclose(values[0, 0], torch.tensor([[-1.0, 1.0], [-0.6, -0.2]]), atol=1e-6)
+    twelve_bits = FolderImages(tmp_path / "sub", seed=0, value_range=(0, 4095))
+    with pytest.raises(UnreadableImageError, match=r"b.png.*0 .. 65535 lie outside 0 .. 4095; set value_range"):
+        twelve_bits.read(0, 1)
+
+
+def test_folder_identity_follows_contents_not_names(tmp_path):
+    for folder, grey in (("one", 10), ("two", 10), ("three", 11)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((4, 4), grey, np.uint8)).save(tmp_path / folder / f"{folder}.png")
+    one, two, three = (FolderImages(tmp_path / name, 0).identity() for name in ("one", "two", "three"))
+    assert one == two != three
+
+
+def test_folder_groups_come_from_a_csv(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(folder / f"{i}.png")
+    table = tmp_path / "patients.csv"
+    table.write_text("file,group\n0.png,a\n1.png,a\n2.png,b\n3.png,b\n")
+    images = FolderImages(folder, 0, groups=table)
+    assert dict(zip(images.names, images.groups, strict=True)) == {
+        "0.png": "a",
+        "1.png": "a",
+        "2.png": "b",
+        "3.png": "b",
+    }
+    table.write_text("file,group\n0.png,a\n")
+    with pytest.raises(ConfigError, match=r"says nothing of 3 of 4 files, e.g. 1.png"):
+        FolderImages(folder, 0, groups=table)
+    table.write_text("name;group\n")
+    with pytest.raises(ConfigError, match="columns file and group"):
+        FolderImages(folder, 0, groups=table)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no image"):
+        FolderImages(tmp_path, 0)
+
+
+def test_images_of_a_data_set_keep_their_groups(tmp_path):
+    root = write_kidney(tmp_path / "data")
+    data = CTKidney(ConstantSchedule((32, 32), 4, 8), 0, str(root), str(tmp_path / "cache"), block_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.setup()
+    images = RealImages(data, ["train"], seed=0)
+    assert len(images) == data.size("train")
+    by_name = {record.name: i for i, record in enumerate(data.split_records("train"))}
+    whole = torch.cat(list(data.images("train", 64)))
+    for i in (0, 5, len(images) - 1):
+        assert torch.equal(images.read(i, i + 1)[0], whole[by_name[images.names[i]]])
+        assert images.groups[i] == data.split_records("train")[by_name[images.names[i]]].group
+    both = RealImages(data, ["val", "test"], seed=0)
+    assert len(both) == data.size("val") + data.size("test")
+    assert not set(both.groups) & set(images.groups)
+    assert RealImages(data, ["train"], seed=1).identity() != images.identity()
