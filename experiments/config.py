@@ -23,6 +23,7 @@ from experiments.untrusted import problems_of_launch, problems_of_size, read_yam
 
 CONFIGS = Path(__file__).parent / "configs"
 SWEEPS = CONFIGS / "sweeps"
+SUITES = CONFIGS / "suites"
 TARGET = "_target_"
 REQUIRED = inspect.Parameter.empty  # in place of a default
 # What a configuration may name: classes of this project, and those of Lightning's callbacks that only look. The others
@@ -118,12 +119,12 @@ class Experiment:
 
 
 def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIGS) -> Node:
-    """Return an experiment or a sweep as plain, resolved values.
+    """Return an experiment, a sweep or a suite as plain, resolved values.
 
     Args:
         name_or_file: Name of a shipped experiment, or path of a YAML file.
         overrides: ``key=value`` with dots in the key and YAML in the value.
-        folder: Where the names live: ``CONFIGS`` or ``SWEEPS``.
+        folder: Where the names live: ``CONFIGS``, ``SWEEPS`` or ``SUITES``.
 
     Raises:
         ConfigError: If a file is missing, is no valid YAML or sets what only the command line may, an override is
@@ -158,7 +159,8 @@ def find(name_or_file: str, folder: Path = CONFIGS) -> Path:
         raise ConfigError([f"{name_or_file}: there is no such file"])
     if (folder / f"{name_or_file}.yaml").is_file():
         return folder / f"{name_or_file}.yaml"
-    what, hint = "sweep" if folder == SWEEPS else "experiment", did_you_mean(name_or_file, shipped(folder))
+    what = {SWEEPS: "sweep", SUITES: "suite"}.get(folder, "experiment")
+    hint = did_you_mean(name_or_file, shipped(folder))
     raise ConfigError([f"{name_or_file!r} is no {what}{hint}; --list shows all"])
 
 

@@ -126,7 +126,7 @@ class Scorer:
         common = {"score": name, "extractor": label, "better": instrument.better, "fingerprint": fingerprint}
         try:
             measured, replicates, floors = self._values(instrument, extractor, bar)
-        except TooFewImagesError as error:
+        except ValueError as error:  # too few images, or images of which the score says nothing
             return [{**common, "name": title(name, extractor, label), "value": None, "refused": str(error)}]
         rows = []
         for value_name, value in measured.items():

@@ -1,0 +1,91 @@
+"""Measure a generator or a folder of images: ``python -m experiments.evaluate RUN_OR_FOLDER [key=value ...]``."""
+
+import argparse
+import json
+import logging
+import sys
+
+from experiments.config import SUITES, ConfigError, description, shipped
+from experiments.redaction import RedactingFormatter
+from experiments.run import EXIT_BAD_CONFIG, refuse
+
+EPILOG = """\
+examples:
+  python -m experiments.evaluate runs/demo/20261120-183111-72b2                    the standard suite
+  python -m experiments.evaluate runs/demo/20261120-183111-72b2 suite=quick
+  python -m experiments.evaluate runs/kidney/ID suite=full data.root=/data/ct_kidney split=test
+  python -m experiments.evaluate /data/generated against=/data/real held_out=/data/others groups=patients.csv
+  python -m experiments.evaluate RUN extractors.mine._target_=lightning_modules.metrics.features.DenseNet121 \\
+    extractors.mine.weights=/models/densenet.pt
+
+A killed evaluation goes on with the same command. Exit codes: 0 done, 2 wrong arguments or data.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.evaluate",
+        description="Measure a generator or a folder of images against real ones.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", nargs="?", metavar="RUN_OR_FOLDER", help="a run directory, a checkpoint or a folder")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="suite=NAME_OR_FILE, and changes of its values"
+    )
+    parser.add_argument("--list", action="store_true", help="show the shipped suites")
+    parser.add_argument("--show", action="store_true", help="print the resolved suite and stop")
+    options = parser.parse_intermixed_args(arguments)
+    if options.list:
+        for name in shipped(SUITES):
+            print(f"{name:<10}  {description(name, SUITES)}")
+        return 0
+    if options.target is None:
+        parser.error("name a run directory, a checkpoint or a folder of images")
+    named = [text.removeprefix("suite=") for text in options.overrides if text.startswith("suite=")]
+    overrides = [text for text in options.overrides if not text.startswith("suite=")]
+    suite = named[-1] if named else "standard"
+    if options.show:
+        return _show(suite, overrides)
+    return _evaluate(options.target, suite, overrides)
+
+
+def _show(suite: str, overrides: list[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from experiments.config import load
+
+    try:
+        print(OmegaConf.to_yaml(OmegaConf.create(load(suite, overrides, SUITES))), end="")
+    except ConfigError as error:
+        return refuse(suite, error.problems)
+    return 0
+
+
+def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
+    """Import the heavy packages, measure, and say what came out."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    from datamodules.readers import DataError
+    from experiments.evaluation.evaluation import evaluate, score_lines
+    from experiments.evaluation.settings import load_suite
+    from lightning_modules.metrics.features import ExtractorError
+
+    try:
+        folder = evaluate(target, load_suite(suite, overrides))
+    except ConfigError as error:
+        return refuse(target, error.problems)
+    except (DataError, ExtractorError) as error:
+        return refuse(target, [str(error)])
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    print("\n".join(score_lines(json.loads((folder / "scores.json").read_text())["scores"])))
+    print(f"\nscores  {folder / 'scores.json'}\nreport  {folder / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""From a run or a folder to scores and a report. ``evaluate.py`` is its command line."""
+
+import csv
+import io
+import json
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from callbacks.files import append_rows
+from datamodules.base import ImageDataModule
+from datamodules.pseudonyms import Pseudonyms
+from experiments import config as cfg
+from experiments.config import ConfigError, Experiment
+from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages
+from experiments.evaluation.page import Gallery, write_page
+from experiments.evaluation.scoring import Row, Scorer, Sets, code_version
+from experiments.evaluation.settings import Suite, Tools, build_tools
+from experiments.evaluation.vectors import VectorCache
+from experiments.loading import Trained, load_run
+from experiments.report import csv_cell
+from experiments.run_directory import write_text
+from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.schedules import Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a run, or a folder of images."""
+
+    path: Path
+    trained: Trained | None
+
+
+def evaluate(target: str, suite: Suite) -> Path:
+    """Measure a run or a folder, and return the folder of the results.
+
+    It holds ``scores.json``, ``scores.csv``, ``report.html``, and ``scores.partial.jsonl`` from which a killed
+    evaluation goes on.
+
+    Args:
+        target: A run directory, a checkpoint of one, or a folder of images.
+        suite: What to measure.
+
+    Raises:
+        ConfigError: If something that the user named cannot be used.
+        DataError: If the data cannot be used.
+        ExtractorError: If an extractor cannot be had or used.
+    """
+    tools = build_tools(suite)
+    device = _device(suite.device)
+    subject = _subject(Path(target), device)
+    data = _data(suite, subject)
+    sets = _sets(suite, subject, data)
+    for extractor in _extractors(tools):
+        extractor.prepare()
+        extractor.load()
+        extractor.to(device).eval().requires_grad_(False)
+    output = _output(suite, subject)
+    output.mkdir(parents=True, exist_ok=True)
+    cache = VectorCache(_cache_dir(data) / "vectors", device)
+    partial = output / "scores.partial.jsonl"
+    scorer = Scorer(
+        sets,
+        cache,
+        tools.extractors,
+        suite.replicates,
+        suite.seed,
+        finished_rows(partial),
+        lambda key, rows: append_rows(partial, [{"key": key, "rows": rows}]),
+    )
+    rows = scorer.measure(tools.instruments)
+    said = _said(suite, subject, sets)
+    write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")
+    _write_csv(output / "scores.csv", rows)
+    gallery = Gallery(sets, cache, _pseudonyms(subject, output))
+    write_page(output / "report.html", said, rows, gallery, suite)
+    return output
+
+
+def score_lines(rows: list[Row]) -> list[str]:
+    """Return a table of scores as lines of text."""
+    lines = [f"{'score':<34} {'value':>10}  {'95 % interval':<23} {'floor (real, half size)':<25} verdict"]
+    for row in rows:
+        if row["value"] is None:
+            lines.append(f"{row['name']:<34} {'-':>10}  {row['refused']}")
+            continue
+        interval = f"{row['low']:.4g} .. {row['high']:.4g}" if "low" in row else "-"
+        floor = f"{row['floor_low']:.4g} .. {row['floor_high']:.4g}" if "low" in row else "-"
+        lines.append(f"{row['name']:<34} {row['value']:>10.4g}  {interval:<23} {floor:<25} {row.get('verdict', '-')}")
+    warnings = dict.fromkeys(f"{row['score']}: {warning}" for row in rows for warning in row.get("warnings", ()))
+    return [*lines, *(f"warning: {warning}" for warning in warnings)]
+
+
+def _subject(path: Path, device: torch.device) -> Subject:
+    if path.is_file() or (path / "config.yaml").is_file():
+        return Subject(path, load_run(path, device))
+    if path.is_dir():
+        return Subject(path, None)
+    raise ConfigError([f"{path}: is no run directory, no checkpoint and no folder of images"])
+
+
+def _data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
+    """Return the real images: a data set that is ready, or a folder.
+
+    Raises:
+        ConfigError: If they are not named, or are not those that the generator was trained on.
+    """
+    against = suite.against
+    if against is None and subject.trained is None:
+        raise ConfigError([f"{subject.path}: a folder needs real images: against=FOLDER, EXPERIMENT or RUN"])
+    if against is not None and Path(against).is_dir() and not (Path(against) / "config.yaml").is_file():
+        return Path(against)
+    if against is None:
+        assert subject.trained is not None
+        data = _data_set(cfg.experiment(subject.trained.config), suite)
+        _check_same(data, subject.trained)
+        return data
+    name = str(Path(against) / "config.yaml") if Path(against).is_dir() else against
+    return _data_set(cfg.experiment(cfg.load(name)), suite)
+
+
+def _data_set(experiment: Experiment, suite: Suite) -> ImageDataModule:
+    node = {**experiment.data, **suite.data}
+    problems = cfg.check(experiment.schedule, "schedule", Schedule)
+    problems += cfg.check(node, "data", ImageDataModule, supplied=("schedule", "seed"))
+    if problems:
+        raise ConfigError(problems)
+    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    data: ImageDataModule = cfg.build(node, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
+    data.check()
+    data.setup()
+    if not data.size(suite.split):
+        raise ConfigError([f"split={suite.split}: the split has no images; raise data.{suite.split}_fraction"])
+    return data
+
+
+def _check_same(data: ImageDataModule, trained: Trained) -> None:
+    before, now = trained.module.data_facts, data.facts()
+    changed = [key for key in ("data_set", "images", "fingerprint") if before.get(key) != now[key]]
+    if changed:
+        differences = "; ".join(f"{key}: was {before.get(key)}, is {now[key]}" for key in changed)
+        raise ConfigError(
+            [
+                f"the data is not what the run was trained on ({differences}); set data.root=..., or name other real "
+                "images with against=..."
+            ]
+        )
+
+
+def _sets(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Sets:
+    seed, images = suite.seed, suite.images
+    train: ImageSet | None
+    held_out: ImageSet | None = None
+    if isinstance(data, ImageDataModule):
+        real: ImageSet = RealImages(data, [suite.split], seed, images)
+        train, held_out = RealImages(data, ["train"], seed), RealImages(data, ["val", "test"], seed)
+    else:
+        hashes = _cache_dir(data) / "hashes" / "folders.json"
+        size = suite.size
+        if size is None and subject.trained is not None:
+            height, width = subject.trained.module.image_size
+            size = (height, width)
+        groups = Path(suite.groups) if suite.groups else None
+        real = FolderImages(data, seed, images, groups, suite.value_range, size, hashes)
+        train = FolderImages(data, seed, None, groups, suite.value_range, real.size, hashes)
+        if suite.held_out is not None:
+            held_out = FolderImages(Path(suite.held_out), seed, None, None, suite.value_range, real.size, hashes)
+    if subject.trained is not None:
+        generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
+    else:
+        hashes = _cache_dir(data) / "hashes" / "folders.json"
+        generated = FolderImages(subject.path, seed, len(real), None, suite.value_range, real.size, hashes)
+    if generated.size != real.size:
+        raise ConfigError([f"generated images are {generated.size}, real ones {real.size}; set size={generated.size}"])
+    return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None)
+
+
+def _extractors(tools: Tools) -> list[FeatureExtractor]:
+    own = [one.reads for one in tools.instruments.values() if one.reads is not None]
+    return [*tools.extractors.values(), *own]
+
+
+def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
+    """Return what was evaluated, in plain values without names of patients or files."""
+    trained = subject.trained
+    return {
+        "what": sets.generated.what,
+        "against": sets.real.what,
+        "suite": suite.name,
+        "code_version": code_version(),
+        "images_seen": trained.module.images_seen if trained else None,
+        "generated": {**sets.generated.identity(), "images": len(sets.generated)},
+        "real": {**sets.real.identity(), "groups": len(set(sets.real.groups))},
+        "train": len(sets.train) if sets.train else None,
+        "held_out": len(sets.held_out) if sets.held_out else None,
+        "resolution": list(sets.real.size),
+        "generated_at": list(trained.module.schedule.at(trained.module.images_seen).resolution) if trained else None,
+        "resampling": "halves of the groups without replacement, 95 % intervals",
+    }
+
+
+def _output(suite: Suite, subject: Subject) -> Path:
+    if suite.output is not None:
+        return Path(suite.output)
+    if subject.trained is None:
+        return Path("evaluations") / f"{subject.path.resolve().name}-{suite.name}"
+    clock = subject.trained.module.images_seen
+    return subject.trained.directory / "evaluation" / f"{suite.name}-{clock:012d}"
+
+
+def _cache_dir(data: ImageDataModule | Path) -> Path:
+    if isinstance(data, ImageDataModule):
+        return data.cache_dir
+    return Path(os.environ.get("MIRAGE_CACHE") or "~/.cache/mirage").expanduser()
+
+
+def _pseudonyms(subject: Subject, output: Path) -> Pseudonyms:
+    if subject.trained is None:
+        return Pseudonyms("mirage", output)
+    experiment = cfg.experiment(subject.trained.config)
+    return Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(["device=cuda: no GPU is visible here"])
+    return torch.device(name)
+
+
+def finished_rows(path: Path) -> dict[str, list[Row]]:
+    """Return the rows that an interrupted evaluation has finished; a line that a kill cut off counts for nothing."""
+    done: dict[str, list[Row]] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                done[row["key"]] = row["rows"]
+    return done
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    columns = ("name", "value", "low", "high", "at_floor_size", "floor", "floor_low", "floor_high", "verdict", "better")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow([*columns, "refused", "warnings"])
+    for row in rows:
+        cells = [row.get(column) for column in columns]
+        writer.writerow(
+            ["" if value is None else csv_cell(value) for value in cells]
+            + [csv_cell(row.get("refused", "")), csv_cell("; ".join(row.get("warnings", ())))]
+        )
+    write_text(path, buffer.getvalue())

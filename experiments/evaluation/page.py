@@ -1,0 +1,236 @@
+"""The report of an evaluation: one HTML file that opens without network."""
+
+import html
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from datamodules.pseudonyms import Pseudonyms
+from experiments.evaluation.image_sets import ImageSet
+from experiments.evaluation.scoring import Row, Sets
+from experiments.evaluation.settings import Suite
+from experiments.evaluation.vectors import VectorCache
+from experiments.report import STYLE, inline_figure, inline_image, text_of
+from experiments.run_directory import write_text
+from experiments.studies.moments import analyse, sections
+from lightning_modules.metrics.memorisation import copies
+from lightning_modules.metrics.moments import Moments
+from lightning_modules.metrics.pixels import Pixels
+
+PAIRS, SAMPLES, SMALLEST = 6, 24, 96  # pictures that are shown; pixels a side that they are enlarged to
+OWN_STYLE = """
+.outside { color: #a50f15; font-weight: 600 } .within { color: #1a6e2e } .grid img { width: 100% }
+.note { background: #fff7e0; border-left: 4px solid #e0a800; padding: .5rem 1rem }
+td:first-child, th:first-child { text-align: left } .scroll { overflow-x: auto }
+"""
+MEANING = {
+    "lower": "lower is better",
+    "higher": "higher is better",
+    "as real": "the nearer to the floor, the better",
+}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Where the pictures of a report come from.
+
+    Attributes:
+        sets: The images.
+        vectors: Their vectors.
+        pseudonyms: What is shown in place of names.
+    """
+
+    sets: Sets
+    vectors: VectorCache
+    pseudonyms: Pseudonyms
+
+
+def write_page(path: Path, said: dict[str, Any], rows: list[Row], gallery: Gallery, suite: Suite) -> None:
+    """Write the report.
+
+    Args:
+        path: The file.
+        said: What was evaluated, from ``scores.json``.
+        rows: The scores.
+        gallery: Where pictures come from.
+        suite: What was asked for.
+    """
+    title = f"Evaluation of {said['what']}"
+    parts = [
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}{OWN_STYLE}</style>",
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{html.escape(_sentence(said))}</p>",
+        "<p class=note>This file shows real images beside generated ones. Treat it as patient data.</p>",
+        "<h2>Scores</h2>",
+        _floor_figure(rows),
+        _score_table(rows),
+        _how_to_read(),
+        "<h2>Samples</h2>",
+        _samples(gallery.sets),
+        "<h2>Nearest training images</h2>",
+        _neighbours(gallery),
+        "<h2>Moments (Korkinof 2021)</h2>",
+        *_moments(gallery, suite.seed),
+        "<h2>Fingerprint</h2><p>Two scores can be compared if their fingerprints are equal.</p>",
+        f"<pre>{html.escape(json.dumps(said, indent=1))}</pre>",
+        "<details><summary>Fingerprint of every score</summary>",
+        f"<pre>{html.escape(json.dumps({row['name']: row['fingerprint'] for row in rows}, indent=1))}</pre></details>",
+    ]
+    write_text(path, "\n".join(parts))
+
+
+def _sentence(said: dict[str, Any]) -> str:
+    generated, real = said["generated"]["images"], said["real"]["images"]
+    text = f"{generated:,} generated images against {real:,} real ones of {said['real']['groups']:,} groups "
+    text += f"({said['against']}), {said['resolution'][0]}x{said['resolution'][1]} pixels, suite {said['suite']}."
+    if said["generated_at"] and said["generated_at"] != said["resolution"]:
+        at = "x".join(map(str, said["generated_at"]))
+        text += f" The generator is still at {at}: its images were enlarged by repeating pixels."
+    return text
+
+
+def _how_to_read() -> str:
+    return (
+        "<p>The interval is the 95 % interval over random halves of the groups (patients, where they are known) and of "
+        "the generated images. The floor is what real images get in place of generated ones: one half of the patients "
+        "against the other, 95 % of the random splits. It is compared with the generated images at the same size, half "
+        "of the images, since most scores depend on the number of images.</p>"
+    )
+
+
+def _score_table(rows: list[Row]) -> str:
+    head = "".join(
+        f"<th>{name}"
+        for name in ("score", "value", "95 % interval", "at half size", "floor at half size", "verdict", "")
+    )
+    body = "".join(_score_row(row) for row in rows)
+    return f"<div class=scroll><table><tr>{head}{body}</table></div>"
+
+
+def _score_row(row: Row) -> str:
+    name = html.escape(row["name"].replace("_", " "))
+    if row["value"] is None:
+        return f"<tr><td>{name}<td colspan=6>not measured: {html.escape(row['refused'])}"
+    cells = [text_of(row["value"]), "-", "-", "-", "-"]
+    if "low" in row:
+        cells[1] = f"{row['low']:.4g} to {row['high']:.4g}"
+        cells[2] = text_of(row["at_floor_size"])
+        cells[3] = f"{row['floor_low']:.4g} to {row['floor_high']:.4g}"
+        word = "within" if row["verdict"].startswith("within") else "outside"
+        cells[4] = f"<span class={word}>{row['verdict']}</span>"
+    notes = "; ".join([MEANING[row["better"]], *row["warnings"]])
+    return f"<tr><td>{name}" + "".join(f"<td>{cell}" for cell in cells) + f"<td>{html.escape(notes)}"
+
+
+def _floor_figure(rows: list[Row]) -> str:
+    """Return where each score lies, in half-widths of its floor: scores of different units on one axis."""
+    shown = [row for row in rows if "low" in row and row["floor_high"] > row["floor_low"]]
+    if not shown:
+        return ""
+    figure = Figure(figsize=(9, 0.9 + 0.27 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(-1, 1, color="#d5ead8", label="floor: real against real")
+    for place, row in enumerate(reversed(shown)):
+        middle = (row["floor_high"] + row["floor_low"]) / 2.0
+        half = (row["floor_high"] - row["floor_low"]) / 2.0
+        low, high = np.quantile(row["replicates"], (0.025, 0.975))
+        x, low, high = ((value - middle) / half for value in (row["at_floor_size"], low, high))
+        colour = "#1a6e2e" if row["verdict"].startswith("within") else "#a50f15"
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
+        axes.plot([x], [place], "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(shown)), [row["name"].replace("_", " ") for row in reversed(shown)])
+    axes.set_xscale("symlog", linthresh=2.0, linscale=1.0)
+    axes.set_xlabel("distance from the floor's middle, in half-widths of the floor (linear up to 2, then logarithmic)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
+    return inline_figure(figure)
+
+
+def _samples(sets: Sets) -> str:
+    figures = [("Real images", sets.real), ("Generated images", sets.generated)]
+    return (
+        "<div class='pair grid'>"
+        + "".join(
+            f"<figure>{_picture(images.read(0, min(SAMPLES, len(images))), 6)}<figcaption>{caption}, not selected"
+            "</figcaption></figure>"
+            for caption, images in figures
+        )
+        + "</div>"
+    )
+
+
+def _neighbours(gallery: Gallery) -> str:
+    """Return the generated images that are nearest to training images in pixels, and some others, in pairs."""
+    sets, pixels = gallery.sets, Pixels()
+    pool = sets.train or sets.real
+    generated, train = gallery.vectors.vectors(sets.generated, pixels), gallery.vectors.vectors(pool, pixels)
+    distances, nearest = _nearest(generated, train)
+    order = distances.argsort()
+    unselected = list(range(min(PAIRS, len(order))))
+    parts = [
+        _pairs(gallery, pool, order[:PAIRS].tolist(), nearest, distances, "The nearest pairs of all"),
+        _pairs(gallery, pool, unselected, nearest, distances, "The first generated images, not selected"),
+    ]
+    if sets.held_out is not None:
+        held_out = gallery.vectors.vectors(sets.held_out, pixels)
+        found = copies(train, held_out, generated)
+        usual, _ = _nearest(held_out, train)
+        parts.append(
+            f"<p>Held-out real images are {float(usual.median()):.4f} from their nearest training image (median; the "
+            f"nearest {float(usual.min()):.4f}), generated ones {float(distances.median()):.4f} (the nearest "
+            f"{float(distances.min()):.4f}). Distances are root mean square differences of pixels in [-1, 1], images "
+            "shrunk to 32 pixels.</p>"
+        )
+        names = "".join(
+            f"<tr><td>{copy.generated}<td>{html.escape(gallery.pseudonyms.of(pool.names[copy.train]))}"
+            f"<td>{copy.distance:.4f}"
+            for copy in found[:50]
+        )
+        table = f"<table><tr><th>generated image<th>training image<th>distance{names}</table>" if found else ""
+        parts.append(f"<p>Near copies: {len(found)} of {len(generated)} generated images.</p>{table}")
+    return "".join(parts)
+
+
+def _pairs(gallery: Gallery, pool: ImageSet, which: list[int], nearest: Tensor, distances: Tensor, caption: str) -> str:
+    pairs = [
+        torch.cat([gallery.sets.generated.read(i, i + 1), pool.read(int(nearest[i]), int(nearest[i]) + 1)])
+        for i in which
+    ]
+    far = ", ".join(f"{float(distances[i]):.3f}" for i in which)
+    return (
+        f"<figure class=grid>{_picture(torch.cat(pairs), 2 * min(3, len(pairs)))}<figcaption>{caption}: generated, then "
+        f"its nearest training image. Distances: {far}</figcaption></figure>"
+    )
+
+
+def _nearest(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    found = [torch.cdist(part, points).min(dim=1) for part in queries.split(1024)]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+
+
+def _moments(gallery: Gallery, seed: int) -> list[str]:
+    reader = Moments()
+    real, generated = (gallery.vectors.vectors(one, reader) for one in (gallery.sets.real, gallery.sets.generated))
+    return sections(analyse(real, generated, seed))
+
+
+def _picture(images: Tensor, columns: int) -> str:
+    """Return images (N, C, H, W) in [-1, 1] as one picture."""
+    factor = max(1, -(-SMALLEST // min(images.shape[2:])))
+    images = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)[:, :3]
+    grid = make_grid(images, nrow=columns, padding=2 * factor, pad_value=1.0)
+    pixels = ((grid + 1.0) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)
+    picture.thumbnail((1600, 1600))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return inline_image(buffer.getvalue())

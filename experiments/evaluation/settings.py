@@ -1,0 +1,108 @@
+"""A suite: which instruments an evaluation takes, on how many images; checked before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from experiments import config as cfg
+from experiments.config import SUITES, ConfigError, Node
+from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.metrics.score import Instrument
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The top level of a suite's file.
+
+    Args:
+        scores: The instruments, by name; null leaves one out.
+        images: Real and generated images, each at most; null = as many as there are real ones.
+        replicates: Random halves that intervals and floors are made of.
+        name: The file's name unless given.
+        extractors: What instruments without vectors of their own read, by name; null leaves one out.
+        seed: Names the generated images, the order of the real ones, and the halves.
+        truncation: Factor on the latents of generated images.
+        split: Real images that the generated ones are compared with.
+        against: Real images: a folder, an experiment or a run; null = the data of the run that is evaluated.
+        data: Changes of that data's node, e.g. data.root.
+        held_out: Folder of real images of other patients, where ``against`` is a folder of the training images.
+        groups: CSV (file, group) of the folder ``against``: which files are of one patient.
+        value_range: Values of files in a folder that become black and white; null = what their bits hold.
+        size: Height and width of files in a folder; null = those of most of the real images.
+        output: Folder of the results; null = ``evaluation/<suite>-<clock>`` in the run directory.
+        device: Where networks run.
+    """
+
+    scores: Node
+    images: int | None
+    replicates: int
+    name: str = "suite"
+    extractors: Node = field(default_factory=dict)
+    seed: int = 1
+    truncation: float = 1.0
+    split: Literal["train", "val", "test"] = "train"
+    against: str | None = None
+    data: Node = field(default_factory=dict)
+    held_out: str | None = None
+    groups: str | None = None
+    value_range: tuple[float, float] | None = None
+    size: tuple[int, int] | None = None
+    output: str | None = None
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if self.images is not None and self.images < 2:
+            raise ValueError(f"images={self.images}: a distribution needs at least 2")
+        if self.replicates < 10:
+            raise ValueError(f"replicates={self.replicates}: a spread needs at least 10")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must not be negative")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range={list(self.value_range)}: give the smaller value first")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a suite builds."""
+
+    extractors: Mapping[str, FeatureExtractor]
+    instruments: Mapping[str, Instrument]
+
+
+def load_suite(name_or_file: str, overrides: Sequence[str]) -> Suite:
+    """Return a checked suite.
+
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
+    suite = cfg.top_level(Suite, cfg.load(name_or_file, overrides, folder=SUITES))
+    problems = []
+    for key, base, nodes in (("extractors", FeatureExtractor, suite.extractors), ("scores", Instrument, suite.scores)):
+        for name, node in nodes.items():
+            problems += cfg.check(node, f"{key}.{name}", base) if node is not None else []
+    if problems:
+        raise ConfigError(problems)
+    return suite
+
+
+def build_tools(suite: Suite) -> Tools:
+    """Build extractors and instruments.
+
+    Raises:
+        ConfigError: With every value that a class refuses.
+    """
+    problems: list[str] = []
+    built: dict[str, dict] = {"extractors": {}, "scores": {}}
+    for key, base, nodes in (("extractors", FeatureExtractor, suite.extractors), ("scores", Instrument, suite.scores)):
+        for name, node in nodes.items():
+            try:
+                if node is not None:
+                    built[key][name] = cfg.build(node, f"{key}.{name}", base)
+            except ConfigError as error:
+                problems += error.problems
+    if not built["extractors"] and any(one.reads is None for one in built["scores"].values()):
+        problems.append("extractors: instruments read features, and there is no extractor")
+    if problems:
+        raise ConfigError(problems)
+    return Tools(built["extractors"], built["scores"])

@@ -1,0 +1,202 @@
+"""Which scores see which failure? ``python -m experiments.studies.planted_failures``.
+
+Real images that nobody trained on stand for a perfect generator; then something is done to them that generators do.
+Every set is measured with a suite against the training images. The table says how far each score leaves its floor, in
+half-widths of the floor's interval: beyond -1 or 1 it lies outside.
+"""
+
+import argparse
+import csv
+import io
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from callbacks.files import append_rows
+from datamodules.base import ImageDataModule
+from experiments import config as cfg
+from experiments.evaluation.evaluation import finished_rows
+from experiments.evaluation.image_sets import ImageSet, RealImages
+from experiments.evaluation.scoring import Row, Scorer, Sets
+from experiments.evaluation.settings import build_tools, load_suite
+from experiments.evaluation.vectors import VectorCache
+from experiments.run_directory import write_text
+from lightning_modules.metrics.memorisation import copies
+from lightning_modules.metrics.pixels import Pixels
+from lightning_modules.schedules import Schedule
+
+# Halves for the training images, a fifth to be held out, the rest plays the generator.
+PHANTOMS = (
+    "dcgan_chest_phantoms_64",
+    "data.kind=kidney_ct",
+    "data.val_fraction=0.2",
+    "data.test_fraction=0.4",
+)
+COPIES, COLLAPSE, NOISE = 0.2, 0.1, 0.01  # shares of the images; noise of a copy, in the unit of the pixels
+BLUR, SHIFT = 0.8, 0.1  # pixels; in the unit of the pixels, of [-1, 1]
+PERFECT = "perfect generator"
+
+
+class Planted(ImageSet):
+    """Images of which some are replaced or changed.
+
+    Args:
+        what: Name of the failure.
+        source: Image i is image ``which[i]`` of the set ``source[i]``.
+        change: What is done to each image (C, H, W), given its number.
+    """
+
+    def __init__(
+        self, what: str, source: Sequence[ImageSet], which: Sequence[int], change: Callable[[Tensor, int], Tensor]
+    ) -> None:
+        self.what, self.source, self.which, self.change = what, source, which, change
+        self.names = self.groups = [f"{what} {i}" for i in range(len(which))]
+        self.size = source[0].size
+
+    def identity(self) -> dict[str, Any]:
+        """Return the failure and the images that it was made of."""
+        of = [images.identity() for images in dict.fromkeys(self.source)]
+        return {"failure": self.what, "sizes": [COPIES, COLLAPSE, NOISE, BLUR, SHIFT], "of": of, "images": len(self)}
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Read and change."""
+        images = [self.source[i].read(self.which[i], self.which[i] + 1)[0] for i in range(start, stop)]
+        return torch.stack([self.change(image, i).clamp(-1.0, 1.0) for i, image in enumerate(images, start)])
+
+
+def planted(fresh: ImageSet, train: ImageSet, classes: Sequence[tuple[str, ...]]) -> dict[str, ImageSet]:
+    """Return the perfect generator and its failures.
+
+    Args:
+        fresh: Real images that nobody trained on.
+        train: The training images.
+        classes: Classes of each fresh image.
+    """
+    count = len(fresh)
+    everyone, own = list(range(count)), [fresh] * count
+    some = max(1, int(COLLAPSE * count))
+    copied = int(COPIES * count)
+    present = sorted({name for of in classes for name in of})
+    missing = [i for i in everyone if present[0] not in classes[i]]
+
+    def same(image: Tensor, i: int) -> Tensor:
+        return image
+
+    def noisy(image: Tensor, i: int) -> Tensor:
+        return image + NOISE * torch.randn(image.shape, generator=torch.Generator().manual_seed(i))
+
+    def copy_some(image: Tensor, i: int) -> Tensor:
+        return noisy(image, i) if i < copied else image
+
+    return {
+        PERFECT: Planted(PERFECT, own, everyone, same),
+        "collapse onto 10 %": Planted("collapse", own, [i % some for i in everyone], noisy),
+        "20 % copies": Planted("copies", [*[train] * copied, *own[copied:]], everyone, copy_some),
+        "blur": Planted("blur", own, everyone, lambda image, i: gaussian_blur(image, [5, 5], [BLUR, BLUR])),
+        "shift of intensity": Planted("shift", own, everyone, lambda image, i: image + SHIFT),
+        f"no {present[0]}": Planted(f"no {present[0]}", own[: len(missing)], missing, same),
+    }
+
+
+def in_half_widths(row: Row) -> float | None:
+    """Return how far a score lies from the middle of its floor, in half-widths of the floor's interval."""
+    if "low" not in row:
+        return None
+    half = (row["floor_high"] - row["floor_low"]) / 2.0
+    middle = (row["floor_high"] + row["floor_low"]) / 2.0
+    distance = row["at_floor_size"] - middle
+    if half == 0:
+        return 0.0 if distance == 0 else math.copysign(math.inf, distance)
+    return distance / half
+
+
+def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder: Path) -> dict[str, list[Row]]:
+    """Measure every failure and return its scores; what an earlier call has measured is not measured again.
+
+    Args:
+        data: Real images, set up: its test split plays the generator, its val split is held out.
+        suite_name: The suite.
+        overrides: Changes of its values.
+        folder: Where scores are kept.
+    """
+    suite = load_suite(suite_name, overrides)
+    tools = build_tools(suite)
+    own = [one.reads for one in tools.instruments.values() if one.reads is not None]
+    for extractor in (*tools.extractors.values(), *own):
+        extractor.prepare()
+        extractor.load()
+        extractor.eval().requires_grad_(False)
+    train, held_out = RealImages(data, ["train"], suite.seed), RealImages(data, ["val"], suite.seed)
+    fresh = RealImages(data, ["test"], suite.seed, min(len(train), suite.images or len(train)))
+    labels = {record.name: record.labels for record in data.split_records("test")}
+    vectors, partial = VectorCache(data.cache_dir / "vectors"), folder / "scores.partial.jsonl"
+    found = {}
+    for name, images in planted(fresh, train, [labels[image] for image in fresh.names]).items():
+        print(f"{name} ({len(images)} images)", flush=True)
+        scorer = Scorer(
+            Sets(RealImages(data, ["train"], suite.seed, suite.images), images, train, held_out),
+            vectors,
+            tools.extractors,
+            suite.replicates,
+            suite.seed,
+            finished_rows(partial),
+            lambda key, rows: append_rows(partial, [{"key": key, "rows": rows}]),
+        )
+        found[name] = scorer.measure(tools.instruments)
+        pixels = [vectors.vectors(one, Pixels()) for one in (train, held_out, images)]
+        named = {copy.generated for copy in copies(*pixels)}
+        right = len([i for i in named if name.startswith("20 %") and i < int(COPIES * len(images))])
+        print(f"  named as near copies: {len(named)}, of which copies: {right}", flush=True)
+    return found
+
+
+def table(found: dict[str, list[Row]]) -> list[list[str]]:
+    """Return rows of text, the head first; an asterisk marks what lies outside the floor on the worse side."""
+    names = [row["name"] for row in found[PERFECT]]
+    rows = [["score", *found]]
+    for i, name in enumerate(names):
+        cells = []
+        for scores in found.values():
+            distance = in_half_widths(scores[i])
+            outside = scores[i].get("verdict") == "outside the floor"
+            cells.append("-" if distance is None else f"{distance:+.1f}{'*' if outside else ''}")
+        rows.append([name, *cells])
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is missing, print the table, and write it."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.planted_failures", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/planted_failures"), help="where scores are kept")
+    parser.add_argument("--suite", default="standard", help="a shipped suite or a YAML file")
+    parser.add_argument("--count", type=int, default=5_000, help="phantoms, two fifths of them to compare with")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the suite's values")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    data = phantoms(options.count)
+    rows = table(run(data, options.suite, options.overrides, options.folder))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    print("\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows))
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows(rows)
+    write_text(options.folder / "planted_failures.csv", buffer.getvalue())
+
+
+def phantoms(count: int, *overrides: str) -> ImageDataModule:
+    """Return kidney CT phantoms, set up, in the three parts that the study needs."""
+    experiment = cfg.experiment(cfg.load(PHANTOMS[0], [*PHANTOMS[1:], f"data.count={count}", *overrides]))
+    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    data: ImageDataModule = cfg.build(experiment.data, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
+    data.setup()
+    return data
+
+
+if __name__ == "__main__":
+    main()
