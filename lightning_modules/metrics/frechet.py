@@ -1,14 +1,18 @@
 """Frechet distance between two feature distributions (Heusel 2017, arXiv:1706.08500, eq. 6; Dowson and Landau 1982).
 
-It is called "fid" only where the features are Inception-v3's with the reference weights; see ``features.py``.
+It is called "fid" only where the features are Inception-v3's with the reference weights; see ``features.py``. Fewer
+images make it larger (Chong and Forsyth 2020, arXiv:1911.07023): compare equal counts only, or take its limit.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_modules.metrics.score import DistributionScore
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,139 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of different lengths: {len(a.mean)} and {len(b.mean)}")
     with _single_thread():
-        root = _factor(a.covariance)
-        eigenvalues = torch.linalg.eigvalsh(root.T @ b.covariance @ root)
-    trace_of_root = eigenvalues.clamp(min=0.0).sqrt().sum()
-    difference = (a.mean - b.mean).square().sum()
-    distance = difference + a.covariance.trace() + b.covariance.trace() - 2.0 * trace_of_root
-    return max(0.0, float(distance))  # rounding makes equal distributions slightly negative
+        return _distance(a, _factor(a.covariance), b)
+
+
+def frechet_distance_of(real: Tensor, generated: Tensor) -> float:
+    """Return the Frechet distance of two sets of features, by the cheaper of two exact routes.
+
+    With centred features A (N, D) and B (M, D) the covariances are A^T A / (N - 1) and B^T B / (M - 1), and the trace
+    of the root of their product is the sum of the singular values of A B^T / ((N - 1) (M - 1))^(1/2). That matrix is
+    (N, M): where there are few images it is smaller than a covariance (D, D).
+
+    Args:
+        real: Features (N, D), N at least 2.
+        generated: Features (M, D), M at least 2.
+
+    Raises:
+        ValueError: If there are fewer than two images in a set, or features of different lengths.
+    """
+    if real.shape[1] != generated.shape[1]:
+        raise ValueError(f"features of different lengths: {real.shape[1]} and {generated.shape[1]}")
+    if min(len(real), len(generated)) < 2:
+        raise ValueError(f"a covariance needs at least 2 images, got {len(real)} and {len(generated)}")
+    if len(real) * len(generated) <= real.shape[1] ** 2:
+        return _by_cross_gram(real.cpu().double(), generated.cpu().double())
+    return frechet_distance(_statistics(real), _statistics(generated))
+
+
+def frechet_infinity(real: Tensor, generated: Tensor, points: int = 5, smallest: float = 0.2, seed: int = 0) -> float:
+    """Return what the Frechet distance would be with infinitely many generated images.
+
+    Chong and Forsyth 2020 (arXiv:1911.07023, section 3 and algorithm 1): the distance of N generated images is a
+    straight line in 1 / N; its intercept is wanted. They draw 15 sets of sizes evenly spaced between a tenth and all
+    images; here the sets are nested parts of one random order and evenly spaced in 1 / N, where a line needs fewer
+    points. All real images are used every time: their own finite number still counts.
+
+    Args:
+        real: Features (N, D).
+        generated: Features (M, D).
+        points: Sizes on the line, at least 2.
+        smallest: The smallest size, as a share of the generated images. Below D images the line bends.
+        seed: Of the random order.
+
+    Returns:
+        The intercept. It may be slightly negative where the distributions are equal.
+
+    Raises:
+        ValueError: If the smallest set would have fewer than two images, or features are of different lengths.
+    """
+    count = len(generated)
+    if int(smallest * count) < 2:
+        raise ValueError(f"the smallest of {points} sets would have {int(smallest * count)} of {count} images, not 2")
+    if real.shape[1] != generated.shape[1]:
+        raise ValueError(f"features of different lengths: {real.shape[1]} and {generated.shape[1]}")
+    sizes = sorted({round(count / inverse) for inverse in np.linspace(1.0, 1.0 / smallest, points)})
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    statistics, sums = _statistics(real), FeatureSums(real.shape[1])
+    distances = []
+    with _single_thread():
+        root = _factor(statistics.covariance)
+        for start, stop in zip((0, *sizes), sizes, strict=False):
+            sums.add(generated[order[start:stop]])
+            distances.append(_distance(statistics, root, sums.statistics()))
+    _, intercept = np.polyfit(1.0 / np.array(sizes), distances, 1)
+    return float(intercept)
+
+
+class Frechet(DistributionScore):
+    """Frechet distance of two sets of features."""
+
+    better = "lower"
+
+    def enough(self, dimensions: int) -> int:
+        """Return twice the length of a vector: with fewer images than dimensions covariances are singular.
+
+        Then the distance says more about the number of images than about the images.
+        """
+        return 2 * dimensions
+
+    def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        """Return ``frechet``."""
+        self.check(real, generated)
+        return {"frechet": frechet_distance_of(real, generated)}
+
+
+class FrechetInfinity(DistributionScore):
+    """Frechet distance extrapolated to infinitely many generated images, so that other counts can be compared.
+
+    Args:
+        points: Sizes of sets through which the line is laid.
+    """
+
+    better = "lower"
+    at_least = 20  # the smallest set on the line is a fifth
+
+    def __init__(self, points: int = 5) -> None:
+        if points < 2:
+            raise ValueError(f"points={points}: a line needs at least 2")
+        self.points = points
+
+    def enough(self, dimensions: int) -> int:
+        """Return ten times the length of a vector: the smallest set, a fifth, then has twice as many images."""
+        return 10 * dimensions
+
+    def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        """Return ``frechet_infinity``."""
+        self.check(real, generated)
+        return {"frechet_infinity": frechet_infinity(real, generated, self.points)}
+
+
+def _statistics(features: Tensor) -> GaussianStatistics:
+    sums = FeatureSums(features.shape[1])
+    sums.add(features)
+    return sums.statistics()
+
+
+def _distance(a: GaussianStatistics, root: Tensor, b: GaussianStatistics) -> float:
+    """Return the distance, given R with R R^T = S_a."""
+    trace_of_root = torch.linalg.eigvalsh(root.T @ b.covariance @ root).clamp(min=0.0).sqrt().sum()
+    return _sum_of_terms(a.mean - b.mean, a.covariance.trace() + b.covariance.trace(), trace_of_root)
+
+
+def _by_cross_gram(real: Tensor, generated: Tensor) -> float:
+    """Return the distance from features, without covariances."""
+    difference = real.mean(dim=0) - generated.mean(dim=0)
+    a = (real - real.mean(dim=0)) / (len(real) - 1) ** 0.5
+    b = (generated - generated.mean(dim=0)) / (len(generated) - 1) ** 0.5
+    with _single_thread():
+        trace_of_root = torch.linalg.svdvals(a @ b.T).sum()
+    return _sum_of_terms(difference, a.square().sum() + b.square().sum(), trace_of_root)
+
+
+def _sum_of_terms(difference: Tensor, traces: Tensor, trace_of_root: Tensor) -> float:
+    # Rounding makes equal distributions slightly negative.
+    return max(0.0, float(difference.square().sum() + traces - 2.0 * trace_of_root))
 
 
 def _factor(covariance: Tensor) -> Tensor:

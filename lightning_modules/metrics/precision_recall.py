@@ -1,14 +1,18 @@
-"""Improved precision and recall (Kynkaanniemi, Karras, Laine, Lehtinen and Aila 2019, arXiv:1904.06991)."""
+"""How much of one set looks like the other, and how much of the other is reached: by balls around neighbours."""
 
 import torch
 from torch import Tensor
 
+from lightning_modules.metrics.distances import BLOCK, neighbour_radii, squared_distances
+from lightning_modules.metrics.score import DistributionScore
 
-def precision_recall(real: Tensor, generated: Tensor, k: int = 3, block: int = 1024) -> tuple[float, float]:
+
+def precision_recall(real: Tensor, generated: Tensor, k: int = 3, block: int = BLOCK) -> tuple[float, float]:
     """Return the share of generated images that look real, and of real images that could have been generated.
 
-    A manifold is the union of balls around its points, each reaching to its point's k-th nearest neighbour (section 2,
-    equations 1 to 3). Both numbers rise with fewer points, so compare only equal counts.
+    Improved precision and recall (Kynkaanniemi, Karras, Laine, Lehtinen and Aila 2019, arXiv:1904.06991). A manifold is
+    the union of balls around its points, each reaching to its point's k-th nearest neighbour (section 2, equations 1 to
+    3). Both numbers rise with fewer points, so compare only equal counts.
 
     Args:
         real: Features (N, D), N above k.
@@ -19,27 +23,101 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3, block: int = 1
     Raises:
         ValueError: If there are too few points, or features of different lengths.
     """
-    if min(len(real), len(generated)) <= k:
+    _check_counts(real, generated, k, k + 1)
+    reach_of_real = neighbour_radii(real, k, block)
+    reach_of_generated = neighbour_radii(generated, k, block)[:, None]
+    precise, recalled = [], torch.zeros(len(real), dtype=torch.bool)
+    for distances, reach in zip(
+        squared_distances(generated, real, block), reach_of_generated.split(block), strict=True
+    ):
+        precise.append((distances <= reach_of_real).any(dim=1))
+        recalled |= (distances <= reach).any(dim=0)
+    return float(torch.cat(precise).double().mean()), float(recalled.double().mean())
+
+
+def density_coverage(real: Tensor, generated: Tensor, k: int = 5, block: int = BLOCK) -> tuple[float, float]:
+    """Return how densely the generated images lie among the real ones, and the share of real ones with one nearby.
+
+    Naeem, Oh, Uh, Choi and Yoo 2020 (arXiv:2002.09797, equations 4 and 6). Only real images have balls, so that an
+    outlier among the generated ones counts for little. For equal distributions density is 1 on average and coverage
+    1 - 2^-k if the sets are large and equally large.
+
+    Args:
+        real: Features (N, D), N above k.
+        generated: Features (M, D).
+        k: Neighbour that gives the radius (section 3.3: 5).
+        block: Rows of distances that are held at a time.
+
+    Returns:
+        Density, at least 0 and possibly above 1, and coverage.
+
+    Raises:
+        ValueError: If there are too few points, or features of different lengths.
+    """
+    _check_counts(real, generated, k, 1)
+    reach = neighbour_radii(real, k, block)
+    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
+    for distances in squared_distances(generated, real, block):
+        within = distances < reach
+        inside += int(within.sum())
+        covered |= within.any(dim=0)
+    return inside / (k * len(generated)), float(covered.double().mean())
+
+
+class _Neighbourhood(DistributionScore):
+    better = "higher"
+    at_most = 5_000  # the work grows with the square; the numbers depend on the count and need a fixed one anyway
+
+    def __init__(self, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        self.k, self.at_least = k, k + 1
+
+    def enough(self, dimensions: int) -> int:
+        """Return 250: a share of fewer images has a standard error above 3 %.
+
+        Args:
+            dimensions: Length of a vector; of no influence.
+        """
+        return 250
+
+
+class PrecisionRecall(_Neighbourhood):
+    """Improved precision and recall.
+
+    Args:
+        k: Neighbour that gives the radius of a ball.
+    """
+
+    def __init__(self, k: int = 3) -> None:
+        super().__init__(k)
+
+    def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        """Return ``precision`` and ``recall``."""
+        self.check(real, generated)
+        precision, recall = precision_recall(real, generated, self.k)
+        return {"precision": precision, "recall": recall}
+
+
+class DensityCoverage(_Neighbourhood):
+    """Density and coverage.
+
+    Args:
+        k: Neighbour that gives the radius of a ball.
+    """
+
+    def __init__(self, k: int = 5) -> None:
+        super().__init__(k)
+
+    def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        """Return ``density`` and ``coverage``."""
+        self.check(real, generated)
+        density, coverage = density_coverage(real, generated, self.k)
+        return {"density": density, "coverage": coverage}
+
+
+def _check_counts(real: Tensor, generated: Tensor, k: int, least_generated: int) -> None:
+    if len(real) <= k or len(generated) < least_generated:
         raise ValueError(f"{k} neighbours need at least {k + 1} points, got {len(real)} and {len(generated)}")
     if real.shape[1] != generated.shape[1]:
         raise ValueError(f"features of different lengths: {real.shape[1]} and {generated.shape[1]}")
-    real, generated = real.float(), generated.float()
-    precision = _inside(generated, real, _radii(real, k, block), block)
-    recall = _inside(real, generated, _radii(generated, k, block), block)
-    return precision, recall
-
-
-def _radii(points: Tensor, k: int, block: int) -> Tensor:
-    """Return the distance (N,) of each point to its k-th nearest neighbour; the nearest of all is the point itself."""
-    return torch.cat([_distances(rows, points).kthvalue(k + 1, dim=1).values for rows in points.split(block)])
-
-
-def _inside(queries: Tensor, points: Tensor, radii: Tensor, block: int) -> float:
-    """Return the share of the queries that lie in the ball of any point."""
-    inside = [(_distances(rows, points) <= radii).any(dim=1) for rows in queries.split(block)]
-    return float(torch.cat(inside).float().mean())
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    # By products of matrices equal points would not be at distance 0, and copies not inside balls of radius 0.
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

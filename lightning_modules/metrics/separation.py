@@ -20,3 +20,20 @@ def d_prime(higher: Tensor, lower: Tensor) -> float:
     higher, lower = higher.double(), lower.double()
     deviation = ((higher.var() + lower.var()) / 2.0).sqrt().clamp(min=torch.finfo(torch.float32).eps)
     return float((higher.mean() - lower.mean()) / deviation)
+
+
+def auc(higher: Tensor, lower: Tensor) -> float:
+    """Return the share of pairs of a higher and a lower score that are in the right order; equal ones count half.
+
+    The area under the ROC curve (Hanley and McNeil 1982): 1 if all are, 0.5 if the samples cannot be told apart.
+
+    Args:
+        higher: Scores (N,) that are expected to be higher, N at least 1.
+        lower: Scores (M,), M at least 1.
+    """
+    if min(len(higher), len(lower)) < 1:
+        raise ValueError(f"pairs need at least 1 score of each, got {len(higher)} and {len(lower)}")
+    ordered = lower.sort().values
+    below = torch.searchsorted(ordered, higher).double()
+    not_above = torch.searchsorted(ordered, higher, right=True).double()
+    return float((below + not_above).mean()) / (2.0 * len(lower))

@@ -7,7 +7,17 @@ from scipy.linalg import sqrtm
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
+from lightning_modules.metrics.frechet import (
+    FeatureSums,
+    Frechet,
+    FrechetInfinity,
+    GaussianStatistics,
+    _by_cross_gram,
+    frechet_distance,
+    frechet_distance_of,
+    frechet_infinity,
+)
+from lightning_modules.metrics.score import TooFewImagesError
 
 
 def statistics(features):
@@ -112,3 +122,62 @@ def test_one_image_and_other_lengths_are_refused():
         statistics(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="different lengths: 3 and 4"):
         frechet_distance(statistics(torch.randn(9, 3)), statistics(torch.randn(9, 4)))
+
+
+@pytest.mark.parametrize("n, m, d", [(60, 50, 48), (300, 90, 20)])
+def test_both_exact_routes_agree(n, m, d):
+    a, b = correlated(n, d, 0), correlated(m, d, 1)
+    by_covariance = frechet_distance(statistics(a), statistics(b))
+    assert _by_cross_gram(a, b) == pytest.approx(by_covariance, rel=1e-8)
+    assert frechet_distance_of(a, b) == pytest.approx(by_covariance, rel=1e-8)
+
+
+@pytest.mark.parametrize("n, m, d", [(20, 30, 64), (8, 90, 64), (2, 2, 5)])
+def test_few_images_take_the_small_matrix(n, m, d, monkeypatch):
+    a, b = correlated(n, d, 0), correlated(m, d, 1)
+    by_covariance = frechet_distance(statistics(a), statistics(b))
+    monkeypatch.setattr("lightning_modules.metrics.frechet._factor", None)
+    assert frechet_distance_of(a, b) == pytest.approx(by_covariance, rel=1e-6)
+    assert frechet_distance_of(a, a) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_infinity_undoes_the_growth_with_fewer_images():
+    """The limit is measured against a standard normal whose covariance is all but known; the bias of 400 is not."""
+    random = torch.Generator().manual_seed(0)
+    real = torch.randn(60_000, 16, generator=random)
+    shifted = torch.randn(40, 400, 16, generator=random) + 0.5
+    limits = [frechet_infinity(real, generated) for generated in shifted]
+    plain = [frechet_distance_of(real, generated) for generated in shifted]
+    exact = 16 * 0.25
+    standard_error = np.std(limits) / 40**0.5
+    assert abs(np.mean(limits) - exact) < 3 * standard_error + 0.01
+    assert np.mean(plain) - exact > 0.15
+
+
+def test_infinity_is_the_intercept_of_a_line():
+    real, generated = correlated(90, 6, 0), correlated(80, 6, 1)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(80))
+    pairs = [(1 / n, frechet_distance_of(real, generated[order[:n]])) for n in (16, 80)]
+    (x1, y1), (x0, y0) = pairs
+    expected = y0 - x0 * (y1 - y0) / (x1 - x0)
+    assert frechet_infinity(real, generated, points=2) == pytest.approx(expected, rel=1e-8)
+
+
+def test_instruments_name_and_refuse():
+    a, b = correlated(60, 5, 0), correlated(40, 5, 1)
+    assert Frechet().measure(a, b) == {"frechet": pytest.approx(frechet_distance(statistics(a), statistics(b)))}
+    assert FrechetInfinity().measure(a, b) == {"frechet_infinity": frechet_infinity(a, b)}
+    assert (Frechet().enough(240), FrechetInfinity().enough(240)) == (480, 2400)
+    with pytest.raises(TooFewImagesError, match="at least 2 images of each set, got 1"):
+        Frechet().measure(a, b[:1])
+    with pytest.raises(TooFewImagesError, match="at least 20 images of each set, got 19"):
+        FrechetInfinity().measure(a, b[:19])
+    with pytest.raises(ValueError, match="points=1"):
+        FrechetInfinity(points=1)
+    with pytest.raises(ValueError, match=r"smallest of 5 sets would have 1 of 9"):
+        frechet_infinity(a, b[:9])
+    for function in (frechet_distance_of, frechet_infinity):
+        with pytest.raises(ValueError, match="different lengths: 5 and 4"):
+            function(a, b[:, :4])
+    with pytest.raises(ValueError, match="at least 2 images, got 60 and 1"):
+        frechet_distance_of(a, b[:1])

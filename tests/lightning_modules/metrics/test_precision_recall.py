@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from prdc import compute_prdc
+from torch_fidelity.metric_prc import prc_features_to_metric
 
-from lightning_modules.metrics.precision_recall import precision_recall
+from lightning_modules.metrics.precision_recall import (
+    DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+)
+from lightning_modules.metrics.score import TooFewImagesError
 
 
 def by_definition(real, generated, k):
@@ -66,3 +74,67 @@ def test_too_few_points_or_other_features_are_refused():
         precision_recall(torch.randn(3, 2), torch.randn(9, 2))
     with pytest.raises(ValueError, match="different lengths: 2 and 3"):
         precision_recall(torch.randn(9, 2), torch.randn(9, 3))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_copies_lie_inside_whatever_the_offset(offset):
+    """Half of the real images are there twice: their balls have radius 0 and only a distance of 0 lies in them."""
+    random = torch.Generator().manual_seed(0)
+    once = torch.randn(20, 240, generator=random) + offset
+    real = torch.cat([once, once])
+    assert precision_recall(real, once[:7].repeat(3, 1), k=1) == pytest.approx((1.0, 7 / 20))
+    assert precision_recall(real, once + 1e-2, k=1) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_prdc_and_torch_fidelity(seed):
+    random = np.random.default_rng(seed)
+    real, generated = random.normal(size=(300, 20)), random.normal(0.2, 0.9, size=(200, 20))
+    a, b = torch.from_numpy(real), torch.from_numpy(generated)
+    for k in (3, 5):
+        expected = compute_prdc(real, generated, nearest_k=k)
+        assert precision_recall(a, b, k) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-12)
+        assert density_coverage(a, b, k) == pytest.approx((expected["density"], expected["coverage"]), abs=1e-12)
+    fidelity = prc_features_to_metric(
+        b, a, prc_neighborhood=3, prc_batch_size=10_000, save_cpu_ram=False, verbose=False
+    )
+    assert precision_recall(a, b) == pytest.approx((fidelity["precision"], fidelity["recall"]))
+
+
+def test_density_and_coverage_of_equal_distributions():
+    """Naeem 2020, lemma 1 and 2: density 1, coverage 1 - 2^-k."""
+    random = torch.Generator().manual_seed(0)
+    density, coverage = density_coverage(*torch.randn(2, 2000, 4, generator=random), k=2)
+    assert density == pytest.approx(1.0, abs=0.06)
+    assert coverage == pytest.approx(0.75, abs=0.03)
+    points = torch.randn(50, 4, generator=random)
+    assert density_coverage(points, points) == (1.0, 1.0)
+    assert density_coverage(points, points + 100) == (0.0, 0.0)
+
+
+def test_an_outlier_hardly_counts_for_density():
+    """Its huge ball makes everything recalled; only real images have balls in density and coverage."""
+    random = torch.Generator().manual_seed(0)
+    real = torch.randn(200, 4, generator=random)
+    generated = torch.cat([real[:20] * 0.01 + 30.0, torch.full((5, 4), -400.0)])
+    assert precision_recall(real, generated)[1] == 0.0
+    assert precision_recall(real, torch.cat([generated, torch.full((1, 4), -100.0)]))[1] == 1.0
+    assert density_coverage(real, generated) == (0.0, 0.0)
+
+
+def test_instruments_name_and_refuse():
+    random = torch.Generator().manual_seed(0)
+    real, generated = torch.randn(30, 4, generator=random), torch.randn(20, 4, generator=random)
+    precision, recall = precision_recall(real, generated)
+    assert PrecisionRecall().measure(real, generated) == {"precision": precision, "recall": recall}
+    density, coverage = density_coverage(real, generated)
+    assert DensityCoverage().measure(real, generated) == {"density": density, "coverage": coverage}
+    assert PrecisionRecall().at_most == DensityCoverage().at_most == 5_000
+    with pytest.raises(TooFewImagesError, match="PrecisionRecall needs at least 4 images"):
+        PrecisionRecall().measure(real, generated[:3])
+    with pytest.raises(TooFewImagesError, match="DensityCoverage needs at least 6 images"):
+        DensityCoverage().measure(real, generated[:5])
+    with pytest.raises(ValueError, match="5 neighbours need at least 6 points, got 5 and 20"):
+        density_coverage(real[:5], generated)
+    with pytest.raises(ValueError, match="k=0"):
+        PrecisionRecall(k=0)

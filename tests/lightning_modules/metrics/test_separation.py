@@ -1,10 +1,11 @@
-"""d' and diversity."""
+"""d', the area under the ROC curve, and diversity."""
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from lightning_modules.metrics.diversity import diversity
-from lightning_modules.metrics.separation import d_prime
+from lightning_modules.metrics.separation import auc, d_prime
 
 
 def test_d_prime_is_the_distance_in_standard_deviations():
@@ -33,3 +34,14 @@ def test_diversity_is_the_mean_difference_of_pairs():
     assert diversity(images[:1].expand(5, 1, 2, 2)) == 0.0
     with pytest.raises(ValueError, match="at least 2"):
         diversity(images[:1])
+
+
+def test_auc_is_scikit_learns_with_ties():
+    random = torch.Generator().manual_seed(0)
+    higher, lower = torch.randint(3, 12, (50,), generator=random), torch.randint(0, 10, (30,), generator=random)
+    expected = roc_auc_score([1] * 50 + [0] * 30, torch.cat([higher, lower]))
+    assert auc(higher, lower) == pytest.approx(expected, abs=1e-12)
+    assert auc(lower, higher) == pytest.approx(1 - expected, abs=1e-12)
+    assert auc(higher, higher) == 0.5 and auc(lower + 20, lower) == 1.0
+    with pytest.raises(ValueError, match="at least 1 score of each, got 50 and 0"):
+        auc(higher, lower[:0])
