@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from experiments.config import ConfigError, Node
 from experiments.run_directory import newest_usable_checkpoint
 from experiments.training import check_fits
 from lightning_modules.gan import GANModule
+from lightning_modules.networks.latents import chunk_size, in_chunks
 from lightning_modules.schedules import Schedule
-
-CHUNK_IMAGES, CHUNK_PIXELS = 16, 2**20  # computed at once: so many images, or fewer large ones
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Trained:
         config: The run's configuration, resolved.
         module: The family, in evaluation mode at the stage of its clock.
         intensity: What the values of its images mean.
-        weights_sha256: Hash of what ``sample`` depends on: weights and buffers of the averaged generator, its stage.
+        weights_sha256: Hash of what ``sample`` depends on: weights, buffers and stage of the averaged generator.
     """
 
     directory: Path
@@ -84,8 +84,7 @@ def generate(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield images start .. start + count - 1 of a seed's list, each batch (n, C, H, W) with its first index.
 
-    Always in float32 and in the same whole chunks, of which what was not asked for is thrown away: a network's last bits
-    depend on how many images it computes at once, so an image would otherwise depend on its company.
+    Always in float32 and in the same chunks (see ``in_chunks``), so that image i is a function of (seed, i).
 
     Args:
         module: The family, in evaluation mode.
@@ -96,15 +95,21 @@ def generate(
         labels: One multi-hot row (K,) that all images are given, or None.
         ema: Use the averaged generator, else the live one.
     """
-    height, width = module.schedule.at(module.images_seen).resolution
-    size = max(1, min(CHUNK_IMAGES, CHUNK_PIXELS // (height * width)))
+    size = chunk_size(module.schedule.at(module.images_seen).resolution)
     repeated = None if labels is None else labels.expand(size, -1)
-    for chunk in range(start // size, -(-(start + count) // size)):
-        first = chunk * size
-        with torch.autocast(module.device.type, enabled=False):
-            images = module.sample(size, repeated, truncation, seed, ema, start=first)
-        skipped = max(start - first, 0)
-        yield first + skipped, images[skipped : start + count - first]
+
+    def make(first: int) -> Tensor:
+        with torch.autocast(module.device.type, enabled=False), _same_bits_each_time(module.device):
+            return module.sample(size, repeated, truncation, seed, ema, start=first)
+
+    yield from in_chunks(make, start, count, size)
+
+
+def _same_bits_each_time(device: torch.device) -> AbstractContextManager:
+    """Let a GPU compute convolutions in full float32, in the same way each time."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def _build(config: Node) -> GANModule:

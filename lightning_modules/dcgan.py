@@ -33,6 +33,8 @@ class DCGAN(GANModule):
         gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
     """
 
+    prior = "uniform"  # section 3
+
     def __init__(
         self,
         schedule: Schedule,
@@ -69,10 +71,6 @@ class DCGAN(GANModule):
             Phase("discriminator", 0, self.discriminator_losses),
             Phase("generator", 1, self.generator_losses),
         )
-
-    def prior(self, generator: torch.Generator, n: int) -> Tensor:
-        """Draw latents (n, latent_dim) uniformly from [-1, 1] (section 3)."""
-        return torch.rand(n, self.latent_dim, generator=generator, device=generator.device) * 2.0 - 1.0
 
     def critic_scores(self, images: Tensor) -> Tensor:
         """Return the discriminator's score of each image."""

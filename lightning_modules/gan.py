@@ -3,7 +3,6 @@
 Read a family file (``dcgan.py`` is the shortest) for what is trained; read this file for how a step is carried out.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from lightning_modules.networks.latents import Prior, draw, sample_latents, seeded_generator
 from lightning_modules.networks.layers import check_shape
 from lightning_modules.schedules import Point, Schedule
 
@@ -103,15 +103,6 @@ class LossRecord:
             self._counts[name] = int(count)
 
 
-def seeded_generator(device: torch.device | str, *key: int | str) -> torch.Generator:
-    """Return a random generator that is a pure function of the key, e.g. (seed, images_seen, rank, use).
-
-    Nothing in a step may draw from the global generator: no checkpoint restores it, and all ranks share its seed.
-    """
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
 @torch.no_grad()
 def observe(network: nn.Module, images: Tensor) -> Tensor:
     """Return what a network answers in its present mode, without moving its buffers.
@@ -144,6 +135,8 @@ class GANModule(L.LightningModule, ABC):
 
     Attributes:
         grows: Whether the networks follow the schedule's stages.
+        prior: Distribution of the latents.
+        normalises_latents: Whether the generator divides latents by their length, so that a factor on them is lost.
         images_seen: The clock: real images shown, over all processes; part of the checkpoint.
         losses: Running means of the losses, read and reset by the loss log.
         latest: Newest value of every logged number, for the progress bar and the choice of the best checkpoint.
@@ -157,6 +150,8 @@ class GANModule(L.LightningModule, ABC):
     """
 
     grows = False
+    prior: Prior = "normal"
+    normalises_latents = False
     roll_back_factor = 0.5
     generator: nn.Module
     generator_ema: nn.Module
@@ -202,10 +197,6 @@ class GANModule(L.LightningModule, ABC):
     @abstractmethod
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return the optimizers that the phases refer to by index."""
-
-    def prior(self, generator: torch.Generator, n: int) -> Tensor:
-        """Draw latents (n, latent_dim), standard normal unless the family says otherwise."""
-        return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
 
     def set_point(self, point: Point) -> None:
         """Bring networks that change with time to a point of the schedule; most families have none."""
@@ -280,7 +271,7 @@ class GANModule(L.LightningModule, ABC):
 
     def draw_latents(self, n: int, use: str) -> Tensor:
         """Draw latents (n, latent_dim) for one use in the present step."""
-        return self.prior(self.random(f"{use}/latents"), n)
+        return draw(self.prior, n, self.latent_dim, self.random(f"{use}/latents"))
 
     @torch.no_grad()
     def sample(
@@ -307,19 +298,26 @@ class GANModule(L.LightningModule, ABC):
         Returns:
             Images (n, C, H, W) float32 in [-1, 1] on the module's device; a growing network's are as large as its
             present stage.
+
+        Raises:
+            ValueError: If the family cannot do what is asked for.
         """
         if labels is not None:
             raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
+        if truncation != 1.0 and self.normalises_latents:
+            raise ValueError(
+                f"truncation={truncation}: {type(self).__name__} normalises its latents, so no factor changes them"
+            )
         return self.unclamped_sample(n, truncation, seed, ema, start).clamp(-1.0, 1.0)
 
     @torch.no_grad()
     def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
         """Generate the images of ``sample`` as the discriminator sees them: a linear last layer leaves [-1, 1]."""
-        latents = [self.prior(seeded_generator("cpu", seed, i, "sample"), 1) for i in range(start, start + n)]
+        latents = sample_latents(self.prior, n, self.latent_dim, seed, start)
         generator = self.generator_ema if ema else self.generator
         was_training = generator.training
         generator.eval()
-        images = generator(torch.cat(latents).to(self.device) * truncation)
+        images = generator(latents.to(self.device) * truncation)
         generator.train(was_training)
         return images.float()
 

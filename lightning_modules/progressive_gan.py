@@ -40,6 +40,7 @@ class ProgressiveGAN(GANModule):
     """
 
     grows = True
+    normalises_latents = True
     generator: Generator
     generator_ema: Generator
 
@@ -89,26 +90,6 @@ class ProgressiveGAN(GANModule):
             Phase("discriminator", 0, self.discriminator_losses),
             Phase("generator", 1, self.generator_losses),
         )
-
-    def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        truncation: float = 1.0,
-        seed: int = 0,
-        ema: bool = True,
-        start: int = 0,
-    ) -> Tensor:
-        """Generate images; see ``GANModule.sample``.
-
-        Raises:
-            ValueError: If ``truncation`` is not 1: latents are normalised to a sphere, where a factor is lost.
-        """
-        if truncation != 1.0:
-            raise ValueError(
-                f"truncation={truncation}: ProgressiveGAN normalises its latents, so no factor changes them"
-            )
-        return super().sample(n, labels, truncation, seed, ema, start)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Run both phases at the stage and alpha of the clock.

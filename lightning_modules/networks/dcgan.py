@@ -31,12 +31,21 @@ class Generator(nn.Module):
         image_size: Height and width in pixels; see ``base_grid``.
         image_channels: Channels of the image, 1 to 4.
         base_channels: Channels of the layer before the image; doubled towards the base grid up to 1024.
+
+    Attributes:
+        arguments: The constructor's arguments as plain values, from which an exported network is built again.
     """
 
     def __init__(self, latent_dim: int, image_size: Sequence[int], image_channels: int, base_channels: int) -> None:
         super().__init__()
         if base_channels < 1:
             raise ValueError(f"generator_channels={base_channels}: must be at least 1")
+        self.arguments = {
+            "latent_dim": latent_dim,
+            "image_size": list(image_size),
+            "image_channels": image_channels,
+            "base_channels": base_channels,
+        }
         grid, doublings = base_grid(image_size)
         channels = channel_counts(base_channels, doublings)[::-1]
         self.project = nn.Sequential(

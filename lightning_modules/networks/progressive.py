@@ -96,6 +96,9 @@ class Generator(Growing):
         image_channels: Channels of the image, 1 to 4.
         channels: Channels of each stage, smallest resolution first.
         checkpoint_from: See ``Growing``.
+
+    Attributes:
+        arguments: The constructor's arguments as plain values, from which an exported network is built again.
     """
 
     def __init__(
@@ -107,6 +110,12 @@ class Generator(Growing):
         checkpoint_from: int | None = None,
     ) -> None:
         super().__init__(image_size, image_channels, channels, checkpoint_from)
+        self.arguments = {
+            "latent_dim": latent_dim,
+            "image_size": list(image_size),
+            "image_channels": image_channels,
+            "channels": list(channels),
+        }
         self.first = _FirstGeneratorBlock(latent_dim, self.grid, channels[0])
         pairs = itertools.pairwise(channels)
         self.blocks = nn.ModuleList(_GeneratorBlock(before, after) for before, after in pairs)

@@ -1,0 +1,210 @@
+"""Exported generators: a folder with weights (safetensors) and their description (JSON), loaded with plain torch.
+
+    from lightning_modules.networks.exported import load_generator
+
+    generator = load_generator("runs/demo/20261120-183111-72b2/export")
+    images = generator.sample(16, seed=0)
+
+A folder may come from a stranger: nothing in it is run, it names networks of Mirage only, and it cannot make this
+process take more memory than its files.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lightning_modules.networks import dcgan, progressive
+from lightning_modules.networks.latents import Prior, chunk_size, in_chunks, sample_latents
+
+FORMAT = 1  # of the folder
+WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
+GENERATORS: dict[str, type[nn.Module]] = {
+    f"{network.__module__}.{network.__qualname__}": network for network in (dcgan.Generator, progressive.Generator)
+}
+_LARGEST_DESCRIPTION = 2**16  # bytes
+_LARGEST_SIDE = 2**14  # pixels
+
+
+class ExportError(ValueError):
+    """A folder holds no exported generator, or a network cannot be exported; the message says why."""
+
+
+class ExportedGenerator(nn.Module):
+    """A generator with what is needed to make the images that its run would make.
+
+    Args:
+        network: The generator, at its stage.
+        prior: Distribution of its latents.
+        normalises_latents: Whether it divides latents by their length, so that a factor on them is lost.
+        description: What ``generator.json`` says: intensity range, data set, versions ...
+    """
+
+    def __init__(
+        self, network: nn.Module, prior: Prior, normalises_latents: bool, description: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.prior, self.normalises_latents = network, prior, normalises_latents
+        self.description = description or {}
+        self.eval().requires_grad_(False)
+
+    @property
+    def latent_dim(self) -> int:
+        """Length of a latent vector."""
+        return arguments_of(self.network)["latent_dim"]
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of the images at the present stage, in pixels."""
+        if isinstance(self.network, progressive.Growing):
+            return self.network.resolution
+        height, width = arguments_of(self.network)["image_size"]
+        return height, width
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Map latents (N, latent_dim) to images (N, C, H, W) float32 in [-1, 1]."""
+        return self.network(latents).float().clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def sample(self, n: int, truncation: float = 1.0, seed: int = 0, start: int = 0) -> Tensor:
+        """Generate images start .. start + n - 1 of the endless list that belongs to a seed.
+
+        On a CPU these are, bit for bit, the images that ``python -m experiments.generate`` writes for the seed.
+
+        Args:
+            n: Number of images.
+            truncation: Factor on the latents: 1 keeps the prior, 0 gives the image of the mean latent.
+            seed: Names the list of images.
+            start: First image of the list.
+
+        Returns:
+            Images (n, C, H, W) float32 in [-1, 1] on the network's device.
+
+        Raises:
+            ValueError: If ``n`` is below 1, or ``truncation`` is not 1 and would change nothing.
+        """
+        if n < 1:
+            raise ValueError(f"n={n}: must be at least 1")
+        if truncation != 1.0 and self.normalises_latents:
+            raise ValueError(f"truncation={truncation}: this network normalises its latents; no factor changes them")
+        size, device = chunk_size(self.resolution), next(self.network.parameters()).device
+
+        def make(first: int) -> Tensor:
+            return self(sample_latents(self.prior, size, self.latent_dim, seed, first).to(device) * truncation)
+
+        return torch.cat([images for _, images in in_chunks(make, start, n, size)])
+
+
+def arguments_of(network: nn.Module) -> dict[str, Any]:
+    """Return the arguments that a generator was built with.
+
+    Raises:
+        ExportError: If the network does not say them, or is not one that can be loaded again.
+    """
+    name = f"{type(network).__module__}.{type(network).__qualname__}"
+    arguments = getattr(network, "arguments", None)
+    if name not in GENERATORS or not isinstance(arguments, dict):
+        raise ExportError(f"{name}: cannot be exported; give it ``arguments`` and add it to exported.GENERATORS")
+    return arguments
+
+
+def describe(generator: ExportedGenerator) -> dict[str, Any]:
+    """Return what ``load_generator`` needs besides the weights, as plain values."""
+    network, (height, width) = generator.network, generator.resolution
+    arguments = arguments_of(network)
+    growing = isinstance(network, progressive.Growing)
+    return {
+        "network": {
+            "class": f"{type(network).__module__}.{type(network).__qualname__}",
+            "arguments": arguments,
+            "stage": network.stage if growing else None,
+            "alpha": network.alpha if growing else None,
+        },
+        "image": {"height": height, "width": width, "channels": arguments["image_channels"], "low": -1.0, "high": 1.0},
+        "latents": {
+            "length": generator.latent_dim,
+            "prior": generator.prior,
+            "truncation": not generator.normalises_latents,
+        },
+        "chunk": chunk_size(generator.resolution),
+    }
+
+
+def weights_of(generator: ExportedGenerator) -> bytes:
+    """Return weights and buffers of the network in the safetensors format."""
+    return save({name: tensor.cpu().contiguous().clone() for name, tensor in generator.network.state_dict().items()})
+
+
+def load_generator(folder: str | Path) -> ExportedGenerator:
+    """Load an exported generator on the CPU, in evaluation mode.
+
+    Args:
+        folder: What ``python -m experiments.export`` has written.
+
+    Raises:
+        ExportError: If a file is missing or damaged, does not fit the other, or names another network than Mirage's.
+    """
+    folder = Path(folder)
+    try:
+        said = _read_description(folder / DESCRIPTION)
+        content = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise ExportError(f"{folder}: holds no exported generator ({error})") from error
+    try:
+        if said["format"] != FORMAT:
+            raise ExportError(f"{folder / DESCRIPTION}: has format {said['format']!r}, this version reads {FORMAT}")
+        digest = hashlib.sha256(content).hexdigest()
+        if said["files"][WEIGHTS] != digest:
+            raise ExportError(f"{folder / WEIGHTS}: is not the file that {DESCRIPTION} describes (SHA-256 {digest})")
+        network = _network(said["network"], load(content), folder / WEIGHTS)
+        prior, truncation = said["latents"]["prior"], said["latents"]["truncation"]
+        if prior not in get_args(Prior) or not isinstance(truncation, bool):
+            raise ExportError(f"{folder / DESCRIPTION}: does not say how latents are drawn ({said['latents']})")
+    except ExportError:
+        raise
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, SafetensorError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ExportError(f"{folder}: is no exported generator ({what[:300]})") from error
+    return ExportedGenerator(network, prior, not truncation, said)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _LARGEST_DESCRIPTION:
+        raise ExportError(f"{path}: has more than {_LARGEST_DESCRIPTION} bytes")
+    try:
+        said = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(said, dict):
+        raise ExportError(f"{path}: holds no object")
+    return said
+
+
+def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """Build the network that is described. First without memory, to see whether the weights are its own."""
+    cls, arguments = GENERATORS.get(said["class"]), said["arguments"]
+    if cls is None:
+        raise ExportError(f"{path.parent}: network {said['class']!r} is none of {', '.join(GENERATORS)}")
+    if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
+        raise ExportError(f"{path.parent}: image_size={arguments['image_size']}: sides are 1 to {_LARGEST_SIDE} pixels")
+    with torch.device("meta"):
+        wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in cls(**arguments).state_dict().items()}
+    if wanted != {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}:
+        raise ExportError(f"{path}: holds other weights than the network has that {DESCRIPTION} describes")
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise ExportError(f"{path}: holds weights that are not finite")
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and overwritten
+        network = cls(**arguments)
+    network.load_state_dict(weights)
+    if isinstance(network, progressive.Growing):
+        stage, alpha = int(said["stage"]), float(said["alpha"])
+        if not (0 <= stage < len(network.channels) and 0.0 <= alpha <= 1.0 and math.isfinite(alpha)):
+            raise ExportError(f"{path.parent}: stage={stage}, alpha={alpha}: the network has no such stage")
+        network.set_stage(stage, alpha)
+    return network

@@ -1,0 +1,72 @@
+"""The endless list of images that belongs to a seed: image i's latents are a function of (seed, i), and images are
+computed in fixed chunks, so that one generator makes the same images wherever and however it is loaded.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prior = Literal["normal", "uniform"]
+CHUNK_IMAGES, CHUNK_PIXELS = 16, 2**20  # computed at once: so many images, or fewer large ones
+
+
+def seeded_generator(device: torch.device | str, *key: int | str) -> torch.Generator:
+    """Return a random generator that is a pure function of the key, e.g. (seed, images_seen, rank, use).
+
+    Nothing in a step may draw from the global generator: no checkpoint restores it, and all ranks share its seed.
+    """
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def draw(prior: Prior, n: int, latent_dim: int, generator: torch.Generator) -> Tensor:
+    """Draw latents (n, latent_dim) on the generator's device.
+
+    Args:
+        prior: "normal" = standard normal, "uniform" = uniform in [-1, 1].
+        n: Number of latents.
+        latent_dim: Length of a latent vector.
+        generator: Source of randomness.
+
+    Raises:
+        ValueError: If there is no such prior.
+    """
+    if prior == "normal":
+        return torch.randn(n, latent_dim, generator=generator, device=generator.device)
+    if prior == "uniform":
+        return torch.rand(n, latent_dim, generator=generator, device=generator.device) * 2.0 - 1.0
+    raise ValueError(f"prior={prior!r}: expected 'normal' or 'uniform'")
+
+
+def sample_latents(prior: Prior, n: int, latent_dim: int, seed: int, start: int = 0) -> Tensor:
+    """Return the latents (n, latent_dim) of images start .. start + n - 1 of a seed's list, on the CPU."""
+    keys = range(start, start + n)
+    return torch.cat([draw(prior, 1, latent_dim, seeded_generator("cpu", seed, i, "sample")) for i in keys])
+
+
+def chunk_size(resolution: tuple[int, int]) -> int:
+    """Return how many images of (height, width) are computed at once, whatever number is asked for."""
+    height, width = resolution
+    return max(1, min(CHUNK_IMAGES, CHUNK_PIXELS // (height * width)))
+
+
+def in_chunks(make: Callable[[int], Tensor], start: int, count: int, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield images start .. start + count - 1, each batch (n, C, H, W) with its first index.
+
+    Always whole chunks are computed, of which what was not asked for is thrown away: a network's last bits depend on
+    how many images it computes at once, so an image would otherwise depend on its company.
+
+    Args:
+        make: Returns the images (size, C, H, W) from an index on.
+        start: First image.
+        count: Number of images.
+        size: Images of a chunk.
+    """
+    for chunk in range(start // size, -(-(start + count) // size)):
+        first = chunk * size
+        images = make(first)
+        skipped = max(start - first, 0)
+        yield first + skipped, images[skipped : start + count - first]
