@@ -108,7 +108,8 @@ def test_a_run_stands_for_its_newest_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"scores": [{"name": "fid"}]}', '{"scores": [{"name": "a", "value": "<b>"}]}', "[" * 9999]
+    "content",
+    ["", "[]", "{}", '{"scores": [{"name": "fid"}]}', '{"scores": [{"name": "a", "value": "<b>"}]}', "[" * 9999],
 )
 def test_what_is_no_evaluation_is_refused(tmp_path, content):
     (tmp_path / "scores.json").write_text(content)

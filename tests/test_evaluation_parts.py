@@ -1,5 +1,6 @@
 """Sets of images, their vectors, halves of them, and what scores are made of."""
 
+import itertools
 import json
 import warnings
 
@@ -131,7 +132,7 @@ def test_choosing_takes_whole_groups_in_a_mixed_order():
     chosen = choose(groups, 50, seed=0)
     assert len(set(chosen)) == 50
     assert len({groups[i] for i in chosen}) == 10
-    neighbours = sum(groups[a] == groups[b] for a, b in zip(chosen, chosen[1:], strict=False))
+    neighbours = sum(groups[a] == groups[b] for a, b in itertools.pairwise(chosen))
     assert neighbours < 15
 
 

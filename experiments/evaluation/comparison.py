@@ -101,7 +101,8 @@ def compare(evaluations: Sequence[Evaluation]) -> dict[str, list[Difference | No
     """Return, for every score that the first evaluation has, each other one's difference to it.
 
     Both evaluations resampled the same halves of the real images, so a difference is taken within each replicate and
-    the spread of the real images cancels (a paired comparison). The probabilities are Holm's (1979), over all differences that are shown.
+    the spread of the real images cancels (a paired comparison). The probabilities are Holm's (1979), over all
+    differences that are shown.
     """
     found: dict[str, list[Difference | None]] = {}
     for name, row in evaluations[0].rows.items():

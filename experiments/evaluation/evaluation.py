@@ -26,6 +26,8 @@ from experiments.loading import Trained, load_run
 from experiments.report import csv_cell
 from experiments.run_directory import write_text
 from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.metrics.memorisation import Copy, copies
+from lightning_modules.metrics.pixels import Pixels
 from lightning_modules.schedules import Schedule
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,8 @@ class Subject:
 def evaluate(target: str, suite: Suite) -> Path:
     """Measure a run or a folder, and return the folder of the results.
 
-    It holds ``scores.json``, ``scores.csv``, ``report.html``, and ``scores.partial.jsonl`` from which a killed
-    evaluation goes on.
+    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``report.html``, and ``scores.partial.jsonl``, from which
+    a killed evaluation goes on.
 
     Args:
         target: A run directory, a checkpoint of one, or a folder of images.
@@ -80,7 +82,10 @@ def evaluate(target: str, suite: Suite) -> Path:
     said = _said(suite, subject, sets)
     write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")
     _write_csv(output / "scores.csv", rows)
-    gallery = Gallery(sets, cache, _pseudonyms(subject, output))
+    pseudonyms, near = _pseudonyms(subject, output), near_copies(sets, cache)
+    if near is not None:
+        _write_copies(output / "copies.csv", near, sets, pseudonyms)
+    gallery = Gallery(sets, cache, pseudonyms, near)
     write_page(output / "report.html", said, rows, gallery, suite)
     return output
 
@@ -97,6 +102,28 @@ def score_lines(rows: list[Row]) -> list[str]:
         lines.append(f"{row['name']:<34} {row['value']:>10.4g}  {interval:<23} {floor:<25} {row.get('verdict', '-')}")
     warnings = dict.fromkeys(f"{row['score']}: {warning}" for row in rows for warning in row.get("warnings", ()))
     return [*lines, *(f"warning: {warning}" for warning in warnings)]
+
+
+def near_copies(sets: Sets, vectors: VectorCache) -> list[Copy] | None:
+    """Return the generated images that are near copies of training images, in pixels; None = it cannot be told."""
+    if sets.train is None or sets.held_out is None:
+        return None
+    pixels = Pixels()
+    try:
+        train, held_out = vectors.vectors(sets.train, pixels), vectors.vectors(sets.held_out, pixels)
+        return copies(train, held_out, vectors.vectors(sets.generated, pixels))
+    except ValueError as error:
+        log.warning("near copies cannot be told: %s", error)
+        return None
+
+
+def _write_copies(path: Path, near: list[Copy], sets: Sets, pseudonyms: Pseudonyms) -> None:
+    assert sets.train is not None
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["generated", "training image (pseudonym)", "distance", "threshold"])
+    writer.writerows([c.generated, pseudonyms.of(sets.train.names[c.train]), c.distance, c.threshold] for c in near)
+    write_text(path, buffer.getvalue())
 
 
 def _subject(path: Path, device: torch.device) -> Subject:

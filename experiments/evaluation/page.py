@@ -22,11 +22,13 @@ from experiments.evaluation.vectors import VectorCache
 from experiments.report import STYLE, inline_figure, inline_image, text_of
 from experiments.run_directory import write_text
 from experiments.studies.moments import analyse, sections
-from lightning_modules.metrics.memorisation import copies
+from lightning_modules.metrics.distances import nearest
+from lightning_modules.metrics.memorisation import Copy
 from lightning_modules.metrics.moments import Moments
 from lightning_modules.metrics.pixels import Pixels
 
-PAIRS, SAMPLES, SMALLEST = 6, 24, 96  # pictures that are shown; pixels a side that they are enlarged to
+PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
+SMALLEST = 96  # pixels a side that images are enlarged to
 OWN_STYLE = """
 .outside { color: #a50f15; font-weight: 600 } .within { color: #1a6e2e } .grid img { width: 100% }
 .note { background: #fff7e0; border-left: 4px solid #e0a800; padding: .5rem 1rem }
@@ -47,11 +49,13 @@ class Gallery:
         sets: The images.
         vectors: Their vectors.
         pseudonyms: What is shown in place of names.
+        copies: Generated images that are near copies of training images, the nearest first; None = not looked for.
     """
 
     sets: Sets
     vectors: VectorCache
     pseudonyms: Pseudonyms
+    copies: list[Copy] | None
 
 
 def write_page(path: Path, said: dict[str, Any], rows: list[Row], gallery: Gallery, suite: Suite) -> None:
@@ -173,48 +177,50 @@ def _neighbours(gallery: Gallery) -> str:
     sets, pixels = gallery.sets, Pixels()
     pool = sets.train or sets.real
     generated, train = gallery.vectors.vectors(sets.generated, pixels), gallery.vectors.vectors(pool, pixels)
-    distances, nearest = _nearest(generated, train)
-    order = distances.argsort()
-    unselected = list(range(min(PAIRS, len(order))))
+    distances, which = nearest(generated, train)
+    closest = distances.argsort()[:PAIRS].tolist()
     parts = [
-        _pairs(gallery, pool, order[:PAIRS].tolist(), nearest, distances, "The nearest pairs of all"),
-        _pairs(gallery, pool, unselected, nearest, distances, "The first generated images, not selected"),
+        _pairs(gallery, pool, chosen, which, distances, caption)
+        for chosen, caption in (
+            (closest, "The nearest pairs of all"),
+            (list(range(min(PAIRS, len(generated)))), "The first generated images, not selected"),
+        )
     ]
     if sets.held_out is not None:
-        held_out = gallery.vectors.vectors(sets.held_out, pixels)
-        found = copies(train, held_out, generated)
-        usual, _ = _nearest(held_out, train)
+        usual, _ = nearest(gallery.vectors.vectors(sets.held_out, pixels), train)
         parts.append(
             f"<p>Held-out real images are {float(usual.median()):.4f} from their nearest training image (median; the "
             f"nearest {float(usual.min()):.4f}), generated ones {float(distances.median()):.4f} (the nearest "
             f"{float(distances.min()):.4f}). Distances are root mean square differences of pixels in [-1, 1], images "
             "shrunk to 32 pixels.</p>"
         )
-        names = "".join(
-            f"<tr><td>{copy.generated}<td>{html.escape(gallery.pseudonyms.of(pool.names[copy.train]))}"
-            f"<td>{copy.distance:.4f}"
-            for copy in found[:50]
-        )
-        table = f"<table><tr><th>generated image<th>training image<th>distance{names}</table>" if found else ""
-        parts.append(f"<p>Near copies: {len(found)} of {len(generated)} generated images.</p>{table}")
-    return "".join(parts)
+    return "".join([*parts, _copies(gallery, pool)])
 
 
-def _pairs(gallery: Gallery, pool: ImageSet, which: list[int], nearest: Tensor, distances: Tensor, caption: str) -> str:
-    pairs = [
-        torch.cat([gallery.sets.generated.read(i, i + 1), pool.read(int(nearest[i]), int(nearest[i]) + 1)])
-        for i in which
-    ]
-    far = ", ".join(f"{float(distances[i]):.3f}" for i in which)
-    return (
-        f"<figure class=grid>{_picture(torch.cat(pairs), 2 * min(3, len(pairs)))}<figcaption>{caption}: generated, then "
-        f"its nearest training image. Distances: {far}</figcaption></figure>"
+def _copies(gallery: Gallery, pool: ImageSet) -> str:
+    if gallery.copies is None:
+        return "<p>Near copies were not looked for: that needs held-out images.</p>"
+    count = len(gallery.sets.generated)
+    said = (
+        f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image than 99 % "
     )
+    said += f"of held-out real images are; about {max(1, round(0.01 * count))} would be by chance.</p>"
+    rows = "".join(
+        f"<tr><td>{copy.generated}<td>{html.escape(gallery.pseudonyms.of(pool.names[copy.train]))}"
+        f"<td>{copy.distance:.4f}"
+        for copy in gallery.copies[:LISTED]
+    )
+    return said + (f"<table><tr><th>generated image<th>training image<th>distance{rows}</table>" if rows else "")
 
 
-def _nearest(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    found = [torch.cdist(part, points).min(dim=1) for part in queries.split(1024)]
-    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+def _pairs(gallery: Gallery, pool: ImageSet, chosen: list[int], which: Tensor, distances: Tensor, caption: str) -> str:
+    pairs = [
+        torch.cat([gallery.sets.generated.read(i, i + 1), pool.read(int(which[i]), int(which[i]) + 1)]) for i in chosen
+    ]
+    far = ", ".join(f"{float(distances[i]):.3f}" for i in chosen)
+    picture = _picture(torch.cat(pairs), 2 * min(3, len(pairs)))
+    said = f"{caption}: generated, then its nearest training image. Distances: {far}"
+    return f"<figure class=grid>{picture}<figcaption>{said}</figcaption></figure>"
 
 
 def _moments(gallery: Gallery, seed: int) -> list[str]:

@@ -149,8 +149,8 @@ def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder
             lambda key, rows: append_rows(partial, [{"key": key, "rows": rows}]),
         )
         found[name] = scorer.measure(tools.instruments)
-        pixels = [vectors.vectors(one, Pixels()) for one in (train, held_out, images)]
-        named = {copy.generated for copy in copies(*pixels)}
+        seen, unseen, judged = (vectors.vectors(one, Pixels()) for one in (train, held_out, images))
+        named = {copy.generated for copy in copies(seen, unseen, judged)}
         right = len([i for i in named if name.startswith("20 %") and i < int(COPIES * len(images))])
         print(f"  named as near copies: {len(named)}, of which copies: {right}", flush=True)
     return found
