@@ -246,6 +246,12 @@ def _found(
     return Found(path, patient, chosen[0], chosen[1], () if header is None else tag_reasons(header))
 
 
+def view_of(path: Path) -> str | None:
+    """Return "CC", "MLO", another view's name or None, by a file's DICOM tags, else by its name."""
+    header = _header_or_none(path)
+    return (None if header is None else tag_view(header)) or _from_name(path)[0]
+
+
 def tag_view(header: "Dataset") -> str | None:
     """Return "CC", "MLO", another view's name or None. CBIS-DDSM keeps it in PatientOrientation."""
     position = str(header.get("ViewPosition") or "").strip().upper()

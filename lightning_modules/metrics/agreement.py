@@ -146,17 +146,19 @@ def contour_coverage(real: Tensor, generated: Tensor, pair: tuple[int, int], per
     margin = 4.0 * np.sqrt(np.max([np.diag(kernel) for kernel in kernels], axis=0))
     both = np.concatenate([ours, theirs])
     low, high = both.min(axis=0) - margin, both.max(axis=0) + margin
-    densities = [_density(points, kernel, low, high) for points, kernel in zip((ours, theirs), kernels, strict=True)]
-    inside = [density >= density_level(density, percentile) for density in densities]
+    of_real, of_generated = (
+        _density(points, kernel, low, high) for points, kernel in zip((ours, theirs), kernels, strict=True)
+    )
+    inside, covered = (density >= density_levels(density, percentile)[0] for density in (of_real, of_generated))
     x, y = np.linspace(low, high, _GRID).T
-    return Contours(x, y, *densities, coverage=float((inside[0] & inside[1]).sum() / inside[0].sum()))
+    return Contours(x, y, of_real, of_generated, float((inside & covered).sum() / inside.sum()))
 
 
-def density_level(density: np.ndarray, percentile: float) -> float:
-    """Return the density on the contour that encloses the densest ``percentile`` % of a distribution on a grid."""
+def density_levels(density: np.ndarray, *percentiles: float) -> list[float]:
+    """Return the densities on the contours that enclose the densest so many percent of a distribution on a grid."""
     falling = np.sort(density, axis=None)[::-1]
     enclosed = np.cumsum(falling)
-    return float(falling[np.searchsorted(enclosed, percentile / 100.0 * enclosed[-1])])
+    return [float(falling[np.searchsorted(enclosed, p / 100.0 * enclosed[-1])]) for p in percentiles]
 
 
 _GRID = 512  # places per axis

@@ -7,7 +7,7 @@ from lightning_modules.metrics.agreement import (
     MomentAgreement,
     agreement,
     contour_coverage,
-    density_level,
+    density_levels,
     neighbours_within,
     standardise,
 )
@@ -106,8 +106,8 @@ def test_a_contour_encloses_its_percentile():
     """Of a normal distribution, p % lie within the ellipse of squared radius -2 ln(1 - p)."""
     x = np.linspace(-6, 6, 400)
     density = multivariate_normal(cov=[[1.0, 0.5], [0.5, 1.0]]).pdf(np.stack(np.meshgrid(x, x), axis=-1))
-    for percentile in (50.0, 95.0, 97.0, 99.9):
-        assert density_level(density, percentile) == pytest.approx(density.max() * (1 - percentile / 100), rel=0.02)
+    found = density_levels(density, 50.0, 95.0, 97.0, 99.9)
+    assert found == pytest.approx([density.max() * share for share in (0.5, 0.05, 0.03, 0.001)], rel=0.02)
 
 
 def test_coverage_of_equal_disjoint_collapsed_and_wider_sets():
