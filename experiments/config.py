@@ -131,7 +131,7 @@ def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIG
             malformed, an interpolation fails, or a value looks like a secret.
     """
     path = find(name_or_file, folder)
-    config = _load_file(path, ())
+    config = _load_file(path, (), folder)
     config = {"name": path.stem, **config}
     problems = problems_of_launch(config, {override.partition("=")[0] for override in overrides})
     for override in overrides:
@@ -175,7 +175,7 @@ def description(name: str, folder: Path = CONFIGS) -> str:
         return file.readline().lstrip("# ").strip()
 
 
-def _load_file(path: Path, parents: tuple[Path, ...]) -> Node:
+def _load_file(path: Path, parents: tuple[Path, ...], folder: Path) -> Node:
     path = path.resolve()
     if path in parents:
         raise ConfigError([f"{path}: extends itself ({' -> '.join(p.name for p in (*parents, path))})"])
@@ -194,16 +194,16 @@ def _load_file(path: Path, parents: tuple[Path, ...]) -> Node:
         raise ConfigError([f"{path}: extends={extends!r}: expected a name or a list of names"])
     merged: Node = {}
     for name in extends:
-        merged = _merge(merged, _load_file(_find_extended(name, path), (*parents, path)))
+        merged = _merge(merged, _load_file(_find_extended(name, path, folder), (*parents, path), folder))
     return _merge(merged, config)
 
 
-def _find_extended(name: str, child: Path) -> Path:
+def _find_extended(name: str, child: Path, shipped_in: Path) -> Path:
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
-    for folder in (child.parent, CONFIGS):
+    for folder in (child.parent, shipped_in):
         if (folder / file).is_file():
             return folder / file
-    known = {path.stem for folder in (child.parent, CONFIGS) for path in folder.glob("*.yaml")}
+    known = {path.stem for folder in (child.parent, shipped_in) for path in folder.glob("*.yaml")}
     raise ConfigError([f"{child}: extends {name!r}, which does not exist{did_you_mean(name, known)}"])
 
 

@@ -61,13 +61,13 @@ class RealImages(ImageSet):
         data: The data set, set up.
         splits: Their names.
         seed: Names the order.
-        at_most: Images; groups are taken whole until there are so many. None = all.
+        at_most: Images, drawn at random; None = all.
     """
 
     def __init__(self, data: ImageDataModule, splits: Sequence[str], seed: int, at_most: int | None = None) -> None:
         places = [(split, index) for split in splits for index in range(data.size(split))]
         records = [record for split in splits for record in data.split_records(split)]
-        chosen = choose([record.group for record in records], at_most, seed)
+        chosen = choose(len(records), at_most, seed)
         self.data = data
         self.places = [places[i] for i in chosen]
         self.names = [records[i].name for i in chosen]
@@ -132,7 +132,7 @@ class FolderImages(ImageSet):
     Args:
         folder: The folder.
         seed: Names the order.
-        at_most: Images; groups are taken whole until there are so many. None = all.
+        at_most: Images, drawn at random; None = all.
         groups: CSV with columns file (path below the folder) and group; None = every file is a group of its own.
         value_range: Values that become -1 and 1; None = 0 and the largest that the file's bits hold (255 or 65535).
         size: Height and width to bring the images to by area averaging; None = those of the most files.
@@ -158,7 +158,7 @@ class FolderImages(ImageSet):
             raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})"])
         names = [path.relative_to(folder).as_posix() for path in files]
         of = names if groups is None else _groups(groups, names)
-        chosen = choose(of, at_most, seed)
+        chosen = choose(len(files), at_most, seed)
         self.folder, self.value_range = folder, value_range
         self.files = [files[i] for i in chosen]
         self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
@@ -198,19 +198,9 @@ class FolderImages(ImageSet):
         return max(set(sizes), key=sizes.count)
 
 
-def choose(groups: Sequence[str], at_most: int | None, seed: int) -> list[int]:
-    """Return places of images in a mixed order: whole groups, drawn at random, until there are ``at_most``.
-
-    The last group is cut short. Images of one group end up apart from each other.
-    """
-    random = np.random.default_rng(seed)
-    members: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    names = sorted(members)
-    in_turn = [i for g in random.permutation(len(names)) for i in members[names[g]]]
-    taken = np.array(in_turn[:at_most], dtype=int)
-    return taken[random.permutation(len(taken))].tolist()
+def choose(count: int, at_most: int | None, seed: int) -> list[int]:
+    """Return places of ``at_most`` images of ``count``, or of all, in a random order: neighbours are seldom alike."""
+    return np.random.default_rng(seed).permutation(count)[:at_most].tolist()
 
 
 def _groups(path: Path, names: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 
 from datamodules.pseudonyms import Pseudonyms
 from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.scoring import Row, Sets
+from experiments.evaluation.scoring import Row, Sets, in_half_widths, is_bad
 from experiments.evaluation.settings import Suite
 from experiments.evaluation.vectors import VectorCache
 from experiments.report import STYLE, inline_figure, inline_image, text_of
@@ -28,6 +28,7 @@ from lightning_modules.metrics.moments import Moments
 from lightning_modules.metrics.pixels import Pixels
 
 PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
+TICKS = (-1000, -100, -10, -5, -2, -1, 0, 1, 2, 5, 10, 100, 1000, 10_000)
 SMALLEST = 96  # pixels a side that images are enlarged to
 OWN_STYLE = """
 .outside { color: #a50f15; font-weight: 600 } .within { color: #1a6e2e } .grid img { width: 100% }
@@ -82,7 +83,6 @@ def write_page(path: Path, said: dict[str, Any], rows: list[Row], gallery: Galle
         _samples(gallery.sets),
         "<h2>Nearest training images</h2>",
         _neighbours(gallery),
-        "<h2>Moments (Korkinof 2021)</h2>",
         *_moments(gallery, suite.seed),
         "<h2>Fingerprint</h2><p>Two scores can be compared if their fingerprints are equal.</p>",
         f"<pre>{html.escape(json.dumps(said, indent=1))}</pre>",
@@ -129,33 +129,33 @@ def _score_row(row: Row) -> str:
         cells[1] = f"{row['low']:.4g} to {row['high']:.4g}"
         cells[2] = text_of(row["at_floor_size"])
         cells[3] = f"{row['floor_low']:.4g} to {row['floor_high']:.4g}"
-        word = "within" if row["verdict"].startswith("within") else "outside"
+        word = "outside" if is_bad(row) else "within"
         cells[4] = f"<span class={word}>{row['verdict']}</span>"
     notes = "; ".join([MEANING[row["better"]], *row["warnings"]])
     return f"<tr><td>{name}" + "".join(f"<td>{cell}" for cell in cells) + f"<td>{html.escape(notes)}"
 
 
 def _floor_figure(rows: list[Row]) -> str:
-    """Return where each score lies, in half-widths of its floor: scores of different units on one axis."""
+    """Return where each score lies beside its floor: scores of different units on one axis."""
     shown = [row for row in rows if "low" in row and row["floor_high"] > row["floor_low"]]
     if not shown:
         return ""
-    figure = Figure(figsize=(9, 0.9 + 0.27 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(9, 1.0 + 0.27 * len(shown)), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(-1, 1, color="#d5ead8", label="floor: real against real")
     for place, row in enumerate(reversed(shown)):
-        middle = (row["floor_high"] + row["floor_low"]) / 2.0
-        half = (row["floor_high"] - row["floor_low"]) / 2.0
-        low, high = np.quantile(row["replicates"], (0.025, 0.975))
-        x, low, high = ((value - middle) / half for value in (row["at_floor_size"], low, high))
-        colour = "#1a6e2e" if row["verdict"].startswith("within") else "#a50f15"
-        axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
-        axes.plot([x], [place], "o", color=colour, markersize=5)
+        ends = [in_half_widths(row, float(end)) for end in np.quantile(row["replicates"], (0.025, 0.975))]
+        colour = "#a50f15" if is_bad(row) else "#1a6e2e"
+        axes.plot(ends, [place, place], color=colour, linewidth=1.5)
+        axes.plot([in_half_widths(row, row["at_floor_size"])], [place], "o", color=colour, markersize=5)
     axes.set_yticks(range(len(shown)), [row["name"].replace("_", " ") for row in reversed(shown)])
     axes.set_xscale("symlog", linthresh=2.0, linscale=1.0)
-    axes.set_xlabel("distance from the floor's middle, in half-widths of the floor (linear up to 2, then logarithmic)")
+    ticks = [tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("distance from the middle of the floor, in half-widths of the floor; right is worse")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)
     return inline_figure(figure)
 
 

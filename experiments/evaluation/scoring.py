@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -159,6 +160,9 @@ class Scorer:
         else:
             assert isinstance(instrument, DistributionScore)
             real, groups = self._of(self.sets.real, extractor, instrument.at_most)
+            if instrument.one_per_group:
+                first = sorted({group: i for i, group in reversed(list(enumerate(groups)))}.values())
+                real, groups, generated = real[first], [groups[i] for i in first], generated[: len(first)]
             measure = partial(instrument.measure)
         measured = measure(real, generated)
         bar.update()
@@ -185,13 +189,15 @@ class Scorer:
         real = self.sets.held_out if isinstance(instrument, MemorisationScore) else self.sets.real
         assert real is not None
         found, groups = min(len(real), len(self.sets.generated)), len(set(real.groups))
+        if instrument.one_per_group:
+            found = min(found, groups)
         enough = instrument.enough(extractor.dimensions)
         warnings = []
         if found < enough:
             warnings.append(f"{found} images are few: from about {enough} on the value is steady")
         if groups < FEW_GROUPS:
             warnings.append(f"no interval and no floor: {groups} groups of real images cannot be halved fairly")
-        elif min(len(real), len(self.sets.generated)) < 2 * instrument.at_least:
+        elif found < 2 * instrument.at_least:
             warnings.append("no interval and no floor: halves of the images would be too few")
         return warnings
 
@@ -223,10 +229,32 @@ def title(value: str, extractor: FeatureExtractor, label: str) -> str:
 
 
 def verdict(row: Row) -> str:
-    """Say where a score lies beside its floor, both of half the images."""
+    """Say where a score lies beside its floor, both of half the images.
+
+    Better than the floor is no praise: images that repeat the real ones are nearer to them than other patients are.
+    """
     value, low, high = row["at_floor_size"], row["floor_low"], row["floor_high"]
-    worse = {"lower": value > high, "higher": value < low, "as real": not low <= value <= high}[row["better"]]
-    return "outside the floor" if worse else "within the floor"
+    if low <= value <= high:
+        return "within the floor"
+    if row["better"] == "as real":
+        return "outside the floor"
+    return "better than the floor" if (value < low) == (row["better"] == "lower") else "worse than the floor"
+
+
+def is_bad(row: Row) -> bool:
+    """Tell whether a score lies where no score of real images does, on the bad side."""
+    return row.get("verdict") in ("worse than the floor", "outside the floor")
+
+
+def in_half_widths(row: Row, value: float) -> float:
+    """Return how far a value lies from the middle of the floor, in half-widths of the floor; worse is positive."""
+    half = (row["floor_high"] - row["floor_low"]) / 2.0
+    distance = value - (row["floor_high"] + row["floor_low"]) / 2.0
+    if half == 0:
+        distance = 0.0 if distance == 0 else math.copysign(math.inf, distance)
+    else:
+        distance /= half
+    return {"lower": distance, "higher": -distance, "as real": abs(distance)}[row["better"]]
 
 
 def arguments_of(instrument: Instrument) -> Row:

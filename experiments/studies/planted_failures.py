@@ -1,15 +1,14 @@
 """Which scores see which failure? ``python -m experiments.studies.planted_failures``.
 
 Real images that nobody trained on stand for a perfect generator; then something is done to them that generators do.
-Every set is measured with a suite against the training images. The table says how far each score leaves its floor, in
-half-widths of the floor's interval: beyond -1 or 1 it lies outside.
+Every set is measured with a suite against the training images. The table says how far each score lies from the middle of
+its floor, in half-widths of the floor; positive is worse, and an asterisk marks what no real images get.
 """
 
 import argparse
 import csv
 import io
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from datamodules.base import ImageDataModule
 from experiments import config as cfg
 from experiments.evaluation.evaluation import finished_rows
 from experiments.evaluation.image_sets import ImageSet, RealImages
-from experiments.evaluation.scoring import Row, Scorer, Sets
+from experiments.evaluation.scoring import Row, Scorer, Sets, in_half_widths, is_bad
 from experiments.evaluation.settings import build_tools, load_suite
 from experiments.evaluation.vectors import VectorCache
 from experiments.run_directory import write_text
@@ -104,18 +103,6 @@ def planted(fresh: ImageSet, train: ImageSet, classes: Sequence[tuple[str, ...]]
     }
 
 
-def in_half_widths(row: Row) -> float | None:
-    """Return how far a score lies from the middle of its floor, in half-widths of the floor's interval."""
-    if "low" not in row:
-        return None
-    half = (row["floor_high"] - row["floor_low"]) / 2.0
-    middle = (row["floor_high"] + row["floor_low"]) / 2.0
-    distance = row["at_floor_size"] - middle
-    if half == 0:
-        return 0.0 if distance == 0 else math.copysign(math.inf, distance)
-    return distance / half
-
-
 def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder: Path) -> dict[str, list[Row]]:
     """Measure every failure and return its scores; what an earlier call has measured is not measured again.
 
@@ -163,9 +150,9 @@ def table(found: dict[str, list[Row]]) -> list[list[str]]:
     for i, name in enumerate(names):
         cells = []
         for scores in found.values():
-            distance = in_half_widths(scores[i])
-            outside = scores[i].get("verdict") == "outside the floor"
-            cells.append("-" if distance is None else f"{distance:+.1f}{'*' if outside else ''}")
+            row = scores[i]
+            distance = f"{in_half_widths(row, row['at_floor_size']):+.1f}" if "low" in row else "-"
+            cells.append(f"{distance}{'*' if is_bad(row) else ''}")
         rows.append([name, *cells])
     return rows
 

@@ -26,12 +26,14 @@ class Instrument(ABC):
         reads: The vectors that it takes, one per image; None = the features of each of the suite's extractors.
         at_least: Images of each set below which it is refused.
         at_most: Images of each set that are used; None = all.
+        one_per_group: Take one image of each patient: for what learns from images, and would know a patient again.
     """
 
     better: Better
     reads: FeatureExtractor | None = None
     at_least: int = 2
     at_most: int | None = None
+    one_per_group: bool = False
 
     def enough(self, dimensions: int) -> int:
         """Return the images of each set below which a value comes with a warning.

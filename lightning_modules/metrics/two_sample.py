@@ -54,6 +54,7 @@ class ClassifierAUC(DistributionScore):
     better = "lower"
     at_least = FOLDS
     at_most = 2_000  # the standard error of the area is then below 0.01
+    one_per_group = True  # images of one patient in two folds would be told from others by that patient
 
     def enough(self, dimensions: int) -> int:
         """Return 200: with fewer images of each set the standard error of the area is above 0.03.
