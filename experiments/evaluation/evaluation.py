@@ -7,6 +7,7 @@ import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from experiments.evaluation.vectors import VectorCache
 from experiments.loading import Trained, load_run
 from experiments.report import csv_cell
 from experiments.run_directory import write_text
+from experiments.studies.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.memorisation import Copy, copies
+from lightning_modules.metrics.moments import Moments
 from lightning_modules.metrics.pixels import Pixels
 from lightning_modules.schedules import Schedule
 
@@ -44,8 +47,8 @@ class Subject:
 def evaluate(target: str, suite: Suite) -> Path:
     """Measure a run or a folder, and return the folder of the results.
 
-    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``report.html``, and ``scores.partial.jsonl``, from which
-    a killed evaluation goes on.
+    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``moments.csv``, ``report.html``, and
+    ``scores.partial.jsonl``, from which a killed evaluation goes on.
 
     Args:
         target: A run directory, a checkpoint of one, or a folder of images.
@@ -68,15 +71,15 @@ def evaluate(target: str, suite: Suite) -> Path:
     output = _output(suite, subject)
     output.mkdir(parents=True, exist_ok=True)
     cache = VectorCache(_cache_dir(data) / "vectors", device)
-    partial = output / "scores.partial.jsonl"
+    finished = output / "scores.partial.jsonl"
     scorer = Scorer(
         sets,
         cache,
         tools.extractors,
         suite.replicates,
         suite.seed,
-        finished_rows(partial),
-        lambda key, rows: append_rows(partial, [{"key": key, "rows": rows}]),
+        finished_rows(finished),
+        lambda key, rows: append_rows(finished, [{"key": key, "rows": rows}]),
     )
     rows = scorer.measure(tools.instruments)
     said = _said(suite, subject, sets)
@@ -85,8 +88,10 @@ def evaluate(target: str, suite: Suite) -> Path:
     pseudonyms, near = _pseudonyms(subject, output), near_copies(sets, cache)
     if near is not None:
         _write_copies(output / "copies.csv", near, sets, pseudonyms)
-    gallery = Gallery(sets, cache, pseudonyms, near)
-    write_page(output / "report.html", said, rows, gallery, suite)
+    study, pruning = moments_of(sets, cache, scorer, tools, suite.seed)
+    if study is not None:
+        write_text(output / "moments.csv", tables_csv(study, pruning))
+    write_page(output / "report.html", said, rows, Gallery(sets, cache, pseudonyms, near), study, pruning)
     return output
 
 
@@ -102,6 +107,21 @@ def score_lines(rows: list[Row]) -> list[str]:
         lines.append(f"{row['name']:<34} {row['value']:>10.4g}  {interval:<23} {floor:<25} {row.get('verdict', '-')}")
     warnings = dict.fromkeys(f"{row['score']}: {warning}" for row in rows for warning in row.get("warnings", ()))
     return [*lines, *(f"warning: {warning}" for warning in warnings)]
+
+
+def moments_of(
+    sets: Sets, vectors: VectorCache, scorer: Scorer, tools: Tools, seed: int
+) -> tuple[MomentStudy | None, PruningEffect | None]:
+    """Return Korkinof's analysis, and what leaving out outliers does to every score; None = too few images."""
+    reader = Moments()
+    real, generated = vectors.vectors(sets.real, reader), vectors.vectors(sets.generated, reader)
+    try:
+        study = analyse(real, generated, seed)
+        scores = partial(scorer.values, tools.instruments)
+        return study, pruning_effect(real, generated, scores, seed) if study.outside else None
+    except ValueError as error:
+        log.warning("moments are not analysed: %s", error)
+        return None, None
 
 
 def near_copies(sets: Sets, vectors: VectorCache) -> list[Copy] | None:

@@ -17,14 +17,12 @@ from torchvision.utils import make_grid
 from datamodules.pseudonyms import Pseudonyms
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.scoring import Row, Sets, in_half_widths, is_bad
-from experiments.evaluation.settings import Suite
 from experiments.evaluation.vectors import VectorCache
 from experiments.report import STYLE, inline_figure, inline_image, text_of
 from experiments.run_directory import write_text
-from experiments.studies.moments import analyse, sections
+from experiments.studies.moments import MomentStudy, PruningEffect, pruning_section, sections
 from lightning_modules.metrics.distances import nearest
 from lightning_modules.metrics.memorisation import Copy
-from lightning_modules.metrics.moments import Moments
 from lightning_modules.metrics.pixels import Pixels
 
 PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
@@ -59,7 +57,14 @@ class Gallery:
     copies: list[Copy] | None
 
 
-def write_page(path: Path, said: dict[str, Any], rows: list[Row], gallery: Gallery, suite: Suite) -> None:
+def write_page(
+    path: Path,
+    said: dict[str, Any],
+    rows: list[Row],
+    gallery: Gallery,
+    study: MomentStudy | None,
+    pruning: PruningEffect | None,
+) -> None:
     """Write the report.
 
     Args:
@@ -67,7 +72,8 @@ def write_page(path: Path, said: dict[str, Any], rows: list[Row], gallery: Galle
         said: What was evaluated, from ``scores.json``.
         rows: The scores.
         gallery: Where pictures come from.
-        suite: What was asked for.
+        study: The analysis of moments; None = it could not be made.
+        pruning: What leaving out outliers does to the scores; None = there are none.
     """
     title = f"Evaluation of {said['what']}"
     parts = [
@@ -83,7 +89,7 @@ def write_page(path: Path, said: dict[str, Any], rows: list[Row], gallery: Galle
         _samples(gallery.sets),
         "<h2>Nearest training images</h2>",
         _neighbours(gallery),
-        *_moments(gallery, suite.seed),
+        *_moments(study, pruning),
         "<h2>Fingerprint</h2><p>Two scores can be compared if their fingerprints are equal.</p>",
         f"<pre>{html.escape(json.dumps(said, indent=1))}</pre>",
         "<details><summary>Fingerprint of every score</summary>",
@@ -223,10 +229,10 @@ def _pairs(gallery: Gallery, pool: ImageSet, chosen: list[int], which: Tensor, d
     return f"<figure class=grid>{picture}<figcaption>{said}</figcaption></figure>"
 
 
-def _moments(gallery: Gallery, seed: int) -> list[str]:
-    reader = Moments()
-    real, generated = (gallery.vectors.vectors(one, reader) for one in (gallery.sets.real, gallery.sets.generated))
-    return sections(analyse(real, generated, seed))
+def _moments(study: MomentStudy | None, pruning: PruningEffect | None) -> list[str]:
+    if study is None:
+        return ["<h2>Moments of the pixel values</h2><p>Not analysed: there are too few images, or all are alike.</p>"]
+    return [*sections(study), *([pruning_section(pruning)] if pruning else [])]
 
 
 def _picture(images: Tensor, columns: int) -> str:

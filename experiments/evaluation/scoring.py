@@ -4,10 +4,11 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -41,6 +42,15 @@ class Sets:
     generated: ImageSet
     train: ImageSet | None
     held_out: ImageSet | None
+
+
+class _Prepared(NamedTuple):
+    """What an instrument is called with: real and generated vectors, and the groups of the real ones."""
+
+    measure: Callable[[Tensor, Tensor], dict[str, float]]
+    real: Tensor
+    groups: list[str]
+    generated: Tensor
 
 
 class Scorer:
@@ -90,6 +100,22 @@ class Scorer:
                     found = self.done[key]
                 rows += found
         return rows
+
+    def values(self, instruments: Mapping[str, Instrument], kept: Tensor) -> dict[str, float]:
+        """Return every number for some of the generated images, without intervals; what is refused is left out.
+
+        Args:
+            instruments: The instruments.
+            kept: Which generated images (N,), bool.
+        """
+        found: dict[str, float] = {}
+        for instrument in instruments.values():
+            for label, extractor in self._read_by(instrument).items():
+                with suppress(ValueError):
+                    measure, real, _, generated = self._prepared(instrument, extractor)
+                    measured = measure(real, generated[kept[: len(generated)]])
+                    found |= {title(name, extractor, label): value for name, value in measured.items()}
+        return found
 
     def _read_by(self, instrument: Instrument) -> Mapping[str, FeatureExtractor]:
         return {"": instrument.reads} if instrument.reads is not None else self.extractors
@@ -149,21 +175,7 @@ class Scorer:
         self, instrument: Instrument, extractor: FeatureExtractor, bar: tqdm
     ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
         """Return the values on all images, on halves of them, and of real halves in place of generated ones."""
-        generated, _ = self._of(self.sets.generated, extractor, instrument.at_most)
-        if isinstance(instrument, MemorisationScore):
-            if self.sets.train is None or self.sets.held_out is None or not len(self.sets.held_out):
-                raise TooFewImagesError("needs training images and held-out real images, and there are none")
-            train, _ = self._of(self.sets.train, extractor, None)
-            real, groups = self._of(self.sets.held_out, extractor, instrument.at_most)
-
-            measure = partial(instrument.measure, train)
-        else:
-            assert isinstance(instrument, DistributionScore)
-            real, groups = self._of(self.sets.real, extractor, instrument.at_most)
-            if instrument.one_per_group:
-                first = sorted({group: i for i, group in reversed(list(enumerate(groups)))}.values())
-                real, groups, generated = real[first], [groups[i] for i in first], generated[: len(first)]
-            measure = partial(instrument.measure)
+        measure, real, groups, generated = self._prepared(instrument, extractor)
         measured = measure(real, generated)
         bar.update()
         if len(set(groups)) < FEW_GROUPS or min(len(real), len(generated)) < 2 * instrument.at_least:
@@ -174,11 +186,26 @@ class Scorer:
         for k in range(self.replicates):
             of_real, of_generated = halves(groups, self.seed, k), halves(each, self.seed, k)
             # A real stand-in as large as the half of the generated images; held-out images may be fewer.
-            judged = of_generated.first[: len(of_real.second)] if len(real) > len(generated) else of_generated.first
+            judged = of_generated.first[: len(of_real.second)]
             replicates.append(measure(real[of_real.first], generated[judged]))
             floors.append(measure(real[of_real.first], real[of_real.second[: len(judged)]]))
             bar.update()
         return measured, replicates, floors
+
+    def _prepared(self, instrument: Instrument, extractor: FeatureExtractor) -> _Prepared:
+        generated, _ = self._of(self.sets.generated, extractor, instrument.at_most)
+        if isinstance(instrument, MemorisationScore):
+            if self.sets.train is None or self.sets.held_out is None or not len(self.sets.held_out):
+                raise TooFewImagesError("needs training images and held-out real images, and there are none")
+            train, _ = self._of(self.sets.train, extractor, None)
+            real, groups = self._of(self.sets.held_out, extractor, instrument.at_most)
+            return _Prepared(partial(instrument.measure, train), real, groups, generated)
+        assert isinstance(instrument, DistributionScore)
+        real, groups = self._of(self.sets.real, extractor, instrument.at_most)
+        if instrument.one_per_group:
+            first = sorted({group: i for i, group in reversed(list(enumerate(groups)))}.values())
+            real, groups, generated = real[first], [groups[i] for i in first], generated[: len(first)]
+        return _Prepared(instrument.measure, real, groups, generated)
 
     def _of(self, images: ImageSet, extractor: FeatureExtractor, at_most: int | None) -> tuple[Tensor, list[str]]:
         """Return vectors and groups of the first images of a set, whose order is mixed."""

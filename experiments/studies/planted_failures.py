@@ -1,8 +1,8 @@
 """Which scores see which failure? ``python -m experiments.studies.planted_failures``.
 
 Real images that nobody trained on stand for a perfect generator; then something is done to them that generators do.
-Every set is measured with a suite against the training images. The table says how far each score lies from the middle of
-its floor, in half-widths of the floor; positive is worse, and an asterisk marks what no real images get.
+Every set is measured with a suite against the training images. The table says how far each score lies from the middle
+of its floor, in half-widths of the floor; positive is worse, and an asterisk marks what no real images get.
 """
 
 import argparse
