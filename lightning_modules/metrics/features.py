@@ -6,6 +6,7 @@ A score says which extractor it used: ``score_name`` names the metric, ``identit
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 class ExtractorError(RuntimeError):
     """A score cannot be taken with this extractor or these images; the message says why and what to do."""
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """Interface of an extractor: frozen, float32, in evaluation mode.
+    """Interface of an extractor: frozen, in evaluation mode, features in float32.
 
     Attributes:
         score_name: Name under which a Frechet distance with these features is logged. Only ``InceptionV3`` is "fid".
@@ -103,12 +107,15 @@ class RandomConvNet(FeatureExtractor):
 class InceptionV3(FeatureExtractor):
     """Inception-v3 with the reference FID weights of 2015-12-05 (Heusel 2017), 2048 pool features.
 
-    Network and TensorFlow-like resizing to 299x299 are torch-fidelity's. Grey images are repeated to three channels and
-    quantised to 8 bits, since the reference is defined on 8-bit RGB.
+    Network and TensorFlow-like resizing to 299x299 are torch-fidelity's; its batch normalisations are folded into the
+    convolutions, which run channels-last. Grey images are repeated to three channels and quantised to 8 bits, since the
+    reference is defined on 8-bit RGB.
 
     Args:
         weights: Local path of ``weights-inception-2015-12-05-6726825d.pth`` (pytorch-fid's ``pt_inception-...`` is the
             same file); None = torch's hub cache, downloaded on first use.
+        precision: Of the convolutions. bfloat16 is faster where the machine has instructions for it, slower elsewhere,
+            and its scores are not those of float32: the fingerprint tells them apart.
     """
 
     score_name = "fid"
@@ -117,11 +124,14 @@ class InceptionV3(FeatureExtractor):
     FILE = "weights-inception-2015-12-05-6726825d.pth"
     URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 
-    def __init__(self, weights: str | None = None) -> None:
+    def __init__(self, weights: str | None = None, precision: Precision = "float32") -> None:
         super().__init__()
         if weights is not None and not Path(weights).is_file():
             raise ValueError(f"weights={weights!r}: no such file; it should be {self.FILE}, from {self.URL}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision={precision!r}: must be one of {', '.join(get_args(Precision))}")
         self.weights = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / self.FILE
+        self.precision = precision
         self.network: nn.Module | None = None
 
     def prepare(self) -> None:
@@ -147,24 +157,59 @@ class InceptionV3(FeatureExtractor):
 
     def load(self) -> None:
         """Build the network on this process."""
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch.nn.utils.fusion import fuse_conv_bn_eval
+        from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
-        self.network = FeatureExtractorInceptionV3("inception-v3", ["2048"], str(self.weights))
+        reference = FeatureExtractorInceptionV3("inception-v3", ["2048"], str(self.weights))
+        for block in reference.modules():
+            if isinstance(block, BasicConv2d):
+                block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+        *layers, _, classes = reference.children()  # in the order of the forward pass; the pool is taken in float32
+        network = nn.Sequential(*layers).to(getattr(torch, self.precision), memory_format=torch.channels_last)
+        self.network = network.eval().requires_grad_(False)
+        self.register_buffer("classes", classes.weight.detach())
 
     def identity(self) -> dict[str, str]:
-        """Return name, weights' hash and preprocessing."""
+        """Return name, weights' hash, preprocessing and precision."""
         return {
             "extractor": "inception_v3_2015-12-05",
             "weights_sha256": self.SHA256,
             "preprocessing": "grey repeated to RGB, 8 bits, TensorFlow-1 bilinear to 299x299",
+            "precision": self.precision,
         }
 
     def features(self, images: Tensor) -> Tensor:
         """Map images (N, 1 or 3, H, W) to features (N, 2048)."""
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
         if images.shape[1] not in (1, 3):
             raise ValueError(f"Inception-v3 takes 1 or 3 channels, got {images.shape[1]}")
         if self.network is None:
             raise RuntimeError("call prepare() and load() before the first image")
-        levels = ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        (features,) = self.network(levels.expand(-1, 3, -1, -1))
-        return features
+        levels = ((images + 1.0) * 127.5).round().clamp(0, 255)
+        x = (resize(levels, size=(299, 299), align_corners=False) - 128.0) / 128.0
+        x = x.expand(-1, 3, -1, -1).to(getattr(torch, self.precision), memory_format=torch.channels_last)
+        return self.network(x).float().mean(dim=(2, 3))
+
+
+class InceptionProbabilities(InceptionV3):
+    """What the reference Inception-v3 takes images for: probabilities of its 1008 classes.
+
+    The classes are those of photographs, 1000 of ImageNet and 8 that were never trained. As in the reference
+    implementation the logits have no bias.
+
+    Args:
+        weights: As for ``InceptionV3``.
+        precision: As for ``InceptionV3``.
+    """
+
+    score_name = "inception_probabilities"
+    dimensions = 1008
+
+    def identity(self) -> dict[str, str]:
+        """Return name, weights' hash, preprocessing and precision."""
+        return {**super().identity(), "extractor": "inception_v3_2015-12-05, probabilities without bias"}
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (N, 1 or 3, H, W) to probabilities (N, 1008)."""
+        return (super().features(images) @ self.classes.T).softmax(dim=1)

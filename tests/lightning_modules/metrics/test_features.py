@@ -1,5 +1,3 @@
-import hashlib
-
 import pytest
 import torch
 
@@ -64,22 +62,6 @@ def test_random_network_tells_data_sets_apart():
     assert frechet_distance(statistics(half), statistics(chest)) > 3 * floor
 
 
-@pytest.fixture
-def inception_weights(tmp_path, monkeypatch):
-    """Weights of the reference's architecture, drawn here: the real ones must be downloaded."""
-    import torch_fidelity.feature_extractor_inceptionv3 as reference
-
-    monkeypatch.setattr(reference, "load_state_dict_from_url", lambda *_, **__: None)
-    monkeypatch.setattr(reference.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-    torch.manual_seed(0)
-    network = reference.FeatureExtractorInceptionV3("inception-v3", ["2048"])
-    monkeypatch.undo()
-    path = tmp_path / "weights.pth"
-    torch.save(network.state_dict(), path)
-    monkeypatch.setattr(InceptionV3, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    return path
-
-
 def test_inception_gives_torch_fidelitys_features(inception_weights):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -89,8 +71,46 @@ def test_inception_gives_torch_fidelitys_features(inception_weights):
     levels = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     features = extractor(levels.float() / 127.5 - 1)
     oracle = FeatureExtractorInceptionV3("inception-v3", ["2048"], str(inception_weights))
-    assert features.shape == (2, 2048)
-    torch.testing.assert_close(features, oracle(levels.expand(-1, 3, -1, -1))[0])
+    expected = oracle(levels.expand(-1, 3, -1, -1))[0]
+    assert features.shape == (2, 2048) and features.dtype == torch.float32
+    assert float((features - expected).norm() / expected.norm()) < 1e-5
+    assert not any(tensor.requires_grad for tensor in extractor.state_dict(keep_vars=True).values())
+
+
+def learnt(inception_weights):
+    """Write batch norms that are not those of the start."""
+    state, random = torch.load(inception_weights), torch.Generator().manual_seed(0)
+    for name, tensor in state.items():
+        if ".bn." in name and tensor.ndim:
+            low = 0.9 if name.endswith(("weight", "running_var")) else 0.0
+            tensor.copy_(torch.rand(tensor.shape, generator=random) * 0.2 + low)
+    torch.save(state, inception_weights)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), pytest.param("bfloat16", 0.03, marks=pytest.mark.slow)])
+def test_inception_folds_what_batch_norms_have_learnt(inception_weights, precision, tolerance):
+    """Also for colour and other shapes; in bfloat16, with eight bits, to a few per cent."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    learnt(inception_weights)
+    extractor = InceptionV3(str(inception_weights), precision)
+    extractor.load()
+    levels = torch.randint(0, 256, (1, 3, 60, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = extractor(levels.float() / 127.5 - 1)
+    (expected,) = FeatureExtractorInceptionV3("inception-v3", ["2048"], str(inception_weights))(levels)
+    assert expected.std() > 0.001
+    assert features.dtype == torch.float32 and extractor.identity()["precision"] == precision
+    assert float((features - expected).norm() / expected.norm()) < tolerance
+
+
+def test_inception_refuses_channels_and_precisions_that_it_has_not(inception_weights):
+    extractor = InceptionV3(str(inception_weights))
+    with pytest.raises(ValueError, match="1 or 3 channels, got 2"):
+        extractor(torch.zeros(1, 2, 32, 32))
+    with pytest.raises(RuntimeError, match=r"call prepare\(\) and load\(\)"):
+        extractor(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match="precision='half'"):
+        InceptionV3(str(inception_weights), "half")
 
 
 def test_inception_refuses_other_weights(tmp_path):

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from datamodules.phantom_drawings import chest_xray
+from lightning_modules.metrics.ms_ssim import WEIGHTS, Diversity, NeighbourSimilarity, ms_ssim
+from lightning_modules.metrics.score import TooFewImagesError
+
+
+def drawings(count, size, first=0):
+    return torch.stack([torch.from_numpy(chest_xray.draw(i + first, size, size))[None] for i in range(count)]) * 2 - 1
+
+
+def by_definition(a, b, scales):
+    """Wang 2003, equations 3 to 7, for one channel, with C1 and C2 for values in [-1, 1].
+
+    Windows lie inside the image, but for those of the last scale: there, as in torchmetrics, the image is mirrored.
+    """
+    a, b = a.double().numpy()[0], b.double().numpy()[0]
+    weights, value = np.array(WEIGHTS[:scales]) / sum(WEIGHTS[:scales]), 1.0
+
+    def blur(x):
+        return gaussian_filter(x, 1.5, truncate=3.5, mode="mirror")[inside, inside]
+
+    for scale in range(scales):
+        inside = slice(None) if scale == scales - 1 else slice(5, -5)
+        mean_a, mean_b = blur(a), blur(b)
+        var_a, var_b, cov = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
+        structure = (2 * cov + 0.06**2) / (var_a + var_b + 0.06**2)
+        luminance = (2 * mean_a * mean_b + 0.02**2) / (mean_a**2 + mean_b**2 + 0.02**2)
+        last = scale == scales - 1
+        value *= max(0.0, (structure * luminance if last else structure).mean()) ** weights[scale]
+        a, b = (x.reshape(len(x) // 2, 2, -1, 2).mean(axis=(1, 3)) if not last else x for x in (a, b))
+    return value
+
+
+@pytest.mark.parametrize("size, scales", [(16, 1), (32, 2), (64, 3), (112, 4), (176, 5)])
+def test_equals_the_definition(size, scales):
+    images = drawings(2, size)
+    noisy = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    expected = [by_definition(a, b, scales) for a, b in zip(images, noisy, strict=True)]
+    assert 0.1 < min(expected) and max(expected) < 0.999
+    np.testing.assert_allclose(ms_ssim(images, noisy), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 11, 30), (1, 21, 21), (3, 40, 33), (1, 44, 60), (2, 99, 98), (1, 176, 180)])
+def test_any_shape_and_equal_images_are_equal(shape):
+    images = torch.rand(3, *shape) * 2 - 1
+    torch.testing.assert_close(ms_ssim(images, images), torch.ones(3))
+    torch.testing.assert_close(ms_ssim(images, images.flip(0)), ms_ssim(images.flip(0), images))
+
+
+def test_each_image_meets_its_neighbour():
+    images = drawings(3, 48)
+    found = NeighbourSimilarity()(images)
+    expected = [float(ms_ssim(images[i : i + 1], images[j : j + 1])) for i, j in ((0, 1), (1, 2), (2, 0))]
+    assert found.shape == (3, 1) and found.dtype == torch.float32
+    assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_repetition_is_seen():
+    various, net = drawings(12, 48), NeighbourSimilarity()
+    collapsed = various[:1] + 0.02 * torch.randn(12, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    (usual,), (repeated,) = (
+        Diversity().measure(net(various), net(x.clamp(-1, 1))).values() for x in (various, collapsed)
+    )
+    assert repeated > usual + 0.05
+
+
+def test_too_small_and_too_few_are_refused():
+    with pytest.raises(ValueError, match="at least 11 pixels a side, got 10"):
+        NeighbourSimilarity()(torch.zeros(2, 1, 10, 40))
+    with pytest.raises(ValueError, match="batches of at least 2"):
+        NeighbourSimilarity()(torch.zeros(1, 1, 40, 40))
+    values = torch.tensor([[0.2], [0.4]])
+    assert Diversity().measure(values, values) == {"ms_ssim": pytest.approx(0.3)}
+    assert isinstance(Diversity().reads, NeighbourSimilarity)
+    with pytest.raises(TooFewImagesError, match="Diversity needs at least 2"):
+        Diversity().measure(values, values[:1])
