@@ -7,7 +7,7 @@ import sys
 
 from experiments.config import SUITES, ConfigError, description, shipped
 from experiments.redaction import RedactingFormatter
-from experiments.run import EXIT_BAD_CONFIG, refuse
+from experiments.run import EXIT_PREEMPTED, refuse
 
 EPILOG = """\
 examples:
@@ -18,7 +18,9 @@ examples:
   python -m experiments.evaluate RUN extractors.mine._target_=lightning_modules.metrics.features.DenseNet121 \\
     extractors.mine.weights=/models/densenet.pt
 
-A killed evaluation goes on with the same command. Exit codes: 0 done, 2 wrong arguments or data.
+A killed evaluation goes on with the same command.
+
+exit codes: 0 done, 2 wrong arguments or data, 85 interrupted, 1 anything else
 """
 
 
@@ -81,7 +83,7 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
         return refuse(target, [str(error)])
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return EXIT_BAD_CONFIG
+        return EXIT_PREEMPTED
     print("\n".join(score_lines(json.loads((folder / "scores.json").read_text())["scores"])))
     print(f"\nscores  {folder / 'scores.json'}\nreport  {folder / 'report.html'}")
     return 0

@@ -113,7 +113,7 @@ class PruningEffect:
     Attributes:
         images: Generated images.
         pruned: How many of them were left out.
-        rows: Name of a score; its value for all images, without as many images left out at random, and without the
+        rows: Name of a score that could be measured each time; its value for all images, without as many images left out at random, and without the
             outliers.
     """
 
@@ -136,7 +136,7 @@ def pruning_effect(
     Args:
         real: Moments (N, 5).
         generated: Moments (M, 5).
-        scores: Called with a bool mask (M,) of the generated images that are kept.
+        scores: Called with a bool mask (M,) of the generated images that are kept; may leave out what cannot be measured.
         seed: Of the random choice.
         quantile: Of ``outside_support``.
 
@@ -148,7 +148,8 @@ def pruning_effect(
     at_random = torch.ones(len(outside), dtype=torch.bool)
     at_random[order[: int(outside.sum())]] = False
     all_of_them, fewer, pruned = (scores(kept) for kept in (torch.ones_like(at_random), at_random, ~outside))
-    rows = tuple((name, value, fewer[name], pruned[name]) for name, value in all_of_them.items())
+    measured = [name for name in all_of_them if name in fewer and name in pruned]
+    rows = tuple((name, all_of_them[name], fewer[name], pruned[name]) for name in measured)
     return PruningEffect(len(outside), int(outside.sum()), rows)
 
 
@@ -198,6 +199,11 @@ def sections(study: MomentStudy) -> list[str]:
 
 def pruning_section(effect: PruningEffect) -> str:
     """Return what pruning does to scores as HTML."""
+    if not effect.rows:
+        return (
+            f"<h3>What pruning does</h3><p>{effect.pruned:,} of {effect.images:,} generated images lie outside the real "
+            "support; without them too few are left to be measured.</p>"
+        )
     body = "".join(
         f"<tr><td>{html.escape(name.replace('_', ' '))}" + "".join(f"<td>{value:.4g}" for value in values)
         for name, *values in effect.rows

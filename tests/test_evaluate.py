@@ -1,0 +1,215 @@
+"""From a run or a folder to scores and a report, through the command line's own code."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_config, write_kidney
+from PIL import Image
+
+from experiments.evaluate import main
+from experiments.evaluation.evaluation import evaluate
+from experiments.evaluation.settings import load_suite
+from experiments.evaluation.vectors import VectorCache
+from experiments.training import train
+
+SUITE = """
+images: 120
+replicates: 10
+extractors:
+  random_conv: {_target_: lightning_modules.metrics.features.RandomConvNet}
+scores:
+  frechet: {_target_: lightning_modules.metrics.frechet.Frechet}
+  precision_recall: {_target_: lightning_modules.metrics.precision_recall.PrecisionRecall}
+  moments: {_target_: lightning_modules.metrics.agreement.MomentAgreement}
+  ratio: {_target_: lightning_modules.metrics.memorisation.NeighbourDistanceRatio}
+  copies: {_target_: lightning_modules.metrics.memorisation.Copies}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return train(tiny_config("dcgan", tmp_path_factory.mktemp("run"), "data.count=160"))
+
+
+@pytest.fixture
+def suite(tmp_path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(SUITE)
+    return str(path)
+
+
+def scores(folder):
+    return {row["name"]: row for row in json.loads((folder / "scores.json").read_text())["scores"]}
+
+
+def write_pngs(folder, count, seed, dtype=np.uint8, low=0):
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    top = np.iinfo(dtype).max
+    for i in range(count):
+        smooth = np.kron(random.uniform(low, 1, (4, 4)), np.ones((8, 8)))
+        Image.fromarray((smooth * top).astype(dtype)).save(folder / f"{seed}_{i:03d}.png")
+    return folder
+
+
+def test_a_run_is_measured_and_reported(run, suite, capsys):
+    assert main([str(run), f"suite={suite}"]) == 0
+    said = capsys.readouterr().out
+    assert "frechet_random_conv" in said and "report.html" in said
+    folder = run / "evaluation" / "small-000000000096"
+    found = scores(folder)
+    assert {"frechet_random_conv", "precision_random_conv", "moment_agreement", "copied_share_random_conv"} <= found.keys()
+    row = found["frechet_random_conv"]
+    assert row["value"] > 0 and row["low"] < row["value"] < row["high"]
+    assert row["verdict"] == "worse than the floor"  # a second of training
+    print_ = row["fingerprint"]
+    assert print_["extractor"] == "random_conv" and len(print_["weights_sha256"]) == 64
+    assert print_["generated"] == 120 and print_["real"]["images"] == 120 and print_["resolution"] == [32, 32]
+    table = list(csv.DictReader((folder / "scores.csv").open()))
+    assert [r["name"] for r in table] == list(found)
+    page = (folder / "report.html").read_text()
+    assert "What pruning does" in page
+    assert page.count("data:image/png") >= 6
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+
+
+def test_a_second_evaluation_computes_nothing_again(run, suite, monkeypatch):
+    first = evaluate(str(run), load_suite(suite, []))
+    before = scores(first)
+
+    def never(*arguments):
+        raise AssertionError("a vector is computed again")
+
+    monkeypatch.setattr(VectorCache, "_compute", never)
+    assert scores(evaluate(str(run), load_suite(suite, []))) == before
+
+
+def test_other_seeds_are_other_images(run, suite, tmp_path):
+    first = scores(evaluate(str(run), load_suite(suite, [])))
+    other = scores(evaluate(str(run), load_suite(suite, ["seed=2", f"output={tmp_path}"])))
+    assert first["frechet_random_conv"]["value"] != other["frechet_random_conv"]["value"]
+
+
+def test_other_data_than_the_runs_are_refused(run, suite, capsys):
+    assert main([str(run), f"suite={suite}", "data.count=170"]) == 2
+    assert "the data is not what the run was trained on" in capsys.readouterr().err
+
+
+def test_another_experiments_data_can_be_named(run, suite, tmp_path):
+    config = tmp_path / "others.yaml"
+    config.write_text(f"extends: {ROOT / 'tests' / 'tiny.yaml'}\ndata: {{kind: chest_xray, count: 160}}\n")
+    folder = evaluate(str(run), load_suite(suite, [f"against={config}", f"output={tmp_path / 'out'}"]))
+    other, own = scores(folder)["frechet_random_conv"], scores(evaluate(str(run), load_suite(suite, [])))
+    assert other["fingerprint"]["real"] != own["frechet_random_conv"]["fingerprint"]["real"]
+    assert other["value"] != own["frechet_random_conv"]["value"]
+
+
+def test_a_folder_is_measured_against_a_folder(suite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real, same, brighter = (
+        write_pngs(tmp_path / name, 130, seed, low=low) for name, seed, low in (("r", 0, 0), ("s", 1, 0), ("b", 2, 0.5))
+    )
+    held_out = write_pngs(tmp_path / "h", 60, 3)
+    overrides = [f"against={real}", f"held_out={held_out}"]
+    alike = scores(evaluate(str(same), load_suite(suite, overrides)))
+    assert alike["frechet_random_conv"]["verdict"] == "within the floor"
+    assert alike["moment_agreement"]["verdict"] != "worse than the floor"
+    other = scores(evaluate(str(brighter), load_suite(suite, overrides)))
+    assert other["frechet_random_conv"]["verdict"] == "worse than the floor"
+    assert (tmp_path / "evaluations" / "b-small" / "report.html").is_file()
+
+
+def test_copies_in_a_folder_are_named(suite, tmp_path):
+    real, held_out = write_pngs(tmp_path / "real", 130, 0), write_pngs(tmp_path / "held_out", 110, 1)
+    judged = write_pngs(tmp_path / "judged", 100, 2)
+    for i, path in enumerate(sorted(real.iterdir())[:20]):
+        (judged / f"2_{i:03d}.png").write_bytes(path.read_bytes())
+    output = tmp_path / "out"
+    evaluate(str(judged), load_suite(suite, [f"against={real}", f"held_out={held_out}", f"output={output}"]))
+    found = list(csv.DictReader((output / "copies.csv").open()))
+    assert [float(row["distance"]) == 0.0 for row in found[:22]] == [True] * 20 + [False] * (len(found) - 20)
+    assert len(found) <= 24  # a real image is taken for a copy now and then
+    assert all(row["training image (pseudonym)"].startswith("p-") for row in found)
+    assert scores(output)["copied_share_random_conv"]["verdict"] == "worse than the floor"
+
+
+def test_16_bit_files_meet_8_bit_ones(suite, tmp_path):
+    real = write_pngs(tmp_path / "real", 130, 0)
+    deep = write_pngs(tmp_path / "deep", 130, 0, np.uint16)
+    folder = evaluate(str(deep), load_suite(suite, [f"against={real}", f"output={tmp_path / 'out'}"]))
+    assert scores(folder)["frechet_random_conv"]["value"] < 0.01  # the same pictures, less rounded
+
+
+def test_no_name_of_a_patient_or_a_file_is_written(suite, tmp_path):
+    root = write_kidney(tmp_path / "data", per_class=30)
+    config = tmp_path / "kidney.yaml"
+    config.write_text(
+        f"extends: {ROOT / 'tests' / 'tiny_kidney.yaml'}\nruns_dir: {tmp_path / 'runs'}\ndata: {{root: {root}}}\n"
+    )
+    from experiments import config as cfg
+
+    folder = evaluate(str(train(cfg.load(str(config)))), load_suite(suite, ["images=60"]))
+    for path in folder.iterdir():
+        text = path.read_text()
+        assert "Cyst- (" not in text and str(root) not in text, path.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "is no run directory, no checkpoint and no folder"),
+        (["."], "a folder needs real images: against="),
+        (["RUN", "suite=standart"], "did you mean 'standard'?"),
+        (["RUN", "replicates=3"], "a spread needs at least 10"),
+        (["RUN", "scores.frechet.k=3"], "Frechet has no argument 'k'"),
+        (["RUN", "extractors.random_conv=null"], "there is no extractor"),
+        (["RUN", "split=test", "data.test_fraction=0"], "the split has no images"),
+        (["RUN", "device=cuda"], "no GPU is visible"),
+        (["RUN", "against=nothing"], "'nothing' is no experiment"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(run, suite, arguments, said, capsys):
+    assert main([f"suite={suite}", *(str(run) if text == "RUN" else text for text in arguments)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_suites_are_listed_and_shown(capsys):
+    assert main(["--list"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"full", "quick", "standard"}
+    assert main(["x", "suite=full", "--show"]) == 0
+    assert "InceptionV3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["quick", "standard", "full"])
+def test_shipped_suites_build(name):
+    from experiments.evaluation.settings import build_tools
+
+    tools = build_tools(load_suite(name, []))
+    assert len(tools.instruments) >= 8 and tools.extractors
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on(run, suite, tmp_path):
+    whole = scores(evaluate(str(run), load_suite(suite, [f"output={tmp_path / 'whole'}"])))
+    output, cache = tmp_path / "killed", tmp_path / "cache"
+    command = [sys.executable, "-m", "experiments.evaluate", str(run), f"suite={suite}", f"output={output}"]
+    process = subprocess.Popen(
+        [*command, f"data.cache_dir={cache}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not (output / "scores.partial.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "scores.json").exists()
+    done = subprocess.run([*command, f"data.cache_dir={cache}"], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert scores(output) == whole
