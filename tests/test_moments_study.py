@@ -115,7 +115,7 @@ def test_files_of_a_folder_are_read_in_any_container(tmp_path):
     write_folder(tmp_path, [stored])
     Image.fromarray((stored // 16).astype(np.uint8)).save(tmp_path / "1.png")
     write_mammogram(tmp_path / "2.dcm", stored, bits=12)
-    found = read_folder(tmp_path, progress=False)
+    found = read_folder(tmp_path)
     shown = torch.from_numpy(stored.astype(np.float64))[None, None] / 4095 * 2 - 1
     expected = [
         moments_of_levels(stored, (0, 65535)),
@@ -130,10 +130,10 @@ def test_files_of_a_folder_are_read_in_any_container(tmp_path):
 def test_twelve_bits_in_sixteen_need_their_range(tmp_path):
     stored = next(stored_images(1, np.uint16, 0)) // 16
     write_folder(tmp_path, [stored])
-    found = read_folder(tmp_path, (0.0, 4095.0), progress=False)
+    found = read_folder(tmp_path, (0.0, 4095.0))
     torch.testing.assert_close(found.moments, moments_of_levels(stored, (0, 4095)))
     with pytest.raises(DataError, match=r"1 of 1 images cannot be used, e.g. 0.png: values .* value_range=0..9"):
-        read_folder(tmp_path, (0.0, 9.0), progress=False)
+        read_folder(tmp_path, (0.0, 9.0))
 
 
 def test_a_view_is_chosen_by_name_or_tag(tmp_path):
@@ -142,10 +142,10 @@ def test_a_view_is_chosen_by_name_or_tag(tmp_path):
     write_folder(tmp_path, images[2:4], "{}_L-CC.png")
     write_folder(tmp_path, images[4:5], "unnamed{}.png")
     write_mammogram(tmp_path / "5.dcm", images[5].astype(np.uint16), bits=12, ViewPosition="MLO")
-    assert len(read_folder(tmp_path, view="MLO", progress=False).moments) == 3
-    assert len(read_folder(tmp_path, view="MLO", unknown_view=True, progress=False).moments) == 4
-    assert len(read_folder(tmp_path, view="CC", progress=False).moments) == 2
-    assert len(read_folder(tmp_path, progress=False).moments) == 6
+    assert len(read_folder(tmp_path, view="MLO").moments) == 3
+    assert len(read_folder(tmp_path, view="MLO", unknown_view=True).moments) == 4
+    assert len(read_folder(tmp_path, view="CC").moments) == 2
+    assert len(read_folder(tmp_path).moments) == 6
 
 
 def test_bad_folders_are_named(tmp_path, capsys):

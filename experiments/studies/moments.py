@@ -308,7 +308,6 @@ def read_folder(
     value_range: tuple[float, float] | None = None,
     view: str | None = None,
     unknown_view: bool = False,
-    progress: bool = True,
 ) -> Folder:
     """Read all PNG and DICOM files below a folder, in threads; images may differ in size.
 
@@ -318,7 +317,6 @@ def read_folder(
             bits. DICOM files are taken as a viewer shows them, black to white.
         view: Only images of this view, by DICOM tag or file name; None = all.
         unknown_view: Keep images of which the view is not known, too.
-        progress: Show a bar.
 
     Raises:
         DataError: If there is no such image, or some cannot be used.
@@ -335,7 +333,7 @@ def read_folder(
             of_view = "" if view is None else f" whose tags or name (as in 0_L-{view}.png) say {view}"
             raise DataError(f"{root}: holds no PNG or DICOM file{of_view}")
         results = pool.map(partial(_read_or_error, value_range=value_range), paths)
-        found = list(tqdm(results, root.name, len(paths), unit="image", disable=not progress))
+        found = list(tqdm(results, root.name, len(paths), unit="image", disable=None))
     errors = [result for result in found if isinstance(result, UnreadableImageError)]
     if errors:
         raise DataError(
@@ -389,9 +387,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="chooses the images drawn and those left out at random")
     options = parser.parse_args(arguments)
+    roots = options.real.resolve(), options.generated.resolve()
+    ranges = _range(options.value_range), _range(options.generated_value_range)
     try:
-        real = read_folder(options.real, _range(options.value_range), options.view)
-        generated = read_folder(options.generated, _range(options.generated_value_range), options.view, True)
+        real = read_folder(roots[0], ranges[0], options.view)
+        generated = read_folder(roots[1], ranges[1], options.view, unknown_view=True)
         study = analyse(real.moments, generated.moments, options.seed)
         effect = _effect_on_agreement(study)
     except (DataError, TooFewImagesError) as error:
@@ -399,7 +399,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     parts = [
         f"<!doctype html><meta charset=utf-8><title>Moments</title><style>{STYLE}</style>",
-        f"<h1>Moments of {html.escape(options.generated.name)} against {html.escape(options.real.name)}</h1>",
+        f"<h1>Moments of {html.escape(roots[1].name)} against {html.escape(roots[0].name)}</h1>",
         f"<p>Real: {html.escape(real.said)}. Generated: {html.escape(generated.said)}.</p>",
         *sections(study),
         pruning_section(effect) if effect else "",
