@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REAL, GENERATED = "#0072B2", "#D55E00"  # Okabe and Ito: told apart with any colour vision, and in grey
+_DASHES = (0, (3.0, 2.0))  # the real contour shows through where the two agree
 PAIRS = tuple(combinations(range(len(NAMES)), 2))
 PERCENTILES = tuple(np.linspace(95.0, 99.99, 10))
 COVERED = 97.0  # percentile whose coverage is given
@@ -101,11 +102,11 @@ def _contours(axes: "Axes", found: Contours) -> None:
     extent = (x[0], x[-1], y[0], y[-1])
     axes.imshow(real, cmap="Greys", vmax=1.6 * real.max(), origin="lower", extent=extent, aspect="auto")
     shown = np.zeros(real.shape, dtype=bool)
-    for density, colour in ((real, REAL), (generated, GENERATED)):
+    for density, colour, line in ((real, REAL, "solid"), (generated, GENERATED, _DASHES)):
         covered, *ten = density_levels(density, COVERED, *PERCENTILES)
         rising = sorted(set(ten))  # copies of one image have one level
         axes.contour(x, y, density, levels=rising, colors=colour, linewidths=0.5, alpha=0.8)
-        axes.contour(x, y, density, levels=[covered], colors=colour, linewidths=2.0)
+        axes.contour(x, y, density, levels=[covered], colors=colour, linewidths=2.0, linestyles=[line])
         shown |= density >= rising[0]
     axes.set_xlim(_ends(x[shown.any(axis=0)]))
     axes.set_ylim(_ends(y[shown.any(axis=1)]))
@@ -170,10 +171,10 @@ def _contour_handles() -> "list[Artist]":
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    thick, thin = f"encloses {COVERED:g} % of the images", "ten contours, 95 % to 99.99 %"
+    thick = f"{COVERED:g} % of the"
     return [
-        *_patches(),
-        Line2D([], [], color="black", linewidth=2.0, label=thick),
-        Line2D([], [], color="black", linewidth=0.5, label=thin),
+        Line2D([], [], color=REAL, linewidth=2.0, label=f"{thick} real images"),
+        Line2D([], [], color=GENERATED, linewidth=2.0, linestyle=_DASHES, label=f"{thick} generated images"),
+        Line2D([], [], color="black", linewidth=0.5, label="ten contours, 95 % to 99.99 %"),
         Patch(color="#999999", label="density of the real images"),
     ]

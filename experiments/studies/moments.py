@@ -187,10 +187,11 @@ def sections(study: MomentStudy) -> list[str]:
         "<h3>Density contours (their figure 6)</h3>"
         + inline_figure(contour_plots(study.real, study.generated))
         + "<p>Grey: density of the real images. Thin lines: ten contours that enclose 95 % to 99.99 % of the real "
-        f"(blue) and of the generated images (orange). Thick lines enclose {COVERED:g} %; above each plot stands how "
-        f"much of the real area within it the generated contour covers: here {least:.0%} to {most:.0%}, in the paper "
-        "80 % to 91 %. Little cover means that kinds of real images are never generated (mode collapse). Two sets of "
-        "real images do not reach 100 % either. The paper does not define its percentiles; here a contour encloses "
+        f"(blue) and of the generated images (orange). Thick lines, dashed for the generated, enclose {COVERED:g} %; "
+        "above each plot stands how much of the real area within it the generated contour covers: here "
+        f"{least:.0%} to {most:.0%}, in the paper 80 % to 91 %. Little cover means that kinds of real images are never "
+        "generated (mode collapse). Two sets of real images do not reach 100 % either. The paper does not define its "
+        "percentiles; here a contour encloses "
         "that share of the distribution.</p>",
         "<h3>Images outside the real support</h3>" + _outside(study),
     ]
