@@ -175,8 +175,8 @@ def sections(study: MomentStudy) -> list[str]:
         + "<p>1: the moment, or the pair of moments, tells nothing of whether an image is real. 0: it always tells. "
         "Defined as 1 - I/H, with I the mutual information of the moments and the label, and H the most that it can "
         "be. Of two sets of real images the mean is about 0.97 with 50 images each, 0.98 with 100 and 0.99 with "
-        "500 or more: what is missing there is chance. The paper's "
-        "table 1 gives 0.61 to 0.78 by a definition that is not public; the two cannot be compared.</p>",
+        "500 or more: what is missing there is chance. The paper's table 1 gives 0.61 to 0.78 by a definition in "
+        "its supplement, which this one does not follow; the two cannot be compared.</p>",
         "<h3>Mutual information with the label, and neighbours (their table 2)</h3>"
         + _information_table(study)
         + f"<p>Mutual information: 0 if the moment does not tell real from generated, {study.most_information:.2f} if "
@@ -191,8 +191,7 @@ def sections(study: MomentStudy) -> list[str]:
         "above each plot stands how much of the real area within it the generated contour covers: here "
         f"{least:.0%} to {most:.0%}, in the paper 80 % to 91 %. Little cover means that kinds of real images are never "
         "generated (mode collapse). Two sets of real images do not reach 100 % either. The paper does not define its "
-        "percentiles; here a contour encloses "
-        "that share of the distribution.</p>",
+        "percentiles in its main text; here a contour encloses that share of the distribution.</p>",
         "<h3>Images outside the real support</h3>" + _outside(study),
     ]
 
