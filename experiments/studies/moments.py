@@ -176,8 +176,8 @@ def sections(study: MomentStudy) -> list[str]:
         + "<p>1: the moment, or the pair of moments, tells nothing of whether an image is real. 0: it always tells. "
         "Defined as 1 - I/H, with I the mutual information of the moments and the label, and H the most that it can "
         "be. Of two sets of real images the mean is about 0.97 with 50 images each, 0.98 with 100 and 0.99 with "
-        "500 or more: what is missing there is chance. The paper's "
-        "table 1 gives 0.61 to 0.78 by a definition that is not public; the two cannot be compared.</p>",
+        "500 or more: what is missing there is chance. The paper's table 1 gives 0.61 to 0.78 by a definition in "
+        "its supplement, which this one does not follow; the two cannot be compared.</p>",
         "<h3>Mutual information with the label, and neighbours (their table 2)</h3>"
         + _information_table(study)
         + f"<p>Mutual information: 0 if the moment does not tell real from generated, {study.most_information:.2f} if "
@@ -188,11 +188,11 @@ def sections(study: MomentStudy) -> list[str]:
         "<h3>Density contours (their figure 6)</h3>"
         + inline_figure(contour_plots(study.real, study.generated))
         + "<p>Grey: density of the real images. Thin lines: ten contours that enclose 95 % to 99.99 % of the real "
-        f"(blue) and of the generated images (orange). Thick lines enclose {COVERED:g} %; above each plot stands how "
-        f"much of the real area within it the generated contour covers: here {least:.0%} to {most:.0%}, in the paper "
-        "80 % to 91 %. Little cover means that kinds of real images are never generated (mode collapse). Two sets of "
-        "real images do not reach 100 % either. The paper does not define its percentiles; here a contour encloses "
-        "that share of the distribution.</p>",
+        f"(blue) and of the generated images (orange). Thick lines, dashed for the generated, enclose {COVERED:g} %; "
+        "above each plot stands how much of the real area within it the generated contour covers: here "
+        f"{least:.0%} to {most:.0%}, in the paper 80 % to 91 %. Little cover means that kinds of real images are never "
+        "generated (mode collapse). Two sets of real images do not reach 100 % either. The paper does not define its "
+        "percentiles in its main text; here a contour encloses that share of the distribution.</p>",
         "<h3>Images outside the real support</h3>" + _outside(study),
     ]
 
@@ -314,7 +314,6 @@ def read_folder(
     value_range: tuple[float, float] | None = None,
     view: str | None = None,
     unknown_view: bool = False,
-    progress: bool = True,
 ) -> Folder:
     """Read all PNG and DICOM files below a folder, in threads; images may differ in size.
 
@@ -324,7 +323,6 @@ def read_folder(
             bits. DICOM files are taken as a viewer shows them, black to white.
         view: Only images of this view, by DICOM tag or file name; None = all.
         unknown_view: Keep images of which the view is not known, too.
-        progress: Show a bar.
 
     Raises:
         DataError: If there is no such image, or some cannot be used.
@@ -341,7 +339,7 @@ def read_folder(
             of_view = "" if view is None else f" whose tags or name (as in 0_L-{view}.png) say {view}"
             raise DataError(f"{root}: holds no PNG or DICOM file{of_view}")
         results = pool.map(partial(_read_or_error, value_range=value_range), paths)
-        found = list(tqdm(results, root.name, len(paths), unit="image", disable=not progress))
+        found = list(tqdm(results, root.name, len(paths), unit="image", disable=None))
     errors = [result for result in found if isinstance(result, UnreadableImageError)]
     if errors:
         raise DataError(
@@ -395,9 +393,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="chooses the images drawn and those left out at random")
     options = parser.parse_args(arguments)
+    roots = options.real.resolve(), options.generated.resolve()
+    ranges = _range(options.value_range), _range(options.generated_value_range)
     try:
-        real = read_folder(options.real, _range(options.value_range), options.view)
-        generated = read_folder(options.generated, _range(options.generated_value_range), options.view, True)
+        real = read_folder(roots[0], ranges[0], options.view)
+        generated = read_folder(roots[1], ranges[1], options.view, unknown_view=True)
         study = analyse(real.moments, generated.moments, options.seed)
         effect = _effect_on_agreement(study)
     except (DataError, TooFewImagesError) as error:
@@ -405,7 +405,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     parts = [
         f"<!doctype html><meta charset=utf-8><title>Moments</title><style>{STYLE}</style>",
-        f"<h1>Moments of {html.escape(options.generated.name)} against {html.escape(options.real.name)}</h1>",
+        f"<h1>Moments of {html.escape(roots[1].name)} against {html.escape(roots[0].name)}</h1>",
         f"<p>Real: {html.escape(real.said)}. Generated: {html.escape(generated.said)}.</p>",
         *sections(study),
         pruning_section(effect) if effect else "",

@@ -1,11 +1,11 @@
 """Do the moments of real and generated images agree? (Korkinof 2021, Radiology: Artificial Intelligence 3(2):e190181).
 
-The paper's Table 1 gives 60-78 % for pairs of moments. Its definition is in a supplement that is not public; the
-agreement here is Mirage's own and cannot be compared with these percentages. Numbers of neighbours (Table 2) follow the
-text.
+The paper's Table 1 gives 60-78 % for pairs of moments. Its definition is in a supplement (Appendix E3) that was not at
+hand; the agreement here is Mirage's own and cannot be compared with these percentages. Numbers of neighbours (Table 2)
+follow the text.
 
-Copies among the images make nearest neighbours nearer than they are. To get intervals draw images without replacement
-(subsets), not with it (bootstrap).
+Copies among the images make nearest neighbours nearer than they are. For intervals draw images without replacement
+(subsets): two bootstrap samples of one distribution agree to 0.7 instead of 1.0.
 """
 
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def contour_coverage(real: Tensor, generated: Tensor, pair: tuple[int, int], per
     """Estimate the densities of a pair of moments and how much of the real contour the generated one covers (figure 6).
 
     The p-th percentile contour encloses the densest p % of a distribution (highest density region, Hyndman 1996). The
-    paper does not define its percentiles; percentiles of the density over a grid would depend on the size of the grid.
+    paper does not say what its percentiles are of; those of the density over a grid would depend on the grid's size.
     The densities are those of ``scipy.stats.gaussian_kde`` with Scott's rule, each set with its own covariance.
 
     Args:

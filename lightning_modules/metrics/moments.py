@@ -33,7 +33,7 @@ def moments(images: Tensor) -> Tensor:
 
 
 def moments_of_levels(stored: np.ndarray, value_range: tuple[float, float]) -> Tensor:
-    """Return the five moments of images as they are stored, without making floats of them.
+    """Return the five moments of images as they are stored, without making floats of their pixels.
 
     An image of 8 or 16 bits is its histogram, which is exact and quick. The moments are those of ``moments`` after
     scaling to [-1, 1], to 1e-9.
@@ -93,30 +93,31 @@ def _power_sums(centred: Tensor) -> Tensor:
 
 
 def _histogram(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the levels that occur and how often, both (L,) float64."""
+    """Return all levels from the lowest to the highest and how often each occurs, both (L,) float64."""
     bits, unsigned = 8 * image.itemsize, f"u{image.itemsize}"
-    native = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("="))
-    codes = native.reshape(-1).view(unsigned).astype(np.uint8 if bits == 8 else np.int32)
+    codes = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("=")).reshape(-1).view(unsigned)
+    lowest = 0
+    if image.dtype.kind == "i":  # flipping the sign's bit sorts the codes as the levels
+        lowest = -(2 ** (bits - 1))
+        codes = codes ^ codes.dtype.type(-lowest)
     # torch counts 1.4 to 2 times as fast as numpy, which makes 64-bit integers of all pixels first.
-    counts = torch.bincount(torch.from_numpy(codes), minlength=2**bits).numpy()
-    levels = np.arange(2**bits, dtype=unsigned).view(native.dtype)
-    occurring = counts > 0
-    return levels[occurring].astype(np.float64), counts[occurring].astype(np.float64)
+    counts = torch.bincount(torch.from_numpy(codes.astype(np.uint8 if bits == 8 else np.int32))).numpy()
+    first = int((counts > 0).argmax())
+    return np.arange(first, len(counts), dtype=np.float64) + lowest, counts[first:].astype(np.float64)
 
 
 def _moments_of_histogram(levels: np.ndarray, counts: np.ndarray, low: float, high: float) -> Tensor:
-    if levels.min() < low or levels.max() > high:
+    if levels[0] < low or levels[-1] > high:
         raise ValueError(
-            f"values {levels.min():g} .. {levels.max():g} lie outside value_range={low:g}..{high:g}; "
+            f"values {levels[0]:g} .. {levels[-1]:g} lie outside value_range={low:g}..{high:g}; "
             "give the range that the images are stored in"
         )
     scale, pixels = 2.0 / (high - low), counts.sum()
     mean = counts @ levels / pixels
     centred = (levels - mean) * scale
-    weighted, sums = counts * centred, []
-    for _ in range(4):
-        weighted *= centred
-        sums.append(weighted.sum())
+    square = centred * centred
+    even = counts * square
+    sums = [even.sum(), even @ centred, even @ square, (even * centred) @ square]
     scaled_mean = torch.tensor((mean - low) * scale - 1.0, dtype=torch.float64)
     return _standardised(scaled_mean, torch.tensor(sums, dtype=torch.float64) / pixels)
 

@@ -81,6 +81,15 @@ def test_copies_of_one_image_are_not_many_neighbours_of_their_own():
     assert neighbours_within(real, generated).tolist() == [3.0] * 5
 
 
+def test_subsets_keep_the_agreement_and_bootstrap_samples_do_not():
+    real, generated = draw(1000, 0), draw(1000, 1)
+    random = torch.Generator().manual_seed(0)
+    half = torch.randperm(1000, generator=random)[:500]
+    assert agreement(real[half], generated[half]).mean() > 0.97
+    drawn = torch.randint(1000, (2, 1000), generator=random)
+    assert agreement(real[drawn[0]], generated[drawn[1]]).mean() < 0.8  # why the module warns of them
+
+
 def test_scaling_is_robust_and_defined_without_spread():
     points = torch.tensor([[0.0, 1.0, 5.0], [1.0, 1.0, 5.0], [2.0, 1.0, 5.0], [3.0, 1.0, 5.0], [1e9, 6.0, 5.0]])
     scaled = standardise(points, points)
