@@ -66,7 +66,12 @@ def test_a_run_is_measured_and_reported(run, suite, capsys):
     assert "frechet_random_conv" in said and "report.html" in said
     folder = run / "evaluation" / "small-000000000096"
     found = scores(folder)
-    assert {"frechet_random_conv", "precision_random_conv", "moment_agreement", "copied_share_random_conv"} <= found.keys()
+    assert {
+        "frechet_random_conv",
+        "precision_random_conv",
+        "moment_agreement",
+        "copied_share_random_conv",
+    } <= found.keys()
     row = found["frechet_random_conv"]
     assert row["value"] > 0 and row["low"] < row["value"] < row["high"]
     assert row["verdict"] == "worse than the floor"  # a second of training
@@ -210,6 +215,8 @@ def test_a_killed_evaluation_goes_on(run, suite, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "scores.json").exists()
-    done = subprocess.run([*command, f"data.cache_dir={cache}"], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(
+        [*command, f"data.cache_dir={cache}"], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
     assert done.returncode == 0, done.stderr
     assert scores(output) == whole

@@ -113,8 +113,8 @@ class PruningEffect:
     Attributes:
         images: Generated images.
         pruned: How many of them were left out.
-        rows: Name of a score that could be measured each time; its value for all images, without as many images left out at random, and without the
-            outliers.
+        rows: Name of a score that could be measured each time; its value for all images, without as many images left
+            out at random, and without the outliers.
     """
 
     images: int
@@ -136,7 +136,8 @@ def pruning_effect(
     Args:
         real: Moments (N, 5).
         generated: Moments (M, 5).
-        scores: Called with a bool mask (M,) of the generated images that are kept; may leave out what cannot be measured.
+        scores: Called with a bool mask (M,) of the generated images that are kept; may leave out what cannot be
+            measured.
         seed: Of the random choice.
         quantile: Of ``outside_support``.
 

@@ -46,7 +46,9 @@ def neighbour_distance_ratio(train: Tensor, held_out: Tensor, generated: Tensor)
     """
     usual = nearest(held_out, train)[0].median()
     if usual == 0:
-        raise ValueError("more than half of the held-out images equal training images: there is nothing to compare with")
+        raise ValueError(
+            "more than half of the held-out images equal training images: there is nothing to compare with"
+        )
     return float(nearest(generated, train)[0].median() / usual)
 
 

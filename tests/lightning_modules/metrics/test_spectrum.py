@@ -44,7 +44,9 @@ def test_white_noise_is_flat_at_its_variance_whatever_the_size(height, width):
 @pytest.mark.parametrize("cycles", [0.125, 0.25, 0.5])
 def test_a_wave_lands_in_its_ring_along_either_axis(axis, cycles):
     shape = [1, 1, 96, 64]
-    wave = torch.cos(2 * torch.pi * cycles * torch.arange(shape[axis])).reshape([-1 if i == axis else 1 for i in range(4)])
+    wave = torch.cos(2 * torch.pi * cycles * torch.arange(shape[axis])).reshape(
+        [-1 if i == axis else 1 for i in range(4)]
+    )
     assert int(radial_spectrum(wave.expand(shape)).argmax()) + 1 == round(cycles * 64)
 
 
