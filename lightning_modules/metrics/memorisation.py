@@ -1,7 +1,7 @@
 """Does a generator repeat its training images, or tell who was among them? By nearest neighbours.
 
-Any vectors will do: an extractor's features see copies that were shifted or cropped a little, shrunken pixels see copies
-and nothing else.
+Any vectors will do: an extractor's features also see copies that were shifted or cropped a little, shrunken pixels see
+nothing else than copies.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,9 @@ def neighbour_distance_ratio(train: Tensor, held_out: Tensor, generated: Tensor)
     """
     usual = nearest(held_out, train)[0].median()
     if usual == 0:
-        raise ValueError("more than half of the held-out images equal training images: there is nothing to compare with")
+        raise ValueError(
+            "more than half of the held-out images equal training images: there is nothing to compare with"
+        )
     return float(nearest(generated, train)[0].median() / usual)
 
 

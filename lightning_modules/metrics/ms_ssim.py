@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.score import DistributionScore
 
-# Wang 2003, section 3.2: the weights of the scales, from fine to coarse. The window is a Gaussian of 1.5 pixels, 11 wide
-# (Wang 2004); the constants are those for values in [-1, 1].
+# Wang 2003, section 3.2: the weights of the scales, from fine to coarse. The window is a Gaussian of 1.5 pixels, 11
+# wide; the constants are those for values in [-1, 1].
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, DEVIATION = 11, 1.5
 LUMINANCE, CONTRAST = (0.01 * 2.0) ** 2, (0.03 * 2.0) ** 2

@@ -36,6 +36,8 @@ class TorchvisionNetwork(FeatureExtractor):
         ValueError: If there is no such architecture or file, or a number makes no sense.
     """
 
+    _mean: Tensor
+    _std: Tensor
     score_name = "frechet_torchvision"
 
     def __init__(
@@ -86,7 +88,7 @@ class TorchvisionNetwork(FeatureExtractor):
         self.register_buffer("_std", self._per_channel("std", self.std, IMAGENET_STD))
         if self.layer is not None:
             _, names = get_graph_node_names(network)
-            if self.layer not in names:
+            if not any(name == self.layer or name.startswith(f"{self.layer}.") for name in names):
                 raise ExtractorError(f"layer={self.layer!r}: {self.architecture} has the layers {', '.join(names)}")
             network = create_feature_extractor(network, {self.layer: "features"})
         self.network = network.requires_grad_(False)
@@ -121,7 +123,9 @@ class TorchvisionNetwork(FeatureExtractor):
         if found.ndim == 4:
             return found.mean(dim=(2, 3))
         if found.ndim != 2:
-            raise ExtractorError(f"layer={self.layer!r} gives {tuple(found.shape)}; name one with (N, D) or (N, D, H, W)")
+            raise ExtractorError(
+                f"layer={self.layer!r} gives {tuple(found.shape)}; name one with (N, D) or (N, D, H, W)"
+            )
         return found
 
     def _state(self) -> dict[str, Tensor]:
@@ -130,18 +134,19 @@ class TorchvisionNetwork(FeatureExtractor):
             if self.weights.suffix == ".safetensors":
                 from safetensors.torch import load_file
 
-                state = load_file(self.weights)
+                found = load_file(self.weights)
             else:
-                state = torch.load(self.weights, map_location="cpu", weights_only=True)
+                found = torch.load(self.weights, map_location="cpu", weights_only=True)
         except Exception as error:  # unpickling raises nearly anything on other files
             raise ExtractorError(
                 f"{self.weights} cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]}); write it "
                 "with torch.save(network.state_dict(), file)"
             ) from error
-        if isinstance(state, dict):
-            state = state.get("state_dict", state)
+        state = found.get("state_dict", found) if isinstance(found, dict) else None
         if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise ExtractorError(f"{self.weights} holds no state dict; write it with torch.save(network.state_dict(), file)")
+            raise ExtractorError(
+                f"{self.weights} holds no state dict; write it with torch.save(network.state_dict(), file)"
+            )
         prefixes = re.compile(rf"^((module|model|backbone|{self.architecture})\.)+")
         # Checkpoints of the time of CheXNet call a dense layer's first norm "norm.1".
         old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -159,7 +164,11 @@ class TorchvisionNetwork(FeatureExtractor):
         expected = network.state_dict()
         missing = [name for name in expected.keys() - state if not name.endswith("num_batches_tracked")]
         other = [name for name in expected.keys() & state if expected[name].shape != state[name].shape]
-        for what, names in (("misses", missing), ("has too many", state.keys() - expected), ("has other shapes of", other)):
+        for what, names in (
+            ("misses", missing),
+            ("has too many", state.keys() - expected),
+            ("has other shapes of", other),
+        ):
             if names:
                 listed = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
                 raise ExtractorError(f"{self.weights} is no state dict of {self.architecture}: it {what} {listed}")

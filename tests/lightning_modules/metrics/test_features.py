@@ -87,7 +87,9 @@ def learnt(inception_weights):
     torch.save(state, inception_weights)
 
 
-@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), pytest.param("bfloat16", 0.03, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "precision, tolerance", [("float32", 1e-5), pytest.param("bfloat16", 0.03, marks=pytest.mark.slow)]
+)
 def test_inception_folds_what_batch_norms_have_learnt(inception_weights, precision, tolerance):
     """Also for colour and other shapes; in bfloat16, with eight bits, to a few per cent."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
