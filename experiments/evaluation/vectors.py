@@ -74,7 +74,7 @@ class VectorCache:
             vectors = np.load(self._path(images, extractor, start, stop), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        whole = vectors.shape == (stop - start, extractor.dimensions) and vectors.dtype == np.float32
+        whole = vectors.ndim == 2 and len(vectors) == stop - start and vectors.dtype == np.float32
         return torch.from_numpy(vectors) if whole else None
 
     def _path(self, images: ImageSet, extractor: FeatureExtractor, start: int, stop: int) -> Path:

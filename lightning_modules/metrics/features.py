@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -165,7 +164,7 @@ class InceptionV3(FeatureExtractor):
             if isinstance(block, BasicConv2d):
                 block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
         *layers, _, classes = reference.children()  # in the order of the forward pass; the pool is taken in float32
-        network = nn.Sequential(*layers).to(getattr(torch, self.precision), memory_format=torch.channels_last)
+        network = nn.Sequential(*layers).to(getattr(torch, self.precision)).to(memory_format=torch.channels_last)
         self.network = network.eval().requires_grad_(False)
         self.register_buffer("classes", classes.weight.detach())
 
@@ -203,6 +202,7 @@ class InceptionProbabilities(InceptionV3):
         precision: As for ``InceptionV3``.
     """
 
+    classes: Tensor
     score_name = "inception_probabilities"
     dimensions = 1008
 

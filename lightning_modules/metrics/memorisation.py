@@ -1,7 +1,7 @@
 """Does a generator repeat its training images, or tell who was among them? By nearest neighbours.
 
-Any vectors will do: an extractor's features see copies that were shifted or cropped a little, shrunken pixels see copies
-and nothing else.
+Any vectors will do: an extractor's features also see copies that were shifted or cropped a little, shrunken pixels see
+nothing else than copies.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from lightning_modules.metrics.spectrum import RadialSpectrum, SpectralDistance,
 
 def by_definition(image, rings):
     """All frequencies of the full transform, one at a time."""
-    channels, height, width = image.shape
+    height, width = image.shape[1:]
     power = (np.abs(np.fft.fft2(image)) ** 2).mean(axis=0) / (height * width)
     sums, counts = np.zeros(rings + 1), np.zeros(rings + 1)
     for y, fy in enumerate(np.fft.fftfreq(height)):
