@@ -65,16 +65,20 @@ def enlarged(images: Tensor) -> Tensor:
     return F.interpolate(images, scale_factor=float(max(1, -(-SMALLEST // min(images.shape[2:])))))
 
 
-def write_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write images (N, C, H, W) in [-1, 1] as one 8-bit PNG; the file is whole or absent.
+def grid_picture(images: Tensor, columns: int) -> Image.Image:
+    """Return images (N, C, H, W) in [-1, 1] as one 8-bit picture.
 
-    One channel is written grey, three as RGB, two and four as their channels side by side. A full disk costs the
-    picture, not the run.
+    One channel is shown grey, three as RGB, two and four as their channels side by side.
     """
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 2, 1, 3).flatten(2).unsqueeze(1)
     grid = make_grid(images.cpu(), nrow=columns, padding=2, pad_value=-1.0)
     pixels = ((grid + 1.0) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)
+    return Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)
+
+
+def write_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Write ``grid_picture`` as a PNG; the file is whole or absent. A full disk costs the picture, not the run."""
+    picture = grid_picture(images, columns)
     with training_goes_on(path):
         write_atomically(path, lambda file: picture.save(file, format="PNG"))

@@ -226,6 +226,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return the number of images in a split."""
         return len(self._rows[split])
 
+    def groups(self, split: str) -> int:
+        """Return the number of groups (patients, blocks of slices) in a split."""
+        return len({self._kept[row][0].group for row in self._rows[split]})
+
     def images(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
         """Yield a process's share of a split's images (N, C, H, W) in [-1, 1] at the final resolution, once each."""
         share = np.arange(self.size(split))[rank::world_size]
@@ -256,6 +260,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "channels": self.channels,
             "intensity": asdict(self.intensity),
             "images": {split: self.size(split) for split in SPLITS},
+            "groups": {split: self.groups(split) for split in SPLITS},
             "fingerprint": {split: self.fingerprint(split) for split in SPLITS},
         }
 
@@ -271,8 +276,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             records = self.split_records(split)
             counts = Counter(label for record in records for label in record.labels)
             classes = ", ".join(f"{name} {counts[name]}" for name in self.classes)
-            groups = len({record.group for record in records})
-            lines.append(f"  {split:<5} {len(records):>7} images  {groups:>6} groups  {classes}".rstrip())
+            lines.append(f"  {split:<5} {len(records):>7} images  {self.groups(split):>6} groups  {classes}".rstrip())
         return "\n".join(lines)
 
     @property

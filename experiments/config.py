@@ -319,6 +319,25 @@ def completed(node: Node) -> Node:
     return {**defaults, **node, **nested}
 
 
+def closed_settings(node: Node) -> Node:
+    """Return the settings of a checked node that cannot hold free text: numbers, switches, choices, classes.
+
+    What they say can be published; free text may be a path.
+    """
+    parameters = _parameters(locate(node[TARGET], object))
+    found: Node = {}
+    for name, value in node.items():
+        if isinstance(value, dict):
+            found[name] = {TARGET: value[TARGET], **closed_settings(value)} if TARGET in value else _without_text(value)
+        elif name in parameters and not any(_fits(parameters[name][0], text) for text in ("any text", ["any text"])):
+            found[name] = value
+    return found
+
+
+def _without_text(values: Node) -> Node:
+    return {name: value for name, value in values.items() if value is None or isinstance(value, int | float)}
+
+
 def check_plain(cls: type, values: Node, key: str) -> list[str]:
     """Return every problem of a node without ``_target_`` that is to become an object of a dataclass."""
     return list(_argument_problems(cls, values, f"{key}.", ()))

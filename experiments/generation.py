@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from multiprocessing import connection, get_context, parent_process
@@ -102,7 +101,7 @@ def generate_files(request: Request, stopped: Callable[[], bool] = lambda: False
         images = ImageFolder(folder, _settings(request, maker), suffix, request.count)
         made = 0
         with images.opened():
-            missing = images.missing(partial(tqdm, desc="checking", unit="image", leave=False, disable=None))
+            missing = images.missing(lambda indices: tqdm(indices, "checking", unit="image", leave=False, disable=None))
             tasks = _tasks(missing, request.batch_size, maker.chunk)
             with tqdm(total=request.count, initial=request.count - len(missing), unit="image", disable=None) as bar:
                 for hashes in _run(maker, images, tasks, stopped):

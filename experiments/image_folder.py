@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class ImageFolder:
         """Return the path of an image."""
         return self.path / f"{index:06d}{self.suffix}"
 
-    def missing(self, watch: Callable[[Sequence[int]], Iterator[int]] = iter) -> list[int]:
+    def missing(self, watch: Callable[[Iterable[int]], Iterable[int]] = iter) -> list[int]:
         """Return the indices of images that are absent, damaged or not in the record.
 
         Args:

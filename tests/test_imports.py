@@ -73,9 +73,12 @@ def test_no_loss_is_differentiated_behind_the_strategys_back():
 
 def test_show_list_and_help_import_neither_torch_nor_lightning():
     code = (
-        "import sys; from experiments import run, sweep\n"
+        "import sys; from experiments import export, generate, run, sweep\n"
         "for arguments in (['--list'], ['demo', '--show']): assert run.main(arguments) == 0\n"
         "for arguments in (['--list'], ['phantom_families', '--show']): assert sweep.main(arguments) == 0\n"
+        "for verb in (generate, export):\n"
+        "    try: verb.main(['--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'lightning', 'monai', 'wandb', 'numpy', 'optuna', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

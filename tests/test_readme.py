@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from experiments import config as cfg
-from experiments import launch, run, sweep
+from experiments import export, generate, launch, run, sweep
 from experiments.sweeps.settings import check_experiments, load_sweep
 from experiments.sweeps.wandb_engine import sweep_config
 from experiments.training import build
@@ -53,6 +53,15 @@ def test_sweep_command_is_valid(line):
 def test_launch_command_is_valid(line, capsys):
     assert launch.main(arguments(line, "experiments.launch")) == 0
     assert capsys.readouterr().out.startswith("#!/bin/bash")
+
+
+@pytest.mark.parametrize("verb", [generate, export])
+def test_commands_that_publish_are_valid(verb):
+    lines = [line.split("#")[0] for line in LINES if f"-m {verb.__name__} " in line]
+    assert lines
+    for line in lines:
+        options = verb.parser().parse_args(arguments(line, verb.__name__))
+        assert options.run.parts[0] == "runs" and options.run.parts[1] in cfg.shipped()
 
 
 def test_there_are_commands_to_check():

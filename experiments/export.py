@@ -1,0 +1,62 @@
+"""Export a trained generator with a model card: ``python -m experiments.export RUN``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.config import ConfigError
+from experiments.run import refuse
+
+EPILOG = """\
+writes
+  generator.safetensors, generator.json   weights and description; lightning_modules.networks.exported loads them
+  generator.onnx                          latents (N, D) -> images (N, C, H, W) in [-1, 1], for onnxruntime
+  README.md, samples.png                  model card made from the run; generated images
+
+examples:
+  python -m experiments.export runs/demo/20261120-183111-72b2
+  python -m experiments.export RUN/checkpoints/best.ckpt --output best --no-onnx
+
+ONNX needs the packages of mirage-gan[export]. Evaluate the run first: its scores go into the model card.
+
+exit codes: 0 exported, 2 cannot be exported, 1 anything else
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    options = parser().parse_args(arguments)
+    return _export(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(
+        prog="python -m experiments.export",
+        description="Write the averaged generator of a run in files that need neither the run nor Lightning.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
+    found.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/export; an earlier one is replaced")
+    found.add_argument("--no-onnx", action="store_true", help="leave generator.onnx out")
+    return found
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Import the heavy packages, export, and say where to."""
+    from experiments.exporting import export
+
+    try:
+        folder = export(options.run, options.output, with_onnx=not options.no_onnx)
+    except ConfigError as error:
+        return refuse(str(options.run), error.problems)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"exported to {folder}\nread    {folder / 'README.md'} before you hand it on")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

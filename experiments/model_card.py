@@ -1,0 +1,258 @@
+"""The model card of an exported generator: what its run recorded, in Markdown. What it did not is said to be so."""
+
+import html
+import inspect
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodules.splits import SPLITS
+from experiments.config import TARGET, closed_settings
+from experiments.loading import Trained
+from experiments.redaction import redacted
+from experiments.run_directory import flat, read_status
+from experiments.tracking import read_rows
+
+UNKNOWN = "not recorded"
+_MARKS = re.compile(r"([\\`*\[\]|])")
+_LONGEST = 500  # characters of a value
+
+
+def model_card(trained: Trained, description: dict[str, Any], sample_count: int) -> str:
+    """Return the model card.
+
+    It names no file, no path and no patient, and of the configuration only settings that cannot hold free text.
+
+    Args:
+        trained: The run and its generator.
+        description: What ``generator.json`` says.
+        sample_count: Images in ``samples.png``.
+    """
+    parts = [
+        f"# {_said(description['name'])}: a generator of synthetic images",
+        "Every image that it makes is synthetic and shows no patient. Not for diagnosis or any clinical decision.",
+        f"![{sample_count} generated images](samples.png)",
+        f"Images 0 to {sample_count - 1} of seed 0, not selected.",
+        _overview(trained, description),
+        "## Loading",
+        _loading(description),
+        "## Training data",
+        _data(trained.module.data_facts),
+        "## Training",
+        _training(trained),
+        "## Scores",
+        *_scores(trained),
+        "## Health of the training",
+        _health(trained.directory / "health.json"),
+        "## Intended use",
+        "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
+        "studies of generative models. How well the images serve a purpose has to be shown for that purpose.",
+        "## Limits",
+        _limits(trained.directory),
+        "## Licence",
+        f"Of these weights: {_said(description['licence'])}. Of Mirage's code: Apache-2.0.",
+    ]
+    return redacted("\n\n".join(parts) + "\n")
+
+
+def _overview(trained: Trained, description: dict[str, Any]) -> str:
+    module, image, latents = trained.module, description["image"], description["latents"]
+    point, stages = module.schedule.at(module.images_seen), module.schedule.stages()
+    total, intensity = module.schedule.total_images, trained.intensity
+    paper = " ".join((inspect.getdoc(inspect.getmodule(type(module))) or UNKNOWN).partition("\n\n")[0].split())
+    state = read_status(trained.directory).get("state")
+    rows = [
+        ("family", paper),
+        ("images", f"{image['height']} x {image['width']} pixels (height x width), {_channels(image['channels'])}"),
+        ("values", f"-1 is {intensity.low:g}, 1 is {intensity.high:g} {intensity.unit} ({intensity.meaning})"),
+        ("bits of the training images", intensity.bits),
+        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']]}"),
+        ("truncation", "a factor on the latents" if latents["truncation"] else "none: latents are normalised"),
+        ("parameters", f"{sum(p.numel() for p in module.generator_ema.parameters()):,}"),
+        ("trained with", f"{module.images_seen:,} of {total:,} planned images (state of the run: {_said(state)})"),
+        ("run", description["run"]),
+        ("SHA-256 of the weights", trained.weights_sha256),
+    ]
+    if len(stages) > 1:
+        size = "final" if point.resolution == module.image_size else "not the final"
+        stage = f"{point.stage} of 0 to {len(stages) - 1}, faded in by {point.alpha:.0%}; {size} size"
+        rows.insert(5, ("stage of growth", stage))
+    return _table(("", ""), rows)
+
+
+_PRIORS = {"normal": "standard normal", "uniform": "uniform in -1 to 1"}
+
+
+def _channels(count: int) -> str:
+    return "1 channel (grey)" if count == 1 else f"{count} channels"
+
+
+def _loading(description: dict[str, Any]) -> str:
+    image, intensity = description["image"], description["intensity"]
+    low, high = intensity["low"], intensity["high"]
+    shape = f"{image['channels']}, {image['height']}, {image['width']}"
+    unit = " ".join(str(intensity["unit"]).replace("`", "'").split())
+    lines = [
+        "```python",
+        "from lightning_modules.networks.exported import load_generator",
+        "",
+        'generator = load_generator("FOLDER")  # this folder; needs Mirage and torch, not Lightning',
+        f"images = generator.sample(16, seed=0)  # (16, {shape}) in -1 to 1",
+        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {unit}",
+        "```",
+    ]
+    if "generator.onnx" in description["files"]:
+        latents = description["latents"]
+        noise = f"standard_normal((16, {latents['length']}), dtype=numpy.float32)"
+        if latents["prior"] == "uniform":
+            noise = f"uniform(-1.0, 1.0, (16, {latents['length']})).astype(numpy.float32)"
+        lines += [
+            "",
+            "Or without Mirage and torch:",
+            "",
+            "```python",
+            "import numpy, onnxruntime",
+            "",
+            'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
+            f"latents = numpy.random.default_rng(0).{noise}",
+            'images = session.run(None, {"latents": latents})[0]',
+            "```",
+        ]
+    return "\n".join(lines)
+
+
+def _data(facts: dict[str, Any]) -> str:
+    classes = facts.get("classes")
+    names = ", ".join(map(str, classes)) if isinstance(classes, list) else None
+    rows = [("data set", facts.get("data_set")), ("classes", "none" if names == "" else names)]
+    splits = [
+        (split, *(_entry(facts.get(key), split) for key in ("images", "groups", "fingerprint"))) for split in SPLITS
+    ]
+    head = ("split", "images", "groups", "fingerprint")
+    note = (
+        "A group is a patient, or a block of neighbouring slices; none lies in two splits. Training saw `train` only."
+    )
+    return "\n\n".join((_table(("", ""), rows), _table(head, splits), note))
+
+
+def _entry(values: Any, key: str) -> Any:
+    return values.get(key) if isinstance(values, dict) else None
+
+
+def _training(trained: Trained) -> str:
+    config, recorded = trained.config, _json(trained.directory / "versions.json")
+    trainer = config.get("trainer", {})
+    rows: list[tuple[Any, Any]] = []
+    for key in ("schedule", "module", "data", "callbacks.ema"):
+        node = _at(config, key)
+        if TARGET in node:
+            rows += [(key, node[TARGET]), *flat(closed_settings(node), key).items()]
+    rows = [(key, "none" if value is None else value) for key, value in rows]
+    rows += [("seed", config.get("seed")), ("precision", trainer.get("precision"))]
+    packages = ("mirage-gan", "git_commit", "python", "torch", "lightning", "numpy")
+    rows += [(f"version of {name}" if name != "git_commit" else name, recorded.get(name)) for name in packages]
+    return _table(("setting", "value"), rows)
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
+
+
+def _scores(trained: Trained) -> list[str]:
+    """Return the newest score that training took, and what evaluations of these weights have found."""
+    clock = trained.module.images_seen
+    taken = [row for row in read_rows(trained.directory / "scores.jsonl") if row["images_seen"] <= clock]
+    parts = []
+    if taken:
+        keys = ("metric", "value", "extractor", "generated", "real", "split", "resolution", "generator", "images_seen")
+        parts += ["Taken during training, without interval and floor:"]
+        parts += [_table(("", ""), [(key.replace("_", " "), taken[-1].get(key)) for key in keys])]
+    for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
+        parts += _evaluation(path, trained.weights_sha256)
+    return parts or [f"Scores: {UNKNOWN}."]
+
+
+def _evaluation(path: Path, weights_sha256: str) -> list[str]:
+    title, said = f"Evaluation {_said(path.parent.name)}", _json(path)
+    rows = said.get("scores")
+    if not isinstance(rows, list):
+        return [f"{title}: cannot be read."]
+    of = said.get("weights_sha256")
+    if of not in (None, weights_sha256):
+        return [f"{title}: is of other weights and not shown."]
+    whose = "of these weights" if of else "which does not say of which weights"
+    table = [
+        (row.get("name"), row.get("value"), _range(row, ""), _range(row, "floor_"), row.get("verdict"))
+        for row in rows
+        if isinstance(row, dict)
+    ]
+    head = ("score", "value", "interval", "floor (real against real)", "verdict")
+    return [f"{title}, {whose}:", _table(head, table)]
+
+
+def _range(row: dict[str, Any], prefix: str) -> str | None:
+    low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
+    return None if low is None or high is None else f"{_text(low)} to {_text(high)}"
+
+
+def _health(path: Path) -> str:
+    said = _json(path)
+    keys = ("verdict", "sentence", "advice", "images_seen", "since_images_seen")
+    if not said:
+        return f"Health: {UNKNOWN}."
+    return _table(("", ""), [(key.replace("_", " "), said.get(key) or UNKNOWN) for key in keys])
+
+
+def _limits(directory: Path) -> str:
+    evaluated = any(directory.glob("evaluation/*/scores.json"))
+    memory = (
+        "Read the memorisation scores above before images or weights leave the institution."
+        if evaluated
+        else "No evaluation was found in the run: whether it does has not been assessed. Assess it before images or "
+        "weights leave the institution."
+    )
+    return "\n".join(
+        (
+            "- No clinical use: the images are no evidence of any anatomy or disease, and none was read by a "
+            "radiologist unless a study says so.",
+            f"- A generator can repeat training images. {memory}",
+            "- It shows what its data set shows, with its scanners, population and labels. What is rare there appears "
+            "too seldom here, or never.",
+            "- Scores compare generators on one data set with one extractor; they are no measure of clinical realism.",
+        )
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return an object of a file that may be absent, damaged or a stranger's."""
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *([_said(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _said(value: Any) -> str:
+    """Return a value as one line of Markdown that is text and nothing else."""
+    text = _text(value)
+    return _MARKS.sub(r"\\\1", html.escape(text, quote=False)) if text else UNKNOWN
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

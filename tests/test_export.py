@@ -1,0 +1,375 @@
+"""What is exported makes the images of the run, and its model card says what the run recorded and nothing private."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, flip_a_bit, tiny_config
+from PIL import Image
+from safetensors.torch import load, save
+
+from experiments import export as verb
+from experiments.config import ConfigError
+from experiments.exporting import export
+from experiments.loading import generate, load_run
+from experiments.training import train
+from lightning_modules.networks.exported import ExportedGenerator, ExportError, arguments_of, load_generator
+
+CASES = ("dcgan", "wgan_gp", "progressive", "progressive in mid-fade", "progressive in an early stage")
+CLOCKS = {"progressive in mid-fade": 68, "progressive in an early stage": 32}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of each family; of the growing one also two checkpoints."""
+    folder = tmp_path_factory.mktemp("export")
+    families = ("dcgan", "wgan_gp", "progressive")
+    found = {family: train(tiny_config(family, folder, "callbacks.health.every_images=16")) for family in families}
+    for case, clock in CLOCKS.items():
+        found[case] = found["progressive"] / "checkpoints" / f"images_{clock:012d}.ckpt"
+    return found
+
+
+@pytest.fixture(scope="module")
+def exports(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    return {case: export(runs[case], folder / case.replace(" ", "_"), with_onnx=False) for case in CASES}
+
+
+@pytest.fixture
+def copied(exports, tmp_path):
+    """An export that a test may damage."""
+    for name in ("generator.json", "generator.safetensors"):
+        (tmp_path / name).write_bytes((exports["dcgan"] / name).read_bytes())
+    return tmp_path
+
+
+def change(folder, **values):
+    said = json.loads((folder / "generator.json").read_text())
+    (folder / "generator.json").write_text(json.dumps({**said, **values}))
+
+
+def replace_weights(folder, weights):
+    content = save(weights)
+    (folder / "generator.safetensors").write_bytes(content)
+    change(folder, files={"generator.safetensors": hashlib.sha256(content).hexdigest()})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exported_images_are_the_runs_bit_for_bit(runs, exports, case):
+    module, generator = load_run(runs[case]).module, load_generator(exports[case])
+    assert torch.equal(generator.sample(16, seed=3, start=16), module.sample(16, seed=3, start=16))
+    listed = torch.cat([images for _, images in generate(module, 5, 30, seed=4)])
+    assert torch.equal(generator.sample(30, seed=4, start=5), listed)
+    if not module.normalises_latents:
+        assert torch.equal(generator.sample(16, truncation=0.5), module.sample(16, truncation=0.5, seed=0))
+
+
+@pytest.mark.parametrize("case", ["dcgan", pytest.param("wgan_gp", marks=pytest.mark.slow), "progressive in mid-fade"])
+def test_onnx_makes_the_images_to_1e_4(runs, tmp_path, case):
+    import onnxruntime
+
+    folder = export(runs[case], tmp_path / "export")
+    generator = load_generator(folder)
+    session = onnxruntime.InferenceSession(folder / "generator.onnx", providers=["CPUExecutionProvider"])
+    for n in (1, 2, 5, 16):
+        latents = torch.randn(n, generator.latent_dim, generator=torch.Generator().manual_seed(n))
+        with torch.no_grad():
+            images = generator(latents)
+        (other,) = session.run(["images"], {"latents": latents.numpy()})
+        assert other.shape == tuple(images.shape) and other.dtype == np.float32
+        assert np.abs(other - images.numpy()).max() < 1e-4
+    content = (folder / "generator.onnx").read_bytes()
+    assert str(ROOT).encode() not in content and b'File "' not in content and b"/torch/" not in content
+    assert b"Synthetic image made by a GAN" in content
+    said = json.loads((folder / "generator.json").read_text())
+    assert said["files"]["generator.onnx"] == hashlib.sha256(content).hexdigest()
+
+
+def test_images_are_clamped_like_those_of_sample(exports):
+    generator = load_generator(exports["progressive"])  # its last layer is linear
+    generator.network.to_image[-1].bias.fill_(3.0)
+    assert generator.network(torch.zeros(1, 8)).max() > 1.0 and generator.sample(4).max() == 1.0
+
+
+def test_stage_of_the_checkpoint_is_what_is_exported(exports):
+    fading, early = (json.loads((exports[case] / "generator.json").read_text()) for case in CLOCKS)
+    assert (fading["network"]["stage"], fading["network"]["alpha"], fading["images_seen"]) == (2, 0.2, 68)
+    assert (early["image"]["height"], early["image"]["width"]) == (10, 8)
+    assert load_generator(exports["progressive in an early stage"]).sample(2).shape == (2, 1, 10, 8)
+    card = (exports["progressive in an early stage"] / "README.md").read_text()
+    assert "| stage of growth | 1 of 0 to 2, faded in by 40%; not the final size |" in card
+    assert "32 of 96 planned images" in card
+
+
+def test_description_says_what_the_images_are(runs, exports):
+    said, trained = json.loads((exports["dcgan"] / "generator.json").read_text()), load_run(runs["dcgan"])
+    assert said["synthetic"] is True and said["weights_sha256"] == trained.weights_sha256
+    assert said["latents"] == {"length": 100, "prior": "uniform", "truncation": True}
+    assert said["intensity"]["unit"] == "grey level / 255" and said["data_set"] == "Phantoms"
+    assert said["licence"].startswith("not recorded")
+
+
+def test_loading_needs_no_lightning(exports):
+    code = (
+        "import sys\n"
+        "from lightning_modules.networks.exported import load_generator\n"
+        f"generator = load_generator({str(exports['dcgan'])!r})\n"
+        "print(tuple(generator.sample(2, seed=0).shape))\n"
+        "assert not {'lightning', 'monai', 'wandb', 'omegaconf'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "(2, 1, 32, 32)\n", done.stderr
+
+
+def test_five_lines_of_the_card_work(exports):
+    card = (exports["dcgan"] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 5
+    names: dict = {}
+    exec(code.replace("FOLDER", str(exports["dcgan"])), names)
+    assert names["images"].shape == (16, 1, 32, 32)
+    assert 0.0 <= names["values"].min() and names["values"].max() <= 1.0
+
+
+def test_loading_does_not_move_the_global_random_state(exports):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_generator(exports["progressive"])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_exporting_twice_gives_the_same_files(runs, exports, tmp_path):
+    other = export(runs["dcgan"], tmp_path / "again", with_onnx=False)
+    for path in exports["dcgan"].iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+# What a stranger's folder may hold ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["generator.json", "generator.safetensors"])
+def test_missing_file_is_said(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(ExportError, match="holds no exported generator"):
+        load_generator(copied)
+
+
+def test_damaged_weights_are_refused(copied):
+    flip_a_bit(copied / "generator.safetensors")
+    with pytest.raises(ExportError, match=r"is not the file that generator\.json describes"):
+        load_generator(copied)
+
+
+@pytest.mark.parametrize("name", ["os.system", "torch.nn.Linear", "lightning_modules.networks.dcgan.Discriminator", []])
+def test_other_classes_are_refused(copied, name):
+    said = json.loads((copied / "generator.json").read_text())
+    change(copied, network={**said["network"], "class": name})
+    with pytest.raises(ExportError, match=r"is none of|is no exported generator"):
+        load_generator(copied)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"latent_dim": 10**15},
+        {"base_channels": 10**9},
+        {"image_size": [2**40, 2**40]},
+        {"image_size": "32"},
+        {"image_size": None},
+        {"image_channels": -1},
+        {"unknown": 1},
+    ],
+)
+def test_other_arguments_are_refused_without_taking_memory(copied, arguments):
+    said = json.loads((copied / "generator.json").read_text())
+    network = said["network"]
+    change(copied, network={**network, "arguments": {**network["arguments"], **arguments}})
+    with pytest.raises(ExportError):
+        load_generator(copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 1}', b'{"format": 2}', b"[" * 60000, b" " * 70000])
+def test_broken_description_is_refused(copied, content):
+    (copied / "generator.json").write_bytes(content)
+    with pytest.raises(ExportError):
+        load_generator(copied)
+
+
+def test_weights_of_another_shape_type_or_without_end_are_refused(copied):
+    weights = load((copied / "generator.safetensors").read_bytes())
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    for wrong, said in (
+        (weights[name][:1], "other weights"),
+        (weights[name].half(), "other weights"),
+        (weights[name] * float("nan"), "not finite"),
+    ):
+        replace_weights(copied, {**weights, name: wrong.contiguous()})
+        with pytest.raises(ExportError, match=said):
+            load_generator(copied)
+    (copied / "generator.safetensors").write_bytes(b"\xff" * 100)
+    change(copied, files={"generator.safetensors": hashlib.sha256(b"\xff" * 100).hexdigest()})
+    with pytest.raises(ExportError, match="is no exported generator"):
+        load_generator(copied)
+
+
+@pytest.mark.parametrize("stage", [-1, 3, None])
+def test_stage_that_there_is_not_is_refused(exports, tmp_path, stage):
+    for name in ("generator.json", "generator.safetensors"):
+        (tmp_path / name).write_bytes((exports["progressive"] / name).read_bytes())
+    said = json.loads((tmp_path / "generator.json").read_text())
+    change(tmp_path, network={**said["network"], "stage": stage})
+    with pytest.raises(ExportError):
+        load_generator(tmp_path)
+
+
+def test_network_that_cannot_be_loaded_again_is_not_exported():
+    with pytest.raises(ExportError, match="add it to"):
+        arguments_of(torch.nn.Linear(2, 2))
+
+
+def test_truncation_that_would_do_nothing_is_refused(exports):
+    with pytest.raises(ValueError, match="normalises its latents"):
+        load_generator(exports["progressive"]).sample(1, truncation=0.5)
+    with pytest.raises(ValueError, match="n=0"):
+        load_generator(exports["progressive"]).sample(0)
+
+
+# The model card -------------------------------------------------------------------------------------------------------
+
+
+def test_card_says_what_the_run_recorded(runs, exports):
+    card = (exports["dcgan"] / "README.md").read_text()
+    facts = load_run(runs["dcgan"]).module.data_facts
+    assert f"| train | 40 | {facts['groups']['train']} | {facts['fingerprint']['train']} |" in card
+    assert "96 of 96 planned images (state of the run: finished)" in card
+    assert "| data.kind | kidney_ct |" in card and "| callbacks.ema.half_life_images | 20 |" in card
+    newest = json.loads((runs["dcgan"] / "scores.jsonl").read_text().splitlines()[-1])
+    assert f"| value | {newest['value']:.4g} |" in card and "| extractor | random_conv |" in card
+    assert json.loads((runs["dcgan"] / "health.json").read_text())["verdict"] in card
+    assert "shows no patient" in card
+    assert "No evaluation was found in the run" in card and "memorisation scores above" not in card
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_card_and_description_name_no_path_and_no_secret(exports, case):
+    for name in ("README.md", "generator.json", "samples.png", "generator.safetensors"):
+        content = (exports[case] / name).read_bytes()
+        for private in (str(ROOT), os.environ["MIRAGE_CACHE"], os.environ["MIRAGE_PRIVATE"], "/tmp", "/root", "/home"):
+            assert private.encode() not in content, (name, private)
+
+
+def test_card_shows_no_free_text_of_the_configuration(runs, tmp_path, monkeypatch):
+    run = tmp_path / "named" / "run"
+    shutil.copytree(runs["dcgan"], run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("wandb_project: mirage", "wandb_project: patient-MILLER"))
+    monkeypatch.setenv("A_TOKEN", "swordfish-123")
+    (run / "health.json").write_text(json.dumps({"verdict": "token=swordfish-123 <script>|`[x](y)"}))
+    card = (export(run, tmp_path / "out", with_onnx=False) / "README.md").read_text()
+    assert "MILLER" not in card and "swordfish" not in card and "cache_dir" not in card and "runs_dir" not in card
+    assert "<script>" not in card and "&lt;script&gt;\\|\\`\\[x\\](y)" in card
+
+
+def test_card_shows_evaluations_of_these_weights_only(runs, tmp_path):
+    run = tmp_path / "named" / "run"
+    shutil.copytree(runs["wgan_gp"], run)
+    row = {
+        "name": "kid",
+        "value": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "floor_low": 0.01,
+        "floor_high": 0.02,
+        "verdict": "off",
+    }
+    said = {
+        "mine": {"weights_sha256": load_run(run).weights_sha256, "scores": [row, "nonsense", {"name": "fid"}]},
+        "older": {"weights_sha256": "0" * 64, "scores": [row]},
+        "unsaid": {"scores": [{**row, "value": 0.7}]},
+        "broken": [],
+    }
+    for name, content in said.items():
+        (run / "evaluation" / name).mkdir(parents=True)
+        (run / "evaluation" / name / "scores.json").write_text(json.dumps(content))
+    card = (export(run, tmp_path / "out", with_onnx=False) / "README.md").read_text()
+    assert "Evaluation mine, of these weights:" in card
+    assert "| kid | 0.5 | 0.4 to 0.6 | 0.01 to 0.02 | off |" in card
+    assert "| fid | not recorded | not recorded | not recorded | not recorded |" in card
+    assert "Evaluation older: is of other weights and not shown." in card
+    assert "Evaluation unsaid, which does not say of which weights:" in card and "| kid | 0.7 |" in card
+    assert "Evaluation broken: cannot be read." in card and "memorisation scores above" in card
+
+
+def test_what_is_missing_is_said_to_be_so(runs, tmp_path):
+    run = tmp_path / "named" / "run"
+    shutil.copytree(runs["dcgan"], run)
+    for name in ("scores.jsonl", "health.json", "versions.json", "status.json"):
+        (run / name).unlink()
+    card = (export(run, tmp_path / "out", with_onnx=False) / "README.md").read_text()
+    assert "Scores: not recorded." in card and "Health: not recorded." in card
+    assert "| version of torch | not recorded |" in card and "(state of the run: not recorded)" in card
+
+
+def test_samples_are_generated_images(runs, exports):
+    with Image.open(exports["dcgan"] / "samples.png") as picture:
+        assert picture.info["Synthetic"] == "yes"
+        pixels = np.asarray(picture)
+    first = load_run(runs["dcgan"]).module.sample(16, seed=0)[0, 0].numpy()
+    assert np.abs(pixels[2:34, 2:34] - (first + 1.0) * 127.5).max() <= 0.51
+    assert pixels.shape == (8 * 34 + 2, 8 * 34 + 2)
+
+
+# The verb -------------------------------------------------------------------------------------------------------------
+
+
+def test_default_folder_lies_in_the_run_and_is_replaced(runs, capsys):
+    run = runs["dcgan"]
+    assert verb.main([str(run), "--no-onnx"]) == 0
+    assert f"exported to {run / 'export'}" in capsys.readouterr().out
+    (run / "export" / "generator.onnx").write_bytes(b"old")
+    assert verb.main([str(run), "--no-onnx"]) == 0
+    names = {path.name for path in (run / "export").iterdir()}
+    assert names == {"README.md", "generator.json", "generator.safetensors", "samples.png"}
+
+
+def test_missing_packages_for_onnx_are_said_and_nothing_is_written(runs, tmp_path, monkeypatch, capsys):
+    from experiments import exporting
+
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    assert verb.main([str(runs["dcgan"]), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "ONNX needs onnx and onnxscript: install mirage-gan[export], or leave it out with --no-onnx" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_with_something_else_is_refused_and_left_alone(runs, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert verb.main([str(runs["dcgan"]), "--output", str(tmp_path), "--no-onnx"]) == 2
+    assert "is not empty and holds no export" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_generator_whose_weights_are_not_finite_is_refused(runs, tmp_path, monkeypatch):
+    from experiments import exporting
+
+    trained = load_run(runs["dcgan"])
+    next(trained.module.generator_ema.parameters()).fill_(float("nan"))
+    monkeypatch.setattr(exporting, "load_run", lambda path: trained)
+    with pytest.raises(ConfigError, match="not finite"):
+        export(runs["dcgan"], tmp_path / "out", with_onnx=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_exported_generator_trains_nothing(exports):
+    generator = load_generator(exports["dcgan"])
+    assert isinstance(generator, ExportedGenerator) and not generator.training
+    assert not any(parameter.requires_grad for parameter in generator.parameters())
