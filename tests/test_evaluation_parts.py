@@ -208,7 +208,7 @@ def test_copies_of_training_images_are_nearer_than_held_out_ones(tmp_path):
     clean = sets()
     copied = Sets(clean.real, Numbers(clean.train.values[:200]), clean.train, clean.held_out)
     (row,) = scorer(tmp_path, copied)[0].measure({"nearest": Nearest()})
-    assert row["value"] == 0.0 and row["verdict"] == "outside the floor"
+    assert row["value"] == 0.0 and row["verdict"] == "worse than the floor"
     (row,) = scorer(tmp_path, clean)[0].measure({"nearest": Nearest()})
     assert row["verdict"] == "within the floor"
 

@@ -162,7 +162,8 @@ class Scorer:
             if replicates:
                 of_halves = [one[value_name] for one in replicates]
                 of_floor = [one[value_name] for one in floors]
-                row["low"], row["high"] = interval(value, of_halves)
+                ends = np.clip(interval(value, of_halves), *instrument.bounds)
+                row["low"], row["high"] = ends.tolist()
                 row["replicates"] = of_halves
                 row["floor"] = float(np.mean(of_floor))
                 row["floor_low"], row["floor_high"] = (float(q) for q in np.quantile(of_floor, (0.025, 0.975)))

@@ -202,8 +202,8 @@ def pruning_section(effect: PruningEffect) -> str:
     """Return what pruning does to scores as HTML."""
     if not effect.rows:
         return (
-            f"<h3>What pruning does</h3><p>{effect.pruned:,} of {effect.images:,} generated images lie outside the real "
-            "support; without them too few are left to be measured.</p>"
+            f"<h3>What pruning does</h3><p>{effect.pruned:,} of {effect.images:,} generated images lie outside the "
+            "real support; without them too few are left to be measured.</p>"
         )
     body = "".join(
         f"<tr><td>{html.escape(name.replace('_', ' '))}" + "".join(f"<td>{value:.4g}" for value in values)

@@ -8,6 +8,7 @@ Copies among the images make nearest neighbours nearer than they are. For interv
 (subsets): two bootstrap samples of one distribution agree to 0.7 instead of 1.0.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,6 +200,7 @@ class MomentAgreement(DistributionScore):
     """
 
     better = "higher"
+    bounds = (0.0, math.inf)
     reads = Moments()
     at_least = 50
     at_most = 5000  # a second

@@ -4,6 +4,7 @@ It is called "fid" only where the features are Inception-v3's with the reference
 images make it larger (Chong and Forsyth 2020, arXiv:1911.07023): compare equal counts only, or take its limit.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ class Frechet(DistributionScore):
     """Frechet distance of two sets of features."""
 
     better = "lower"
+    bounds = (0.0, math.inf)
 
     def enough(self, dimensions: int) -> int:
         """Return twice the length of a vector: with fewer images than dimensions covariances are singular.

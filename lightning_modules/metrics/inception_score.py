@@ -1,5 +1,7 @@
 """Inception score (Salimans, Goodfellow, Zaremba, Cheung, Radford and Chen 2016, arXiv:1606.03498, section 4)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,7 @@ class InceptionScore(DistributionScore):
     """
 
     better = "as real"
+    bounds = (1.0, math.inf)
 
     def __init__(self, weights: str | None = None, precision: Precision = "float32") -> None:
         self.reads = InceptionProbabilities(weights, precision)

@@ -4,6 +4,7 @@ Any vectors will do: an extractor's features also see copies that were shifted o
 nothing else than copies.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -132,6 +133,7 @@ class NeighbourDistanceRatio(MemorisationScore):
     """Distance of generated images to training images, in units of held-out images' distance."""
 
     better = "as real"
+    bounds = (0.0, math.inf)
     at_most = 5_000
 
     def enough(self, dimensions: int) -> int:
@@ -152,6 +154,7 @@ class Authenticity(MemorisationScore):
     """Share of generated images that are no noisy version of a training image."""
 
     better = "as real"
+    bounds = (0.0, 1.0)
     at_most = 5_000
 
     def enough(self, dimensions: int) -> int:
@@ -176,6 +179,7 @@ class Copies(MemorisationScore):
     """
 
     better = "lower"
+    bounds = (0.0, 1.0)
 
     def __init__(self, false_alarms: float = 0.01) -> None:
         if not 0.0 < false_alarms < 1.0:
@@ -200,6 +204,7 @@ class MembershipInference(MemorisationScore):
     """How well generated images give away who was in the training set."""
 
     better = "lower"
+    bounds = (0.0, 1.0)
     at_most = 5_000
 
     def enough(self, dimensions: int) -> int:

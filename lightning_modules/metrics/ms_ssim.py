@@ -77,6 +77,7 @@ class Diversity(DistributionScore):
     """Mean structural similarity of pairs of generated images: above real images' where a generator repeats itself."""
 
     better = "as real"
+    bounds = (-1.0, 1.0)
     at_most = 2_000
 
     def __init__(self) -> None:

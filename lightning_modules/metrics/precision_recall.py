@@ -1,5 +1,7 @@
 """How much of one set looks like the other, and how much of the other is reached: by balls around neighbours."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,7 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, block: int = B
 
 class _Neighbourhood(DistributionScore):
     better = "higher"
+    bounds = (0.0, math.inf)
     at_most = 5_000  # the work grows with the square; the numbers depend on the count and need a fixed one anyway
 
     def __init__(self, k: int) -> None:
@@ -88,6 +91,8 @@ class PrecisionRecall(_Neighbourhood):
     Args:
         k: Neighbour that gives the radius of a ball.
     """
+
+    bounds = (0.0, 1.0)
 
     def __init__(self, k: int = 3) -> None:
         super().__init__(k)

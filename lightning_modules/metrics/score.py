@@ -4,6 +4,7 @@ Each image becomes one vector (an extractor's features, its moments, its spectru
 of two or three sets of images into named numbers, so that one way of resampling gives all of them intervals and floors.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -26,6 +27,7 @@ class Instrument(ABC):
         reads: The vectors that it takes, one per image; None = the features of each of the suite's extractors.
         at_least: Images of each set below which it is refused.
         at_most: Images of each set that are used; None = all.
+        bounds: Where the values end: no interval goes beyond.
         one_per_group: Take one image of each patient: for what learns from images, and would know a patient again.
     """
 
@@ -33,6 +35,7 @@ class Instrument(ABC):
     reads: FeatureExtractor | None = None
     at_least: int = 2
     at_most: int | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     one_per_group: bool = False
 
     def enough(self, dimensions: int) -> int:

@@ -1,5 +1,6 @@
 """Sliced Wasserstein distance of patches (Karras, Aila, Laine and Lehtinen 2018, arXiv:1710.10196, section 5)."""
 
+import math
 import zlib
 
 import numpy as np
@@ -112,6 +113,7 @@ class SlicedWasserstein(DistributionScore):
     """Sliced Wasserstein distance of patches, times 1,000 as in the paper, averaged over the pyramid's levels."""
 
     better = "lower"
+    bounds = (0.0, math.inf)
     at_most = 2_000
 
     def __init__(self) -> None:

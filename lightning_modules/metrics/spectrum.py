@@ -1,5 +1,7 @@
 """Power spectra: upsampling leaves traces at high frequencies (Durall, Keuper and Keuper 2020, arXiv:2003.01826)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,7 @@ class SpectralDistance(DistributionScore):
     """Difference of the mean power spectra of two sets of images, in decibels."""
 
     better = "lower"
+    bounds = (0.0, math.inf)
 
     def __init__(self) -> None:
         self.reads = RadialSpectrum()

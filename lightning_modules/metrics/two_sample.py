@@ -52,6 +52,7 @@ class ClassifierAUC(DistributionScore):
     """How well a logistic regression tells generated from real images."""
 
     better = "lower"
+    bounds = (0.0, 1.0)
     at_least = FOLDS
     at_most = 2_000  # the standard error of the area is then below 0.01
     one_per_group = True  # images of one patient in two folds would be told from others by that patient
