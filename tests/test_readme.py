@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from experiments import config as cfg
 from experiments import export, generate, launch, run, sweep
+from experiments.evaluation.settings import load_suite
 from experiments.sweeps.settings import check_experiments, load_sweep
 from experiments.sweeps.wandb_engine import sweep_config
 from experiments.training import build
@@ -62,6 +63,16 @@ def test_commands_that_publish_are_valid(verb):
     for line in lines:
         options = verb.parser().parse_args(arguments(line, verb.__name__))
         assert options.run.parts[0] == "runs" and options.run.parts[1] in cfg.shipped()
+
+
+def test_evaluation_commands_are_valid():
+    lines = [line for line in LINES if "-m experiments.evaluate " in line]
+    assert len(lines) >= 4
+    for line in lines:
+        target, *overrides = arguments(line, "experiments.evaluate")
+        named = [text.removeprefix("suite=") for text in overrides if text.startswith("suite=")]
+        load_suite((named or ["standard"])[-1], [text for text in overrides if not text.startswith("suite=")])
+        assert "=" not in target
 
 
 def test_there_are_commands_to_check():
