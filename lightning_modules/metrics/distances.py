@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024
+HELD = 2**23  # distances in memory at a time: 64 MiB in float64, whatever the number of training images
 
 # Float64 products of vectors of thousands of numbers are wrong by some 1e-14 of the squared norms, and float32 vectors
 # say nothing about differences of 1e-6 of their size. What lies between is taken off, so that equal vectors get 0.
@@ -21,7 +22,7 @@ def squared_distances(queries: Tensor, points: Tensor, block: int = BLOCK) -> It
     Args:
         queries: (N, D).
         points: (M, D).
-        block: Queries at a time.
+        block: Queries at a time; fewer where there are more than 8,192 points.
 
     Yields:
         (B, M) float32, B at most ``block``.
@@ -35,7 +36,7 @@ def squared_distances(queries: Tensor, points: Tensor, block: int = BLOCK) -> It
     centre = points.mean(dim=0)
     points = points - centre
     norms = points.square().sum(dim=1) * (1.0 - _ROUNDING)
-    for rows in queries.split(block):
+    for rows in queries.split(max(1, min(block, HELD // len(points)))):
         rows = rows.cpu().double() - centre
         products = torch.addmm(norms, rows, points.T, alpha=-2.0)
         products += rows.square().sum(dim=1, keepdim=True) * (1.0 - _ROUNDING)

@@ -122,13 +122,10 @@ def frechet_infinity(real: Tensor, generated: Tensor, points: int = 5, smallest:
         raise ValueError(f"features of different lengths: {real.shape[1]} and {generated.shape[1]}")
     sizes = sorted({round(count / inverse) for inverse in np.linspace(1.0, 1.0 / smallest, points)})
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
-    statistics, sums = _statistics(real), FeatureSums(real.shape[1])
-    distances = []
-    with _single_thread():
-        root = _factor(statistics.covariance)
-        for start, stop in zip((0, *sizes), sizes, strict=False):
-            sums.add(generated[order[start:stop]])
-            distances.append(_distance(statistics, root, sums.statistics()))
+    if len(real) * count <= real.shape[1] ** 2:
+        distances = [frechet_distance_of(real, generated[order[:size]]) for size in sizes]
+    else:
+        distances = _distances_of_parts(_statistics(real), generated[order], sizes)
     _, intercept = np.polyfit(1.0 / np.array(sizes), distances, 1)
     return float(intercept)
 
@@ -187,6 +184,17 @@ def _distance(a: GaussianStatistics, root: Tensor, b: GaussianStatistics) -> flo
     """Return the distance, given R with R R^T = S_a."""
     trace_of_root = torch.linalg.eigvalsh(root.T @ b.covariance @ root).clamp(min=0.0).sqrt().sum()
     return _sum_of_terms(a.mean - b.mean, a.covariance.trace() + b.covariance.trace(), trace_of_root)
+
+
+def _distances_of_parts(real: GaussianStatistics, generated: Tensor, sizes: list[int]) -> list[float]:
+    """Return the distances of the first images, so many at a time; the real root and the sums are taken once."""
+    distances, sums = [], FeatureSums(generated.shape[1])
+    with _single_thread():
+        root = _factor(real.covariance)
+        for start, stop in zip((0, *sizes), sizes, strict=False):
+            sums.add(generated[start:stop])
+            distances.append(_distance(real, root, sums.statistics()))
+    return distances
 
 
 def _by_cross_gram(real: Tensor, generated: Tensor) -> float:

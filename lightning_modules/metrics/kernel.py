@@ -41,6 +41,7 @@ class KernelDistance(DistributionScore):
     """Kernel distance of two sets of features: unbiased, so that it needs fewer images than the Frechet distance."""
 
     better = "lower"
+    at_most = 5_000  # the work grows with the square, and a part of the images gives the same on average
 
     def enough(self, dimensions: int) -> int:
         """Return 100: right on average at any size, but with fewer images the spread hides differences that are seen.

@@ -27,14 +27,13 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3, block: int = B
     """
     _check_counts(real, generated, k, k + 1)
     reach_of_real = neighbour_radii(real, k, block)
-    reach_of_generated = neighbour_radii(generated, k, block)[:, None]
-    precise, recalled = [], torch.zeros(len(real), dtype=torch.bool)
-    for distances, reach in zip(
-        squared_distances(generated, real, block), reach_of_generated.split(block), strict=True
-    ):
-        precise.append((distances <= reach_of_real).any(dim=1))
-        recalled |= (distances <= reach).any(dim=0)
-    return float(torch.cat(precise).double().mean()), float(recalled.double().mean())
+    reach_of_generated = neighbour_radii(generated, k, block)
+    precise, recalled = 0, torch.zeros(len(real), dtype=torch.bool)
+    for distances in squared_distances(generated, real, block):
+        reach, reach_of_generated = reach_of_generated.tensor_split([len(distances)])
+        precise += int((distances <= reach_of_real).any(dim=1).sum())
+        recalled |= (distances <= reach[:, None]).any(dim=0)
+    return precise / len(generated), float(recalled.double().mean())
 
 
 def density_coverage(real: Tensor, generated: Tensor, k: int = 5, block: int = BLOCK) -> tuple[float, float]:

@@ -91,7 +91,7 @@ class TorchvisionNetwork(FeatureExtractor):
             if not any(name == self.layer or name.startswith(f"{self.layer}.") for name in names):
                 raise ExtractorError(f"layer={self.layer!r}: {self.architecture} has the layers {', '.join(names)}")
             network = create_feature_extractor(network, {self.layer: "features"})
-        self.network = network.requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
         self.dimensions = self(torch.zeros(1, self.channels, self.size, self.size)).shape[1]
 
     def identity(self) -> dict[str, str]:

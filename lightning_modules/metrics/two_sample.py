@@ -17,6 +17,8 @@ def classifier_auc(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     than 256 numbers are reduced to their 256 principal components first; these are those of both sets together and
     know nothing of which is which, so that equal distributions still give 0.5.
 
+    Images that are there several times are fitted and asked for at once: a collapsed generator is told by them as well.
+
     Args:
         real: Features (N, D), N at least 5.
         generated: Features (M, D), M at least 5.

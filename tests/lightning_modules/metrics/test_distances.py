@@ -3,7 +3,9 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from lightning_modules.metrics import distances
 from lightning_modules.metrics.distances import nearest, neighbour_radii, squared_distances
+from lightning_modules.metrics.precision_recall import precision_recall
 
 
 def all_distances(queries, points, block=1024):
@@ -40,6 +42,15 @@ def test_blocks_and_company_do_not_change_a_bit():
     whole = all_distances(queries, points)
     for block in (1, 7, 33):
         assert torch.equal(all_distances(queries, points, block), whole)
+
+
+def test_many_points_are_taken_with_few_queries_at_a_time(monkeypatch):
+    monkeypatch.setattr(distances, "HELD", 100)
+    queries, points = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
+    assert [len(rows) for rows in squared_distances(queries, points)] == [3] * 10
+    assert precision_recall(queries, points) == precision_recall(queries, points, block=2)
+    monkeypatch.undo()
+    assert len(list(squared_distances(queries, points))) == 1
 
 
 def test_neighbours_are_scikit_learns():

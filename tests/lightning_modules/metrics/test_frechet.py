@@ -154,8 +154,9 @@ def test_infinity_undoes_the_growth_with_fewer_images():
     assert np.mean(plain) - exact > 0.15
 
 
-def test_infinity_is_the_intercept_of_a_line():
-    real, generated = correlated(90, 6, 0), correlated(80, 6, 1)
+@pytest.mark.parametrize("d", [6, 100])
+def test_infinity_is_the_intercept_of_a_line(d):
+    real, generated = correlated(90, d, 0), correlated(80, d, 1)
     order = torch.from_numpy(np.random.default_rng(0).permutation(80))
     pairs = [(1 / n, frechet_distance_of(real, generated[order[:n]])) for n in (16, 80)]
     (x1, y1), (x0, y0) = pairs
