@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.splits import SPLITS
-from experiments.config import TARGET, closed_settings
+from experiments.config import TARGET, check, closed_settings
 from experiments.loading import Trained
 from experiments.redaction import redacted
 from experiments.run_directory import flat, read_status
@@ -77,7 +77,7 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
     ]
     if len(stages) > 1:
         size = "final" if point.resolution == module.image_size else "not the final"
-        stage = f"{point.stage} of 0 to {len(stages) - 1}, faded in by {point.alpha:.0%}; {size} size"
+        stage = f"{point.stage} (of 0 to {len(stages) - 1}), faded in by {point.alpha:.0%}; {size} size"
         rows.insert(5, ("stage of growth", stage))
     return _table(("", ""), rows)
 
@@ -147,9 +147,11 @@ def _training(trained: Trained) -> str:
     rows: list[tuple[Any, Any]] = []
     for key in ("schedule", "module", "data", "callbacks.ema"):
         node = _at(config, key)
-        if TARGET in node:
-            rows += [(key, node[TARGET]), *flat(closed_settings(node), key).items()]
-    rows = [(key, "none" if value is None else value) for key, value in rows]
+        if check(node, key, object, supplied=("schedule", "seed")):  # a stranger's, or of another version
+            rows += [(key, UNKNOWN)]
+        else:
+            settings = flat(closed_settings(node), key).items()
+            rows += [(key, node[TARGET]), *((name, "none" if value is None else value) for name, value in settings)]
     rows += [("seed", config.get("seed")), ("precision", trainer.get("precision"))]
     packages = ("mirage-gan", "git_commit", "python", "torch", "lightning", "numpy")
     rows += [(f"version of {name}" if name != "git_commit" else name, recorded.get(name)) for name in packages]
@@ -170,7 +172,7 @@ def _scores(trained: Trained) -> list[str]:
     parts = []
     if taken:
         keys = ("metric", "value", "extractor", "generated", "real", "split", "resolution", "generator", "images_seen")
-        parts += ["Taken during training, without interval and floor:"]
+        parts += ["Taken during training, without interval and floor; the lower, the nearer to the real images:"]
         parts += [_table(("", ""), [(key.replace("_", " "), taken[-1].get(key)) for key in keys])]
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
         parts += _evaluation(path, trained.weights_sha256)
