@@ -45,7 +45,7 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int)
         "## Scores",
         *_scores(trained),
         "## Health of the training",
-        _health(trained.directory / "health.json"),
+        _health(trained),
         "## Intended use",
         "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
         "studies of generative models. How well the images serve a purpose has to be shown for that purpose.",
@@ -202,12 +202,17 @@ def _range(row: dict[str, Any], prefix: str) -> str | None:
     return None if low is None or high is None else f"{_text(low)} to {_text(high)}"
 
 
-def _health(path: Path) -> str:
-    said = _json(path)
-    keys = ("verdict", "sentence", "advice", "images_seen", "since_images_seen")
+def _health(trained: Trained) -> str:
+    said, clock = _json(trained.directory / "health.json"), trained.module.images_seen
     if not said:
         return f"Health: {UNKNOWN}."
-    return _table(("", ""), [(key.replace("_", " "), said.get(key) or UNKNOWN) for key in keys])
+    keys = ("verdict", "sentence", "advice", "images_seen", "since_images_seen")
+    table = _table(
+        ("", ""), [(key.replace("_", " "), "none" if said.get(key) == "" else said.get(key)) for key in keys]
+    )
+    if said.get("images_seen") == clock:
+        return table
+    return f"Measured at another time of the run than these weights, which have seen {clock:,} images.\n\n{table}"
 
 
 def _limits(directory: Path) -> str:

@@ -104,6 +104,8 @@ def test_images_are_clamped_like_those_of_sample(exports):
 
 def test_stage_of_the_checkpoint_is_what_is_exported(exports):
     fading, early = (json.loads((exports[case] / "generator.json").read_text()) for case in CLOCKS)
+    cards = [(exports[case] / "README.md").read_text() for case in ("progressive in mid-fade", "progressive")]
+    assert ["at another time of the run" in card for card in cards] == [True, False]
     assert (fading["network"]["stage"], fading["network"]["alpha"], fading["images_seen"]) == (2, 0.2, 68)
     assert (early["image"]["height"], early["image"]["width"]) == (10, 8)
     assert load_generator(exports["progressive in an early stage"]).sample(2).shape == (2, 1, 10, 8)
