@@ -45,6 +45,10 @@ class ConfigError(Exception):
         super().__init__("\n".join(problems))
         self.problems = list(problems)
 
+    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
+        """Let another process raise it: Python would hand over the joined text instead of the problems."""
+        return type(self), (self.problems,)
+
 
 @dataclass(frozen=True)
 class TrainerSettings:

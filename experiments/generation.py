@@ -215,7 +215,8 @@ def _settings(request: Request, maker: Maker) -> dict[str, Any]:
     return {
         "synthetic": True,
         "notice": NOTICE,
-        "run": f"{trained.directory.parent.name}/{trained.directory.name}",
+        "experiment": trained.config["name"],
+        "run": trained.directory.name,
         "data_set": module.data_facts.get("data_set"),
         "family": type(module).__name__,
         "images_seen": module.images_seen,

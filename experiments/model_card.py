@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.splits import SPLITS
-from experiments.config import TARGET, closed_settings
+from experiments.config import TARGET, check, closed_settings
 from experiments.loading import Trained
 from experiments.redaction import redacted
 from experiments.run_directory import flat, read_status
@@ -45,7 +45,7 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int)
         "## Scores",
         *_scores(trained),
         "## Health of the training",
-        _health(trained.directory / "health.json"),
+        _health(trained),
         "## Intended use",
         "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
         "studies of generative models. How well the images serve a purpose has to be shown for that purpose.",
@@ -77,7 +77,7 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
     ]
     if len(stages) > 1:
         size = "final" if point.resolution == module.image_size else "not the final"
-        stage = f"{point.stage} of 0 to {len(stages) - 1}, faded in by {point.alpha:.0%}; {size} size"
+        stage = f"{point.stage} (of 0 to {len(stages) - 1}), faded in by {point.alpha:.0%}; {size} size"
         rows.insert(5, ("stage of growth", stage))
     return _table(("", ""), rows)
 
@@ -147,9 +147,11 @@ def _training(trained: Trained) -> str:
     rows: list[tuple[Any, Any]] = []
     for key in ("schedule", "module", "data", "callbacks.ema"):
         node = _at(config, key)
-        if TARGET in node:
-            rows += [(key, node[TARGET]), *flat(closed_settings(node), key).items()]
-    rows = [(key, "none" if value is None else value) for key, value in rows]
+        if check(node, key, object, supplied=("schedule", "seed")):  # a stranger's, or of another version
+            rows += [(key, UNKNOWN)]
+        else:
+            settings = flat(closed_settings(node), key).items()
+            rows += [(key, node[TARGET]), *((name, "none" if value is None else value) for name, value in settings)]
     rows += [("seed", config.get("seed")), ("precision", trainer.get("precision"))]
     packages = ("mirage-gan", "git_commit", "python", "torch", "lightning", "numpy")
     rows += [(f"version of {name}" if name != "git_commit" else name, recorded.get(name)) for name in packages]
@@ -170,7 +172,7 @@ def _scores(trained: Trained) -> list[str]:
     parts = []
     if taken:
         keys = ("metric", "value", "extractor", "generated", "real", "split", "resolution", "generator", "images_seen")
-        parts += ["Taken during training, without interval and floor:"]
+        parts += ["Taken during training, without interval and floor; the lower, the nearer to the real images:"]
         parts += [_table(("", ""), [(key.replace("_", " "), taken[-1].get(key)) for key in keys])]
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
         parts += _evaluation(path, trained.weights_sha256)
@@ -200,12 +202,17 @@ def _range(row: dict[str, Any], prefix: str) -> str | None:
     return None if low is None or high is None else f"{_text(low)} to {_text(high)}"
 
 
-def _health(path: Path) -> str:
-    said = _json(path)
-    keys = ("verdict", "sentence", "advice", "images_seen", "since_images_seen")
+def _health(trained: Trained) -> str:
+    said, clock = _json(trained.directory / "health.json"), trained.module.images_seen
     if not said:
         return f"Health: {UNKNOWN}."
-    return _table(("", ""), [(key.replace("_", " "), said.get(key) or UNKNOWN) for key in keys])
+    keys = ("verdict", "sentence", "advice", "images_seen", "since_images_seen")
+    table = _table(
+        ("", ""), [(key.replace("_", " "), "none" if said.get(key) == "" else said.get(key)) for key in keys]
+    )
+    if said.get("images_seen") == clock:
+        return table
+    return f"Measured at another time of the run than these weights, which have seen {clock:,} images.\n\n{table}"
 
 
 def _limits(directory: Path) -> str:

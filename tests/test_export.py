@@ -72,7 +72,10 @@ def test_exported_images_are_the_runs_bit_for_bit(runs, exports, case):
         assert torch.equal(generator.sample(16, truncation=0.5), module.sample(16, truncation=0.5, seed=0))
 
 
-@pytest.mark.parametrize("case", ["dcgan", pytest.param("wgan_gp", marks=pytest.mark.slow), "progressive in mid-fade"])
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("wgan_gp", "progressive in mid-fade")]
+
+
+@pytest.mark.parametrize("case", ["dcgan", *SLOW])
 def test_onnx_makes_the_images_to_1e_4(runs, tmp_path, case):
     import onnxruntime
 
@@ -101,11 +104,13 @@ def test_images_are_clamped_like_those_of_sample(exports):
 
 def test_stage_of_the_checkpoint_is_what_is_exported(exports):
     fading, early = (json.loads((exports[case] / "generator.json").read_text()) for case in CLOCKS)
+    cards = [(exports[case] / "README.md").read_text() for case in ("progressive in mid-fade", "progressive")]
+    assert ["at another time of the run" in card for card in cards] == [True, False]
     assert (fading["network"]["stage"], fading["network"]["alpha"], fading["images_seen"]) == (2, 0.2, 68)
     assert (early["image"]["height"], early["image"]["width"]) == (10, 8)
     assert load_generator(exports["progressive in an early stage"]).sample(2).shape == (2, 1, 10, 8)
     card = (exports["progressive in an early stage"] / "README.md").read_text()
-    assert "| stage of growth | 1 of 0 to 2, faded in by 40%; not the final size |" in card
+    assert "| stage of growth | 1 (of 0 to 2), faded in by 40%; not the final size |" in card
     assert "32 of 96 planned images" in card
 
 
@@ -277,6 +282,15 @@ def test_card_shows_no_free_text_of_the_configuration(runs, tmp_path, monkeypatc
     card = (export(run, tmp_path / "out", with_onnx=False) / "README.md").read_text()
     assert "MILLER" not in card and "swordfish" not in card and "cache_dir" not in card and "runs_dir" not in card
     assert "<script>" not in card and "&lt;script&gt;\\|\\`\\[x\\](y)" in card
+
+
+def test_card_of_a_run_whose_data_is_not_known_here_says_so(runs, tmp_path):
+    run = tmp_path / "named" / "run"
+    shutil.copytree(runs["dcgan"], run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("datamodules.phantoms.Phantoms", "datamodules.elsewhere.Theirs"))
+    card = (export(run, tmp_path / "out", with_onnx=False) / "README.md").read_text()
+    assert "| data | not recorded |" in card and "data.kind" not in card
 
 
 def test_card_shows_evaluations_of_these_weights_only(runs, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -317,6 +318,10 @@ def test_second_process_in_a_folder_is_refused(run, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another process"):
             generate_files(Request(run, 1, output=folder))
+
+
+def test_refusal_reaches_the_first_process_whole():
+    assert pickle.loads(pickle.dumps(ConfigError(["one", "two"]))).problems == ["one", "two"]
 
 
 @pytest.fixture(scope="module")
