@@ -15,8 +15,8 @@ examples:
   python -m experiments.evaluate runs/demo/20261120-183111-72b2 suite=quick
   python -m experiments.evaluate runs/kidney/ID suite=full data.root=/data/ct_kidney split=test
   python -m experiments.evaluate /data/generated against=/data/real held_out=/data/others groups=patients.csv
-  python -m experiments.evaluate RUN extractors.mine._target_=lightning_modules.metrics.torchvision_network.DenseNet121 \\
-    extractors.mine.weights=/models/densenet.pt
+  python -m experiments.evaluate RUN extractors.mine.weights=/models/densenet.pt \\
+    extractors.mine._target_=lightning_modules.metrics.torchvision_network.DenseNet121
 
 A killed evaluation goes on with the same command.
 

@@ -244,6 +244,7 @@ def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
         "suite": suite.name,
         "code_version": code_version(),
         "images_seen": trained.module.images_seen if trained else None,
+        "weights_sha256": trained.weights_sha256 if trained else None,
         "generated": {**sets.generated.identity(), "images": len(sets.generated)},
         "real": {**sets.real.identity(), "groups": len(set(sets.real.groups))},
         "train": len(sets.train) if sets.train else None,

@@ -152,13 +152,14 @@ class Scorer:
     ) -> list[Row]:
         common = {"score": name, "extractor": label, "better": instrument.better, "fingerprint": fingerprint}
         try:
-            measured, replicates, floors = self._values(instrument, extractor, bar)
+            prepared = self._prepared(instrument, extractor)
+            measured, replicates, floors = self._values(instrument, prepared, bar)
         except ValueError as error:  # too few images, or images of which the score says nothing
             return [{**common, "name": title(name, extractor, label), "value": None, "refused": str(error)}]
         rows = []
         for value_name, value in measured.items():
             row = {**common, "name": title(value_name, extractor, label), "value": value}
-            row["warnings"] = self._warnings(instrument, extractor)
+            row["warnings"] = _warnings(instrument, prepared)
             if replicates:
                 of_halves = [one[value_name] for one in replicates]
                 of_floor = [one[value_name] for one in floors]
@@ -173,10 +174,10 @@ class Scorer:
         return rows
 
     def _values(
-        self, instrument: Instrument, extractor: FeatureExtractor, bar: tqdm
+        self, instrument: Instrument, prepared: _Prepared, bar: tqdm
     ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
         """Return the values on all images, on halves of them, and of real halves in place of generated ones."""
-        measure, real, groups, generated = self._prepared(instrument, extractor)
+        measure, real, groups, generated = prepared
         measured = measure(real, generated)
         bar.update()
         if len(set(groups)) < FEW_GROUPS or min(len(real), len(generated)) < 2 * instrument.at_least:
@@ -213,22 +214,6 @@ class Scorer:
         vectors = self.vectors.vectors(images, extractor, at_most)
         return vectors, images.groups[: len(vectors)]
 
-    def _warnings(self, instrument: Instrument, extractor: FeatureExtractor) -> list[str]:
-        real = self.sets.held_out if isinstance(instrument, MemorisationScore) else self.sets.real
-        assert real is not None
-        found, groups = min(len(real), len(self.sets.generated)), len(set(real.groups))
-        if instrument.one_per_group:
-            found = min(found, groups)
-        enough = instrument.enough(extractor.dimensions)
-        warnings = []
-        if found < enough:
-            warnings.append(f"{found} images are few: from about {enough} on the value is steady")
-        if groups < FEW_GROUPS:
-            warnings.append(f"no interval and no floor: {groups} groups of real images cannot be halved fairly")
-        elif found < 2 * instrument.at_least:
-            warnings.append("no interval and no floor: halves of the images would be too few")
-        return warnings
-
     def _fingerprint(self, instrument: Instrument, extractor: FeatureExtractor) -> Row:
         """Return what two scores must share to be compared."""
         memorisation = isinstance(instrument, MemorisationScore)
@@ -247,6 +232,19 @@ class Scorer:
             "replicates": self.replicates,
             "seed": self.seed,
         }
+
+
+def _warnings(instrument: Instrument, prepared: _Prepared) -> list[str]:
+    found, groups = min(len(prepared.real), len(prepared.generated)), len(set(prepared.groups))
+    enough = instrument.enough(prepared.real.shape[1])
+    warnings = []
+    if found < enough:
+        warnings.append(f"{found} images are few: from about {enough} on the value is steady")
+    if groups < FEW_GROUPS:
+        warnings.append(f"no interval and no floor: {groups} groups of real images cannot be halved fairly")
+    elif found < 2 * instrument.at_least:
+        warnings.append("no interval and no floor: halves of the images would be too few")
+    return warnings
 
 
 def title(value: str, extractor: FeatureExtractor, label: str) -> str:
