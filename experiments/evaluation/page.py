@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
+from callbacks.sample_grid import enlarged, grid_picture
 from datamodules.pseudonyms import Pseudonyms
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.scoring import Row, Sets, in_half_widths, is_bad
@@ -27,7 +26,6 @@ from lightning_modules.metrics.pixels import Pixels
 
 PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
 TICKS = (-1000, -100, -10, -5, -2, -1, 0, 1, 2, 5, 10, 100, 1000, 10_000)
-SMALLEST = 96  # pixels a side that images are enlarged to
 OWN_STYLE = """
 .outside { color: #a50f15; font-weight: 600 } .within { color: #1a6e2e } .grid img { width: 100% }
 .note { background: #fff7e0; border-left: 4px solid #e0a800; padding: .5rem 1rem }
@@ -237,11 +235,7 @@ def _moments(study: MomentStudy | None, pruning: PruningEffect | None) -> list[s
 
 def _picture(images: Tensor, columns: int) -> str:
     """Return images (N, C, H, W) in [-1, 1] as one picture."""
-    factor = max(1, -(-SMALLEST // min(images.shape[2:])))
-    images = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)[:, :3]
-    grid = make_grid(images, nrow=columns, padding=2 * factor, pad_value=1.0)
-    pixels = ((grid + 1.0) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)
+    picture = grid_picture(enlarged(images), columns)
     picture.thumbnail((1600, 1600))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

@@ -146,7 +146,8 @@ class InceptionV3(FeatureExtractor):
             except (OSError, RuntimeError) as error:
                 raise ExtractorError(
                     f"the Inception weights could not be downloaded ({error}); fetch {self.URL} on a machine with "
-                    "network and name the file in callbacks.score.extractor.weights, or use the embedded extractor "
+                    "network and name the file as the extractor's weights (callbacks.score.extractor.weights in a run, "
+                    "extractors.inception.weights in an evaluation), or use the embedded extractor "
                     "lightning_modules.metrics.features.RandomConvNet"
                 ) from error
         with self.weights.open("rb") as file:
