@@ -27,7 +27,6 @@ from experiments.loading import Trained, load_run
 from experiments.report import csv_cell
 from experiments.run_directory import write_text
 from experiments.studies.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
-from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.memorisation import Copy, copies
 from lightning_modules.metrics.moments import Moments
 from lightning_modules.metrics.pixels import Pixels
@@ -64,10 +63,7 @@ def evaluate(target: str, suite: Suite) -> Path:
     subject = _subject(Path(target), device)
     data = _data(suite, subject)
     sets = _sets(suite, subject, data)
-    for extractor in _extractors(tools):
-        extractor.prepare()
-        extractor.load()
-        extractor.to(device).eval().requires_grad_(False)
+    tools.load(device)
     output = _output(suite, subject)
     output.mkdir(parents=True, exist_ok=True)
     cache = VectorCache(_cache_dir(data) / "vectors", device)
@@ -228,11 +224,6 @@ def _sets(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Sets:
     if generated.size != real.size:
         raise ConfigError([f"generated images are {generated.size}, real ones {real.size}; set size={generated.size}"])
     return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None)
-
-
-def _extractors(tools: Tools) -> list[FeatureExtractor]:
-    own = [one.reads for one in tools.instruments.values() if one.reads is not None]
-    return [*tools.extractors.values(), *own]
 
 
 def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from experiments import config as cfg
 from experiments.config import SUITES, ConfigError, Node
 from lightning_modules.metrics.features import FeatureExtractor
@@ -68,6 +70,18 @@ class Tools:
 
     extractors: Mapping[str, FeatureExtractor]
     instruments: Mapping[str, Instrument]
+
+    def load(self, device: torch.device | str) -> None:
+        """Fetch what extractors need, and bring them to a device.
+
+        Raises:
+            ExtractorError: If one cannot be had.
+        """
+        own = [one.reads for one in self.instruments.values() if one.reads is not None]
+        for extractor in (*self.extractors.values(), *own):
+            extractor.prepare()
+            extractor.load()
+            extractor.to(device).eval().requires_grad_(False)
 
 
 def load_suite(name_or_file: str, overrides: Sequence[str]) -> Suite:

@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ from torchvision.transforms.functional import gaussian_blur
 from callbacks.files import append_rows
 from datamodules.base import ImageDataModule
 from experiments import config as cfg
-from experiments.evaluation.evaluation import finished_rows
+from experiments.evaluation.evaluation import finished_rows, near_copies
 from experiments.evaluation.image_sets import ImageSet, RealImages
 from experiments.evaluation.scoring import Row, Scorer, Sets, in_half_widths, is_bad
 from experiments.evaluation.settings import build_tools, load_suite
 from experiments.evaluation.vectors import VectorCache
 from experiments.run_directory import write_text
-from lightning_modules.metrics.memorisation import copies
-from lightning_modules.metrics.pixels import Pixels
 from lightning_modules.schedules import Schedule
 
 # Halves for the training images, a fifth to be held out, the rest plays the generator.
@@ -103,8 +102,21 @@ def planted(fresh: ImageSet, train: ImageSet, classes: Sequence[tuple[str, ...]]
     }
 
 
-def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder: Path) -> dict[str, list[Row]]:
-    """Measure every failure and return its scores; what an earlier call has measured is not measured again.
+@dataclass(frozen=True)
+class Result:
+    """What was found about one set.
+
+    Attributes:
+        rows: Its scores.
+        named: Its images that are named as near copies of training images.
+    """
+
+    rows: list[Row]
+    named: set[int]
+
+
+def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder: Path) -> dict[str, Result]:
+    """Measure every failure; what an earlier call has measured is not measured again.
 
     Args:
         data: Real images, set up: its test split plays the generator, its val split is held out.
@@ -114,46 +126,39 @@ def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder
     """
     suite = load_suite(suite_name, overrides)
     tools = build_tools(suite)
-    own = [one.reads for one in tools.instruments.values() if one.reads is not None]
-    for extractor in (*tools.extractors.values(), *own):
-        extractor.prepare()
-        extractor.load()
-        extractor.eval().requires_grad_(False)
+    tools.load("cpu")
     train, held_out = RealImages(data, ["train"], suite.seed), RealImages(data, ["val"], suite.seed)
-    fresh = RealImages(data, ["test"], suite.seed, min(len(train), suite.images or len(train)))
+    real = RealImages(data, ["train"], suite.seed, suite.images)
+    fresh = RealImages(data, ["test"], suite.seed, len(real))
     labels = {record.name: record.labels for record in data.split_records("test")}
-    vectors, partial = VectorCache(data.cache_dir / "vectors"), folder / "scores.partial.jsonl"
+    vectors, finished = VectorCache(data.cache_dir / "vectors"), folder / "scores.partial.jsonl"
     found = {}
     for name, images in planted(fresh, train, [labels[image] for image in fresh.names]).items():
-        print(f"{name} ({len(images)} images)", flush=True)
+        sets = Sets(real, images, train, held_out)
         scorer = Scorer(
-            Sets(RealImages(data, ["train"], suite.seed, suite.images), images, train, held_out),
+            sets,
             vectors,
             tools.extractors,
             suite.replicates,
             suite.seed,
-            finished_rows(partial),
-            lambda key, rows: append_rows(partial, [{"key": key, "rows": rows}]),
+            finished_rows(finished),
+            lambda key, rows: append_rows(finished, [{"key": key, "rows": rows}]),
         )
-        found[name] = scorer.measure(tools.instruments)
-        seen, unseen, judged = (vectors.vectors(one, Pixels()) for one in (train, held_out, images))
-        named = {copy.generated for copy in copies(seen, unseen, judged)}
-        right = len([i for i in named if name.startswith("20 %") and i < int(COPIES * len(images))])
-        print(f"  named as near copies: {len(named)}, of which copies: {right}", flush=True)
+        rows = scorer.measure(tools.instruments)
+        found[name] = Result(rows, {copy.generated for copy in near_copies(sets, vectors) or ()})
+        print(f"{name}: {len(images)} images, {len(found[name].named)} named as near copies", flush=True)
     return found
 
 
-def table(found: dict[str, list[Row]]) -> list[list[str]]:
+def table(found: dict[str, Result]) -> list[list[str]]:
     """Return rows of text, the head first; an asterisk marks what lies outside the floor on the worse side."""
-    names = [row["name"] for row in found[PERFECT]]
     rows = [["score", *found]]
-    for i, name in enumerate(names):
-        cells = []
-        for scores in found.values():
-            row = scores[i]
-            distance = f"{in_half_widths(row, row['at_floor_size']):+.1f}" if "low" in row else "-"
-            cells.append(f"{distance}{'*' if is_bad(row) else ''}")
-        rows.append([name, *cells])
+    for of_score in zip(*(result.rows for result in found.values()), strict=True):
+        cells = [
+            f"{in_half_widths(row, row['at_floor_size']):+.1f}{'*' if is_bad(row) else ''}" if "low" in row else "-"
+            for row in of_score
+        ]
+        rows.append([of_score[0]["name"], *cells])
     return rows
 
 
