@@ -159,3 +159,17 @@ def test_small_broken_or_other_sets_are_refused():
         score.measure(draw(50, 0), torch.full((50, 5), torch.nan))
     with pytest.raises(TooFewImagesError, match="got 3"):
         agreement(draw(3, 0), draw(50, 1))
+
+
+def test_points_on_a_line_do_not_ring_across_the_grid():
+    """Skewness and kurtosis of real generators lie nearly on a line, far narrower than a place of the grid."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 1, generator=random).double().exp()
+    line = torch.cat([x, 8 * x + 0.002 * torch.randn(500, 1, generator=random).double()], dim=1)
+    wide = torch.randn(500, 2, generator=random).double() * torch.tensor([3.0, 200.0])
+    found = contour_coverage(wide, line, (0, 1))
+    cell = np.diff(found.x)[0] * np.diff(found.y)[0]
+    assert found.generated.sum() * cell == pytest.approx(1.0, abs=1e-3)
+    inside = found.generated >= density_levels(found.generated, 99.99)[0]
+    x, y = np.meshgrid(found.x, found.y)
+    assert np.abs(y - 8 * x)[inside].max() < 20 * np.diff(found.y)[0] + 8 * 20 * np.diff(found.x)[0]
