@@ -193,7 +193,7 @@ def _evaluation(path: Path, weights_sha256: str) -> list[str]:
         for row in rows
         if isinstance(row, dict)
     ]
-    head = ("score", "value", "interval", "floor (real against real)", "verdict")
+    head = ("score", "value", "interval", "floor (real against real, half the images)", "verdict")
     return [f"{title}, {whose}:", _table(head, table)]
 
 

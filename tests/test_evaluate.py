@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, tiny_config, write_kidney
 from PIL import Image
 
+from experiments import compare
 from experiments.evaluate import main
 from experiments.evaluation.evaluation import evaluate
 from experiments.evaluation.settings import load_suite
@@ -103,6 +104,18 @@ def test_other_seeds_are_other_images(run, suite, tmp_path):
     assert first["frechet_random_conv"]["value"] != other["frechet_random_conv"]["value"]
 
 
+def test_two_checkpoints_can_be_compared(run, suite, tmp_path, capsys):
+    folders = [
+        evaluate(str(run / "checkpoints" / name), load_suite(suite, [f"output={tmp_path / name}"]))
+        for name in ("images_000000000040.ckpt", "images_000000000096.ckpt")
+    ]
+    assert compare.main([*map(str, folders), "--output", str(tmp_path / "comparison")]) == 0
+    said = capsys.readouterr().out
+    assert "frechet_random_conv" in said and "better" in said  # 40 images more
+    first, second = (json.loads((folder / "scores.json").read_text()) for folder in folders)
+    assert first["weights_sha256"] != second["weights_sha256"] and first["images_seen"] == 40
+
+
 def test_other_data_than_the_runs_are_refused(run, suite, capsys):
     assert main([str(run), f"suite={suite}", "data.count=170"]) == 2
     assert "the data is not what the run was trained on" in capsys.readouterr().err
@@ -182,7 +195,8 @@ def test_no_name_of_a_patient_or_a_file_is_written(suite, tmp_path):
     ],
 )
 def test_what_cannot_be_measured_is_refused(run, suite, arguments, said, capsys):
-    assert main([f"suite={suite}", *(str(run) if text == "RUN" else text for text in arguments)]) == 2
+    target, *overrides = arguments
+    assert main([str(run) if target == "RUN" else target, f"suite={suite}", *overrides]) == 2
     assert said in capsys.readouterr().err
 
 

@@ -249,10 +249,10 @@ def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
 def _output(suite: Suite, subject: Subject) -> Path:
     if suite.output is not None:
         return Path(suite.output)
+    name = suite.name if suite.split == "train" else f"{suite.name}-{suite.split}"
     if subject.trained is None:
-        return Path("evaluations") / f"{subject.path.resolve().name}-{suite.name}"
-    clock = subject.trained.module.images_seen
-    return subject.trained.directory / "evaluation" / f"{suite.name}-{clock:012d}"
+        return Path("evaluations") / f"{subject.path.resolve().name}-{name}"
+    return subject.trained.directory / "evaluation" / f"{name}-{subject.trained.module.images_seen:012d}"
 
 
 def _cache_dir(data: ImageDataModule | Path) -> Path:

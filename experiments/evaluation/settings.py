@@ -31,7 +31,8 @@ class Suite:
         groups: CSV (file, group) of the folder ``against``: which files are of one patient.
         value_range: Values of files in a folder that become black and white; null = what their bits hold.
         size: Height and width of files in a folder; null = those of most of the real images.
-        output: Folder of the results; null = ``evaluation/<suite>-<clock>`` in the run directory.
+        output: Folder of the results; null = ``evaluation/<suite>-<clock>`` in the run directory, for
+            folders ``evaluations/<folder>-<suite>`` here.
         device: Where networks run.
     """
 
