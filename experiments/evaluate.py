@@ -81,6 +81,9 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
         return refuse(target, error.problems)
     except (DataError, ExtractorError) as error:
         return refuse(target, [str(error)])
+    except OSError as error:
+        print(f"error: {error}; output=FOLDER writes elsewhere", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return EXIT_PREEMPTED

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from callbacks.checkpoint import AtomicCheckpointIO
-from datamodules.base import Intensity
+from datamodules.base import ImageDataModule, Intensity
 from experiments import config as cfg
-from experiments.config import ConfigError, Node
+from experiments.config import ConfigError, Experiment, Node
 from experiments.run_directory import newest_usable_checkpoint
 from experiments.training import check_fits
 from lightning_modules.gan import GANModule
@@ -99,17 +99,40 @@ def generate(
     repeated = None if labels is None else labels.expand(size, -1)
 
     def make(first: int) -> Tensor:
-        with torch.autocast(module.device.type, enabled=False), _same_bits_each_time(module.device):
+        with torch.autocast(module.device.type, enabled=False), same_bits_each_time(module.device):
             return module.sample(size, repeated, truncation, seed, ema, start=first)
 
     yield from in_chunks(make, start, count, size)
 
 
-def _same_bits_each_time(device: torch.device) -> AbstractContextManager:
+def same_bits_each_time(device: torch.device) -> AbstractContextManager:
     """Let a GPU compute convolutions in full float32, in the same way each time."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def data_of(experiment: Experiment, changes: Node | None = None) -> ImageDataModule:
+    """Return the data set of an experiment, set up.
+
+    Args:
+        experiment: A checked top level.
+        changes: Values that replace those of its ``data`` node.
+
+    Raises:
+        ConfigError: If the node cannot become a data set.
+        DataError: If the data cannot be used.
+    """
+    node = {**experiment.data, **(changes or {})}
+    problems = cfg.check(experiment.schedule, "schedule", Schedule)
+    problems += cfg.check(node, "data", ImageDataModule, supplied=("schedule", "seed"))
+    if problems:
+        raise ConfigError(problems)
+    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    data: ImageDataModule = cfg.build(node, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
+    data.check()
+    data.setup()
+    return data
 
 
 def _build(config: Node) -> GANModule:

@@ -14,7 +14,14 @@ K = 40
 
 
 def row(name, value, replicates, better="lower", **fingerprint):
-    numbers = {"low": value - 1.0, "high": value + 1.0, "replicates": [float(r) for r in replicates]}
+    numbers = {"low": value - 1.0, "high": value + 1.0, "replicates": [float(r) for r in replicates], "freedom": K - 1}
+    numbers |= {
+        "floor": 0.0,
+        "floor_low": 0.0,
+        "floor_high": 0.0,
+        "at_floor_size": value,
+        "verdict": "within the floor",
+    }
     return {"name": name, "score": name, "value": value, "better": better, "fingerprint": fingerprint, **numbers}
 
 
@@ -79,6 +86,8 @@ def test_other_fingerprints_are_refused_unless_allowed(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "generated: 1000 and 2000" in said and "--allow-different" in said
     assert not (tmp_path / "out").exists()
+    (difference,) = compare([read_evaluation(a), read_evaluation(b)])["fid"]
+    assert difference.value == 1.0 and difference.low is None and difference.p is None  # nothing is paired
     assert main([str(a), str(b), "--allow-different", "--output", str(tmp_path / "out")]) == 0
     assert "NOT taken in the same way" in (tmp_path / "out" / "comparison.html").read_text()
 
@@ -93,8 +102,8 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
     assert "+3 (" in said and "worse" in said and "*" in said
     rows = list(csv.reader((tmp_path / "out" / "comparison.csv").open()))
     assert rows[0][:4] == ["score", "a", "b", "difference"]
-    assert rows[1][0] == "fid" and rows[1][5] == "-"
-    assert rows[2][0] == "only_a" and rows[2][2] == "-"
+    assert rows[1][0] == "fid" and rows[1][5] == "'-"
+    assert rows[2][0] == "only_a" and rows[2][2] == "'-"
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "http" not in page and "<script" not in page
 

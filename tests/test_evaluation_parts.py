@@ -118,7 +118,7 @@ def test_interval_of_a_mean_of_patients_covers_the_truth():
         values = np.repeat(patients, 5) + 0.1 * random.normal(size=200)
         groups, each = np.repeat(np.arange(40), 5).astype(str), np.arange(200).astype(str)
         for kind in (groups, each):
-            low, high = interval(values.mean(), [values[halves(kind, trial, k).first].mean() for k in range(60)])
+            low, high = interval(values.mean(), [values[halves(kind, trial, k).first].mean() for k in range(60)], 39)
             if kind is groups:
                 by_group += low <= 0 <= high
             else:
@@ -132,6 +132,11 @@ def test_choosing_mixes_the_order():
     assert len(set(chosen)) == 50 and min(chosen) >= 0 and max(chosen) < 100
     assert chosen == choose(100, None, seed=0)[:50] != choose(100, 50, seed=1)
     assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(chosen)) < 5
+
+
+def test_the_first_rows_of_a_half_are_a_random_part_of_it():
+    firsts = [halves([str(i) for i in range(200)], 0, k).first[:20].mean() for k in range(50)]
+    assert 80 < np.mean(firsts) < 120
 
 
 # Vectors --------------------------------------------------------------------------------------------------------------
@@ -222,7 +227,57 @@ def test_too_few_images_are_refused_and_few_are_warned_about(tmp_path):
     (row,) = scorer(tmp_path, sets(n=3))[0].measure({"shift": Shift()})
     assert row["value"] is None and "at least 4 images" in row["refused"]
     (row,) = scorer(tmp_path, sets(n=6))[0].measure({"shift": Shift()})
-    assert row["value"] is not None and "low" not in row and "no interval" in row["warnings"][0]
+    assert row["value"] is not None and "low" not in row and "3 groups" in row["warnings"][0]
+
+
+def test_a_half_that_cannot_be_measured_costs_the_interval_not_the_value(tmp_path):
+    uneven = sets(n=12)
+    uneven = Sets(
+        Numbers(normal(12, 0), [0, 0, 0, 0, 0, *range(1, 8)]), *[uneven.generated, uneven.train, uneven.held_out]
+    )
+
+    class Seven(Shift):
+        at_least = 7
+
+    (row,) = scorer(tmp_path, uneven)[0].measure({"shift": Seven()})
+    assert row["value"] is not None and "low" not in row
+    assert row["warnings"] == ["no interval and no floor: Seven needs at least 7 images of each set, got 6"]
+
+
+def test_a_share_of_nothing_is_not_certain(tmp_path):
+    class Nothing(Shift):
+        bounds = (0.0, 1.0)
+
+        def measure(self, real, generated):
+            return {"share": 0.0}
+
+    (row,) = scorer(tmp_path, sets())[0].measure({"share": Nothing()})
+    assert row["low"] == 0.0 and row["high"] == pytest.approx(3 / 200)
+
+
+def test_patients_that_become_known_change_the_fingerprint(tmp_path):
+    a = sets()
+    b = Sets(Numbers(a.real.values, np.arange(200) // 10), a.generated, a.train, a.held_out)
+    (one,), (other,) = (scorer(tmp_path, of)[0].measure({"shift": Shift()}) for of in (a, b))
+    assert one["value"] == other["value"] and one["fingerprint"] != other["fingerprint"]
+
+
+def test_what_one_extractor_refuses_is_a_row(tmp_path):
+    class Refuses(Mean):
+        def identity(self):
+            return {"extractor": "refuses"}
+
+        def features(self, images):
+            raise ValueError("needs larger images")
+
+    rows = scorer(tmp_path, sets())[0].measure({"a": Shift(reads=Refuses()), "b": Shift()})
+    assert rows[0]["value"] is None and rows[0]["refused"] == "needs larger images"
+    assert rows[1]["value"] is not None
+
+
+def test_equal_names_are_told_apart(tmp_path):
+    names = [row["name"] for row in scorer(tmp_path, sets())[0].measure({"a": Shift(), "b": Shift()})]
+    assert names == ["shift_mean_a", "shift_mean_b"]
 
 
 def test_few_patients_make_no_interval(tmp_path):
@@ -272,6 +327,8 @@ def test_folder_of_8_and_16_bit_files_keeps_its_range(tmp_path):
     values = images.read(0, 2)
     assert torch.allclose(values[0], values[1], atol=1e-6)
     assert torch.allclose(values[0, 0], torch.tensor([[-1.0, 1.0], [-0.6, -0.2]]), atol=1e-6)
+    beside = FolderImages(tmp_path / "sub" / ".." / "sub", seed=0)
+    assert torch.equal(beside.read(0, 1)[0], values[images.names.index("sub/b.png")])
     twelve_bits = FolderImages(tmp_path / "sub", seed=0, value_range=(0, 4095))
     with pytest.raises(UnreadableImageError, match=r"b.png.*0 .. 65535 lie outside 0 .. 4095; set value_range"):
         twelve_bits.read(0, 1)

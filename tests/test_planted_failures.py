@@ -36,7 +36,7 @@ def test_every_large_failure_is_seen_and_copies_are_named(data, tmp_path):
     bad = {failure: {row["name"] for row in result.rows if is_bad(row)} for failure, result in found.items()}
     assert len(bad[PERFECT]) <= 1  # of 20 scores, each outside its floor by chance now and then
     assert {"recall_random_conv", "coverage_random_conv"} <= bad["collapse onto 10 %"]
-    assert "copied_share_random_conv" in bad["20 % copies"]
+    assert "copied_share" in bad["20 % copies"]
     assert {"frechet_random_conv", "precision_random_conv"} <= bad["blur"]
     assert {"frechet_random_conv", "moment_agreement_mean"} <= bad["shift of intensity"]
     copies = set(range(int(COPIES * 400)))

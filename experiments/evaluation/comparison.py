@@ -19,6 +19,7 @@ from experiments.report import STYLE, csv_cell, text_of
 from experiments.run_directory import write_text
 
 SIGNIFICANT = 0.05
+FLOOR = ("floor", "floor_low", "floor_high", "at_floor_size")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Difference:
 
     Attributes:
         value: Score minus the first evaluation's.
-        low: Lower end of the 95 % interval; None = there are no replicates, or not over the same halves.
+        low: Lower end of the 95 % interval; None = the scores were not taken on the same halves of the same real
+            images, or all halves agree.
         high: Upper end.
         p: Two-sided probability of such a difference if there were none, corrected for the number of comparisons.
         better: Whether it points to the better side; None = there is none ("as real").
@@ -74,7 +76,7 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         rows = {str(row["name"]): row for row in json.loads(file.read_text())["scores"]}
         for row in rows.values():
-            _check(row)
+            check_row(row)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError([f"{file}: is no evaluation of Mirage's ({type(error).__name__}: {error})"]) from error
     folder = file.resolve().parent
@@ -93,7 +95,7 @@ def problems_of_fingerprints(evaluations: Sequence[Evaluation]) -> list[str]:
             keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
             if keys:
                 what = "; ".join(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys)
-                problems.append(f"{name} of {first.name} and {other.name}: {what}")
+                problems.append(text_of(f"{name} of {first.name} and {other.name}: {what}"))
     return sorted(problems)
 
 
@@ -123,7 +125,7 @@ def table(evaluations: Sequence[Evaluation], differences: dict[str, list[Differe
         for other, difference in zip(evaluations[1:], of_others, strict=True):
             cells += [_value(other.rows.get(name)), *_words(difference)]
         rows.append(cells)
-    return rows
+    return [[text_of(text) for text in row] for row in rows]  # a terminal obeys some characters
 
 
 def write_comparison(folder: Path, rows: list[list[str]], problems: Sequence[str]) -> None:
@@ -155,12 +157,23 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/scores.json"), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _check(row: Any) -> None:
-    numbers = [row["value"], *row.get("replicates", [])]
-    if not all(number is None or isinstance(number, int | float) for number in numbers):
+def check_row(row: Any) -> None:
+    """Check what is used of a score: a file may be damaged, or a stranger's.
+
+    Raises:
+        ValueError: If something is missing or of another kind. KeyError and TypeError likewise.
+    """
+    numbers = [row[key] for key in ("low", "high", "freedom", *FLOOR) if key in row] + list(row.get("replicates", []))
+    if row["value"] is not None:
+        numbers.append(row["value"])
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         raise ValueError("a score is no number")
+    if "low" in row and not all(key in row for key in ("high", "freedom", "replicates", "verdict", *FLOOR)):
+        raise ValueError("an interval or a floor is not whole")
     if row["better"] not in ("lower", "higher", "as real") or not isinstance(row["fingerprint"], dict):
         raise ValueError("a score has no fingerprint")
+    if not isinstance(row.get("warnings", []), list) or not all(isinstance(row[key], str) for key in ("name", "score")):
+        raise ValueError("a score has no name")
 
 
 def _difference(first: Row, other: Row | None) -> Difference | None:
@@ -168,13 +181,20 @@ def _difference(first: Row, other: Row | None) -> Difference | None:
         return None
     value = other["value"] - first["value"]
     better = None if first["better"] == "as real" or value == 0 else (value < 0) == (first["better"] == "lower")
-    a, b = first.get("replicates", []), other.get("replicates", [])
-    if len(a) != len(b) or len(a) < 2:
+    of_halves = np.subtract(other["replicates"], first["replicates"]) if _paired(first, other) else np.zeros(1)
+    spread = float(np.std(of_halves, ddof=1)) if len(of_halves) > 1 else 0.0
+    if spread == 0:
         return Difference(value, None, None, None, better)
-    of_halves = np.subtract(b, a)
-    spread = float(np.std(of_halves, ddof=1))
-    p = 1.0 if value == 0 else 2.0 * float(student_t.sf(abs(value) / spread, len(a) - 1)) if spread > 0 else 0.0
-    return Difference(value, *interval(value, of_halves.tolist()), p, better)
+    p = 2.0 * float(student_t.sf(abs(value) / spread, first["freedom"]))
+    return Difference(value, *interval(value, of_halves.tolist(), first["freedom"]), p, better)
+
+
+def _paired(first: Row, other: Row) -> bool:
+    """Tell whether two scores were taken on the same halves of the same real images."""
+    both = "replicates" in first and "replicates" in other
+    return (
+        both and first["fingerprint"] == other["fingerprint"] and len(first["replicates"]) == len(other["replicates"])
+    )
 
 
 def _corrected(found: dict[str, list[Difference | None]]) -> dict[str, list[Difference | None]]:

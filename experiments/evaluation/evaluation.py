@@ -4,9 +4,7 @@ import csv
 import io
 import json
 import logging
-import os
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,33 +12,23 @@ from typing import Any
 import torch
 
 from callbacks.files import append_rows
-from datamodules.base import ImageDataModule
 from datamodules.pseudonyms import Pseudonyms
 from experiments import config as cfg
-from experiments.config import ConfigError, Experiment
-from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages
+from experiments.config import ConfigError
+from experiments.evaluation.comparison import check_row
 from experiments.evaluation.page import Gallery, write_page
 from experiments.evaluation.scoring import Row, Scorer, Sets, code_version
 from experiments.evaluation.settings import Suite, Tools, build_tools
-from experiments.evaluation.vectors import VectorCache
-from experiments.loading import Trained, load_run
+from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of, subject_of
+from experiments.evaluation.vectors import VectorCache, key_of
 from experiments.report import csv_cell
 from experiments.run_directory import write_text
 from experiments.studies.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
 from lightning_modules.metrics.memorisation import Copy, copies
 from lightning_modules.metrics.moments import Moments
 from lightning_modules.metrics.pixels import Pixels
-from lightning_modules.schedules import Schedule
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a run, or a folder of images."""
-
-    path: Path
-    trained: Trained | None
 
 
 def evaluate(target: str, suite: Suite) -> Path:
@@ -60,13 +48,15 @@ def evaluate(target: str, suite: Suite) -> Path:
     """
     tools = build_tools(suite)
     device = _device(suite.device)
-    subject = _subject(Path(target), device)
-    data = _data(suite, subject)
-    sets = _sets(suite, subject, data)
-    tools.load(device)
+    subject = subject_of(Path(target), device)
+    data = real_data(suite, subject)
+    sets = sets_of(suite, subject, data)
     output = _output(suite, subject)
+    pseudonyms = _pseudonyms(subject, output)
+    pseudonyms.check()
+    tools.load(device)
     output.mkdir(parents=True, exist_ok=True)
-    cache = VectorCache(_cache_dir(data) / "vectors", device)
+    cache = VectorCache(cache_dir(data) / "vectors", device)
     finished = output / "scores.partial.jsonl"
     scorer = Scorer(
         sets,
@@ -81,13 +71,16 @@ def evaluate(target: str, suite: Suite) -> Path:
     said = _said(suite, subject, sets)
     write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")
     _write_csv(output / "scores.csv", rows)
-    pseudonyms, near = _pseudonyms(subject, output), near_copies(sets, cache)
+    for name in ("copies.csv", "moments.csv"):  # of an earlier evaluation
+        (output / name).unlink(missing_ok=True)
+    near = near_copies(sets, cache)
     if near is not None:
         _write_copies(output / "copies.csv", near, sets, pseudonyms)
     study, pruning = moments_of(sets, cache, scorer, tools, suite.seed)
     if study is not None:
         write_text(output / "moments.csv", tables_csv(study, pruning))
     write_page(output / "report.html", said, rows, Gallery(sets, cache, pseudonyms, near), study, pruning)
+    finished.unlink(missing_ok=True)
     return output
 
 
@@ -122,7 +115,7 @@ def moments_of(
 
 def near_copies(sets: Sets, vectors: VectorCache) -> list[Copy] | None:
     """Return the generated images that are near copies of training images, in pixels; None = it cannot be told."""
-    if sets.train is None or sets.held_out is None:
+    if sets.train is None or sets.held_out is None or len(sets.held_out) < 2:
         return None
     pixels = Pixels()
     try:
@@ -138,92 +131,10 @@ def _write_copies(path: Path, near: list[Copy], sets: Sets, pseudonyms: Pseudony
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(["generated", "training image (pseudonym)", "distance", "threshold"])
-    writer.writerows([c.generated, pseudonyms.of(sets.train.names[c.train]), c.distance, c.threshold] for c in near)
+    for copy in near:
+        train = pseudonyms.of(sets.train.names[copy.train])
+        writer.writerow([csv_cell(sets.generated.names[copy.generated]), train, copy.distance, copy.threshold])
     write_text(path, buffer.getvalue())
-
-
-def _subject(path: Path, device: torch.device) -> Subject:
-    if path.is_file() or (path / "config.yaml").is_file():
-        return Subject(path, load_run(path, device))
-    if path.is_dir():
-        return Subject(path, None)
-    raise ConfigError([f"{path}: is no run directory, no checkpoint and no folder of images"])
-
-
-def _data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
-    """Return the real images: a data set that is ready, or a folder.
-
-    Raises:
-        ConfigError: If they are not named, or are not those that the generator was trained on.
-    """
-    against = suite.against
-    if against is None and subject.trained is None:
-        raise ConfigError([f"{subject.path}: a folder needs real images: against=FOLDER, EXPERIMENT or RUN"])
-    if against is not None and Path(against).is_dir() and not (Path(against) / "config.yaml").is_file():
-        return Path(against)
-    if against is None:
-        assert subject.trained is not None
-        data = _data_set(cfg.experiment(subject.trained.config), suite)
-        _check_same(data, subject.trained)
-        return data
-    name = str(Path(against) / "config.yaml") if Path(against).is_dir() else against
-    return _data_set(cfg.experiment(cfg.load(name)), suite)
-
-
-def _data_set(experiment: Experiment, suite: Suite) -> ImageDataModule:
-    node = {**experiment.data, **suite.data}
-    problems = cfg.check(experiment.schedule, "schedule", Schedule)
-    problems += cfg.check(node, "data", ImageDataModule, supplied=("schedule", "seed"))
-    if problems:
-        raise ConfigError(problems)
-    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
-    data: ImageDataModule = cfg.build(node, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
-    data.check()
-    data.setup()
-    if not data.size(suite.split):
-        raise ConfigError([f"split={suite.split}: the split has no images; raise data.{suite.split}_fraction"])
-    return data
-
-
-def _check_same(data: ImageDataModule, trained: Trained) -> None:
-    before, now = trained.module.data_facts, data.facts()
-    changed = [key for key in ("data_set", "images", "fingerprint") if before.get(key) != now[key]]
-    if changed:
-        differences = "; ".join(f"{key}: was {before.get(key)}, is {now[key]}" for key in changed)
-        raise ConfigError(
-            [
-                f"the data is not what the run was trained on ({differences}); set data.root=..., or name other real "
-                "images with against=..."
-            ]
-        )
-
-
-def _sets(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Sets:
-    seed, images = suite.seed, suite.images
-    train: ImageSet | None
-    held_out: ImageSet | None = None
-    if isinstance(data, ImageDataModule):
-        real: ImageSet = RealImages(data, [suite.split], seed, images)
-        train, held_out = RealImages(data, ["train"], seed), RealImages(data, ["val", "test"], seed)
-    else:
-        hashes = _cache_dir(data) / "hashes" / "folders.json"
-        size = suite.size
-        if size is None and subject.trained is not None:
-            height, width = subject.trained.module.image_size
-            size = (height, width)
-        groups = Path(suite.groups) if suite.groups else None
-        real = FolderImages(data, seed, images, groups, suite.value_range, size, hashes)
-        train = FolderImages(data, seed, None, groups, suite.value_range, real.size, hashes)
-        if suite.held_out is not None:
-            held_out = FolderImages(Path(suite.held_out), seed, None, None, suite.value_range, real.size, hashes)
-    if subject.trained is not None:
-        generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
-    else:
-        hashes = _cache_dir(data) / "hashes" / "folders.json"
-        generated = FolderImages(subject.path, seed, len(real), None, suite.value_range, real.size, hashes)
-    if generated.size != real.size:
-        raise ConfigError([f"generated images are {generated.size}, real ones {real.size}; set size={generated.size}"])
-    return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None)
 
 
 def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
@@ -249,16 +160,13 @@ def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
 def _output(suite: Suite, subject: Subject) -> Path:
     if suite.output is not None:
         return Path(suite.output)
-    name = suite.name if suite.split == "train" else f"{suite.name}-{suite.split}"
+    # Two evaluations with other settings are two folders; the same command finds its own again.
+    what = str(subject.path.resolve()) if subject.trained is None else subject.trained.weights_sha256
+    key = key_of({**vars(suite), "output": None}, what)[:6]
     if subject.trained is None:
-        return Path("evaluations") / f"{subject.path.resolve().name}-{name}"
-    return subject.trained.directory / "evaluation" / f"{name}-{subject.trained.module.images_seen:012d}"
-
-
-def _cache_dir(data: ImageDataModule | Path) -> Path:
-    if isinstance(data, ImageDataModule):
-        return data.cache_dir
-    return Path(os.environ.get("MIRAGE_CACHE") or "~/.cache/mirage").expanduser()
+        return Path("evaluations") / f"{subject.path.resolve().name}-{suite.name}-{key}"
+    clock = subject.trained.module.images_seen
+    return subject.trained.directory / "evaluation" / f"{suite.name}-{clock:012d}-{key}"
 
 
 def _pseudonyms(subject: Subject, output: Path) -> Pseudonyms:
@@ -281,9 +189,11 @@ def finished_rows(path: Path) -> dict[str, list[Row]]:
     done: dict[str, list[Row]] = {}
     if path.is_file():
         for line in path.read_text().splitlines():
-            with suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                done[row["key"]] = row["rows"]
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                found = json.loads(line)
+                for row in found["rows"]:
+                    check_row(row)
+                done[str(found["key"])] = found["rows"]
     return done
 
 

@@ -117,12 +117,17 @@ class GeneratedImages(ImageSet):
     def identity(self) -> dict[str, Any]:
         """Return the hash of the weights and what was asked for; images do not depend on how many they are."""
         hashed = {"weights_sha256": self.trained.weights_sha256, "seed": self.seed, "truncation": self.truncation}
-        return {**hashed, "size": list(self.size), "device": self.trained.module.device.type}
+        bits, device = self.trained.intensity.bits, self.trained.module.device.type
+        return {**hashed, "size": list(self.size), "bits": bits, "device": device}
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Generate; what is smaller than the final resolution is enlarged by repeating pixels."""
+        """Generate, rounded to the data set's bits as real images and written files are.
+
+        What is smaller than the final resolution is enlarged by repeating pixels.
+        """
         chunks = generate(self.trained.module, start, stop - start, self.seed, self.truncation)
-        images = torch.cat([images for _, images in chunks]).cpu()
+        half = self.trained.intensity.levels / 2.0
+        images = torch.cat([images for _, images in chunks]).cpu().add_(1.0).mul_(half).round_().div_(half).sub_(1.0)
         return images if tuple(images.shape[2:]) == self.size else F.interpolate(images, self.size)
 
 
@@ -135,6 +140,7 @@ class FolderImages(ImageSet):
         at_most: Images, drawn at random; None = all.
         groups: CSV with columns file (path below the folder) and group; None = every file is a group of its own.
         value_range: Values that become -1 and 1; None = 0 and the largest that the file's bits hold (255 or 65535).
+            DICOM files are taken as a viewer shows them, from black to white.
         size: Height and width to bring the images to by area averaging; None = those of the most files.
         hashes: Where hashes of unchanged files are remembered.
 
@@ -153,7 +159,7 @@ class FolderImages(ImageSet):
         hashes: Path | None = None,
     ) -> None:
         found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        files = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
+        files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
         if not files:
             raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})"])
         names = [path.relative_to(folder).as_posix() for path in files]
@@ -182,11 +188,15 @@ class FolderImages(ImageSet):
             return torch.stack(list(pool.map(self._read, self.files[start:stop])))
 
     def _read(self, path: Path) -> Tensor:
-        values, of_bits = _values(path)
-        low, high = self.value_range or of_bits
+        if path.suffix.lower() == ".dcm":
+            values, (low, high) = read_dicom(path), (0.0, 1.0)
+        else:
+            values = read_grey(path)
+            low, high = self.value_range or _range_of_bits(path)
         if values.min() < low or values.max() > high:
             raise UnreadableImageError(
-                f"{path}: values {values.min():g} .. {values.max():g} lie outside {low:g} .. {high:g}; set value_range"
+                f"{path}: values {values.min():g} .. {values.max():g} lie outside {low:g} .. {high:g}; set value_range "
+                "(generated_value_range for the folder that is judged)"
             )
         image = (values - low) * (2.0 / (high - low)) - 1.0
         return torch.from_numpy(resize(image[None].astype(np.float32), *self.size)).clamp(-1.0, 1.0)
@@ -214,13 +224,11 @@ def _groups(path: Path, names: list[str]) -> list[str]:
     return [group[name] for name in names]
 
 
-def _values(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """Return values (H, W) and the range that the file's bits can hold."""
-    if path.suffix.lower() == ".dcm":
-        return read_dicom(path), (0.0, 1.0)  # as a viewer shows it
-    values = read_grey(path)
+def _range_of_bits(path: Path) -> tuple[float, float]:
     with open_picture(path) as image:
-        return values, (0.0, 65535.0 if image.mode.startswith("I") else 255.0)
+        if image.mode == "F":
+            raise UnreadableImageError(f"{path}: holds floating-point values; set value_range")
+        return 0.0, 65535.0 if image.mode.startswith("I") else 255.0
 
 
 def _size(path: Path) -> tuple[int, int] | None:

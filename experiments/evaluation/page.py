@@ -25,7 +25,8 @@ from lightning_modules.metrics.memorisation import Copy
 from lightning_modules.metrics.pixels import Pixels
 
 PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
-TICKS = (-1000, -100, -10, -5, -2, -1, 0, 1, 2, 5, 10, 100, 1000, 10_000)
+TICKS = (-1000, -100, -10, -5, -2, -1, 0, 1, 2, 5, 10, 100, 1000)
+FAR = 1000.0  # half-widths of the floor that the figure reaches to
 OWN_STYLE = """
 .outside { color: #a50f15; font-weight: 600 } .within { color: #1a6e2e } .grid img { width: 100% }
 .note { background: #fff7e0; border-left: 4px solid #e0a800; padding: .5rem 1rem }
@@ -85,7 +86,7 @@ def write_page(
         _how_to_read(),
         "<h2>Samples</h2>",
         _samples(gallery.sets),
-        "<h2>Nearest training images</h2>",
+        f"<h2>Nearest {_kind(gallery.sets)} images</h2>",
         _neighbours(gallery),
         *_moments(study, pruning),
         "<h2>Fingerprint</h2><p>Two scores can be compared if their fingerprints are equal.</p>",
@@ -94,6 +95,7 @@ def write_page(
         f"<pre>{html.escape(json.dumps({row['name']: row['fingerprint'] for row in rows}, indent=1))}</pre></details>",
     ]
     write_text(path, "\n".join(parts))
+    path.chmod(0o600)
 
 
 def _sentence(said: dict[str, Any]) -> str:
@@ -111,7 +113,8 @@ def _how_to_read() -> str:
         "<p>The interval is the 95 % interval over random halves of the groups (patients, where they are known) and of "
         "the generated images. The floor is what real images get in place of generated ones: one half of the patients "
         "against the other, 95 % of the random splits. It is compared with the generated images at the same size, half "
-        "of the images, since most scores depend on the number of images.</p>"
+        "of the images, since most scores depend on the number of images. Better than the floor is no praise: images "
+        "that repeat the real ones are nearer to them than other patients are.</p>"
     )
 
 
@@ -133,15 +136,16 @@ def _score_row(row: Row) -> str:
         cells[1] = f"{row['low']:.4g} to {row['high']:.4g}"
         cells[2] = text_of(row["at_floor_size"])
         cells[3] = f"{row['floor_low']:.4g} to {row['floor_high']:.4g}"
-        word = "outside" if is_bad(row) else "within"
-        cells[4] = f"<span class={word}>{row['verdict']}</span>"
-    notes = "; ".join([MEANING[row["better"]], *row["warnings"]])
-    return f"<tr><td>{name}" + "".join(f"<td>{cell}" for cell in cells) + f"<td>{html.escape(notes)}"
+        cells[4] = text_of(row["verdict"])
+    word = "outside" if is_bad(row) else "within" if row.get("verdict") == "within the floor" else ""
+    notes = "; ".join([MEANING[row["better"]], *map(str, row["warnings"])])
+    shown = "".join(f"<td class='{word if i == 4 else ''}'>{html.escape(cell)}" for i, cell in enumerate(cells))
+    return f"<tr><td>{name}{shown}<td>{html.escape(notes)}"
 
 
 def _floor_figure(rows: list[Row]) -> str:
     """Return where each score lies beside its floor: scores of different units on one axis."""
-    shown = [row for row in rows if "low" in row and row["floor_high"] > row["floor_low"]]
+    shown = [row for row in rows if "low" in row]
     if not shown:
         return ""
     figure = Figure(figsize=(9, 1.0 + 0.27 * len(shown)), layout="constrained")
@@ -149,9 +153,10 @@ def _floor_figure(rows: list[Row]) -> str:
     axes.axvspan(-1, 1, color="#d5ead8", label="floor: real against real")
     for place, row in enumerate(reversed(shown)):
         ends = [in_half_widths(row, float(end)) for end in np.quantile(row["replicates"], (0.025, 0.975))]
-        colour = "#a50f15" if is_bad(row) else "#1a6e2e"
-        axes.plot(ends, [place, place], color=colour, linewidth=1.5)
-        axes.plot([in_half_widths(row, row["at_floor_size"])], [place], "o", color=colour, markersize=5)
+        value = in_half_widths(row, row["at_floor_size"])
+        colour = "#a50f15" if is_bad(row) else "#1a6e2e" if row["verdict"] == "within the floor" else "#08519c"
+        axes.plot(np.clip(ends, -FAR, FAR), [place, place], color=colour, linewidth=1.5)
+        axes.plot(np.clip([value], -FAR, FAR), [place], ">" if value > FAR else "o", color=colour, markersize=5)
     axes.set_yticks(range(len(shown)), [row["name"].replace("_", " ") for row in reversed(shown)])
     axes.set_xscale("symlog", linthresh=2.0, linscale=1.0)
     ticks = [tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
@@ -176,8 +181,15 @@ def _samples(sets: Sets) -> str:
     )
 
 
+def _kind(sets: Sets) -> str:
+    return "real" if sets.train is None else "training"
+
+
 def _neighbours(gallery: Gallery) -> str:
-    """Return the generated images that are nearest to training images in pixels, and some others, in pairs."""
+    """Return the generated images that are nearest to training images in pixels, and some others, in pairs.
+
+    Where it is not known which images the generator was trained on, they are the real ones, and nothing is concluded.
+    """
     sets, pixels = gallery.sets, Pixels()
     pool = sets.train or sets.real
     generated, train = gallery.vectors.vectors(sets.generated, pixels), gallery.vectors.vectors(pool, pixels)
@@ -202,15 +214,15 @@ def _neighbours(gallery: Gallery) -> str:
 
 
 def _copies(gallery: Gallery, pool: ImageSet) -> str:
-    if gallery.copies is None:
-        return "<p>Near copies were not looked for: that needs held-out images.</p>"
-    count = len(gallery.sets.generated)
-    said = (
-        f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image than 99 % "
-    )
-    said += f"of held-out real images are; about {max(1, round(0.01 * count))} would be by chance.</p>"
+    held_out = gallery.sets.held_out
+    if gallery.copies is None or held_out is None:
+        return "<p>Near copies were not looked for: that needs the training images, and held-out ones.</p>"
+    count, rank = len(gallery.sets.generated), max(1, int(0.01 * (len(held_out) + 1)))
+    said = f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image than all "
+    said += f"but {rank - 1} of {len(held_out)} held-out real images are, in pixels. About "
+    said += f"{rank / (len(held_out) + 1) * count:.1f} would be by chance.</p>"
     rows = "".join(
-        f"<tr><td>{copy.generated}<td>{html.escape(gallery.pseudonyms.of(pool.names[copy.train]))}"
+        f"<tr><td>{html.escape(text_of(gallery.sets.generated.names[copy.generated]))}<td>{html.escape(gallery.pseudonyms.of(pool.names[copy.train]))}"
         f"<td>{copy.distance:.4f}"
         for copy in gallery.copies[:LISTED]
     )
@@ -223,7 +235,7 @@ def _pairs(gallery: Gallery, pool: ImageSet, chosen: list[int], which: Tensor, d
     ]
     far = ", ".join(f"{float(distances[i]):.3f}" for i in chosen)
     picture = _picture(torch.cat(pairs), 2 * min(3, len(pairs)))
-    said = f"{caption}: generated, then its nearest training image. Distances: {far}"
+    said = f"{caption}: generated, then its nearest {_kind(gallery.sets)} image. Distances: {far}"
     return f"<figure class=grid>{picture}<figcaption>{said}</figcaption></figure>"
 
 

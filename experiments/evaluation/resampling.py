@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 
 @dataclass(frozen=True)
 class Halves:
-    """Two disjoint sets of rows; no group lies in both."""
+    """Two disjoint sets of rows in random orders; no group lies in both."""
 
     first: np.ndarray
     second: np.ndarray
@@ -45,11 +45,17 @@ def halves(groups: Sequence[str], seed: int, replicate: int) -> Halves:
     filled = np.cumsum(sizes) - sizes / 2.0
     in_first = np.zeros(len(names), dtype=bool)
     in_first[order[filled < len(of) / 2.0]] = True
-    rows = np.arange(len(of))
-    return Halves(rows[in_first[of]], rows[~in_first[of]])
+    rows = random.permutation(len(of))  # so that the first ones of a half are a random part of it
+    return Halves(rows[in_first[of[rows]]], rows[~in_first[of[rows]]])
 
 
-def interval(value: float, replicates: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of a score from its values on halves (Student's t for their number)."""
-    spread = float(student_t.ppf(0.975, len(replicates) - 1) * np.std(replicates, ddof=1))
+def interval(value: float, replicates: Sequence[float], freedom: int) -> tuple[float, float]:
+    """Return the 95 % interval of a score from its values on halves.
+
+    Args:
+        value: The score of all images.
+        replicates: Its values on halves.
+        freedom: Degrees of freedom of Student's t: the smaller number of groups and replicates, less one.
+    """
+    spread = float(student_t.ppf(0.975, freedom) * np.std(replicates, ddof=1))
     return value - spread, value + spread

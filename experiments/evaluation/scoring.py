@@ -17,6 +17,7 @@ from tqdm import tqdm
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.resampling import halves, interval
 from experiments.evaluation.vectors import VectorCache, key_of
+from experiments.run_directory import versions
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.score import DistributionScore, Instrument, MemorisationScore, TooFewImagesError
 
@@ -53,6 +54,15 @@ class _Prepared(NamedTuple):
     generated: Tensor
 
 
+class _Resampled(NamedTuple):
+    """Values on halves; every list has one entry per replicate, or none if there is no fair way to halve."""
+
+    halves: list[dict[str, float]]  # half of the real and half of the generated images
+    at_floor_size: list[dict[str, float]]  # the same with as many generated images as the floor has real ones
+    floors: list[dict[str, float]]  # one half of the real images against the other
+    warning: str  # why there are none, or nothing
+
+
 class Scorer:
     """Measures sets of images with instruments.
 
@@ -86,20 +96,21 @@ class Scorer:
             for name, instrument in instruments.items()
             for label, extractor in self._read_by(instrument).items()
         ]
-        self._compute_vectors(list(instruments.values()))
+        with suppress(ValueError):  # whatever an extractor refuses becomes the row of those that need it
+            self._compute_vectors(list(instruments.values()))
         rows: list[Row] = []
         with tqdm(total=len(pairs) * (1 + self.replicates), desc="scores", disable=None, leave=False) as bar:
             for name, instrument, label, extractor in pairs:
                 bar.set_postfix_str(f"{name} {label}")
                 fingerprint = self._fingerprint(instrument, extractor)
-                key = key_of(name, label, fingerprint, self.sets.generated.identity(), self.replicates)
+                key = key_of(name, label, fingerprint, self.sets.generated.identity(), versions()["git_commit"])
                 if key not in self.done:
                     found = self._rows(name, instrument, label, extractor, fingerprint, bar)
                     self.keep(key, found)
                 else:
                     found = self.done[key]
                 rows += found
-        return rows
+        return _with_different_names(rows)
 
     def values(self, instruments: Mapping[str, Instrument], kept: Tensor) -> dict[str, float]:
         """Return every number for some of the generated images, without intervals; what is refused is left out.
@@ -153,46 +164,51 @@ class Scorer:
         common = {"score": name, "extractor": label, "better": instrument.better, "fingerprint": fingerprint}
         try:
             prepared = self._prepared(instrument, extractor)
-            measured, replicates, floors = self._values(instrument, prepared, bar)
+            measured = prepared.measure(prepared.real, prepared.generated)
         except ValueError as error:  # too few images, or images of which the score says nothing
+            bar.update(1 + self.replicates)
             return [{**common, "name": title(name, extractor, label), "value": None, "refused": str(error)}]
+        bar.update()
+        resampled = self._resampled(instrument, prepared, bar)
+        warnings = [*_too_few(instrument, prepared), *([resampled.warning] if resampled.warning else [])]
         rows = []
         for value_name, value in measured.items():
-            row = {**common, "name": title(value_name, extractor, label), "value": value}
-            row["warnings"] = _warnings(instrument, prepared)
-            if replicates:
-                of_halves = [one[value_name] for one in replicates]
-                of_floor = [one[value_name] for one in floors]
-                ends = np.clip(interval(value, of_halves), *instrument.bounds)
-                row["low"], row["high"] = ends.tolist()
-                row["replicates"] = of_halves
-                row["floor"] = float(np.mean(of_floor))
+            row = {**common, "name": title(value_name, extractor, label), "value": value, "warnings": warnings}
+            if resampled.floors:
+                of_halves, at_size, of_floor = ([one[value_name] for one in part] for part in resampled[:3])
+                row["replicates"], row["freedom"] = of_halves, min(len(of_halves), len(set(prepared.groups))) - 1
+                row["low"], row["high"] = _interval(row, instrument, prepared)
+                row["floor"], row["at_floor_size"] = float(np.mean(of_floor)), float(np.mean(at_size))
                 row["floor_low"], row["floor_high"] = (float(q) for q in np.quantile(of_floor, (0.025, 0.975)))
-                row["at_floor_size"] = float(np.mean(of_halves))
                 row["verdict"] = verdict(row)
             rows.append(row)
         return rows
 
-    def _values(
-        self, instrument: Instrument, prepared: _Prepared, bar: tqdm
-    ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
-        """Return the values on all images, on halves of them, and of real halves in place of generated ones."""
+    def _resampled(self, instrument: Instrument, prepared: _Prepared, bar: tqdm) -> _Resampled:
         measure, real, groups, generated = prepared
-        measured = measure(real, generated)
-        bar.update()
-        if len(set(groups)) < FEW_GROUPS or min(len(real), len(generated)) < 2 * instrument.at_least:
+        count = len(set(groups))
+        if count < FEW_GROUPS:
             bar.update(self.replicates)
-            return measured, [], []
-        replicates, floors = [], []
+            return _Resampled(
+                [], [], [], f"no interval and no floor: {count} groups of real images are too few to halve"
+            )
+        found = _Resampled([], [], [], "")
         each = [str(i) for i in range(len(generated))]
         for k in range(self.replicates):
             of_real, of_generated = halves(groups, self.seed, k), halves(each, self.seed, k)
-            # A real stand-in as large as the half of the generated images; held-out images may be fewer.
-            judged = of_generated.first[: len(of_real.second)]
-            replicates.append(measure(real[of_real.first], generated[judged]))
-            floors.append(measure(real[of_real.first], real[of_real.second[: len(judged)]]))
+            here, there = real[of_real.first], real[of_real.second]
+            judged = generated[of_generated.first]
+            size = min(len(there), len(judged))
+            try:
+                found.halves.append(measure(here, judged))
+                same = size == len(judged)
+                found.at_floor_size.append(found.halves[-1] if same else measure(here, judged[:size]))
+                found.floors.append(measure(here, there[:size]))
+            except ValueError as error:
+                bar.update(self.replicates - k)
+                return _Resampled([], [], [], f"no interval and no floor: {error}")
             bar.update()
-        return measured, replicates, floors
+        return found
 
     def _prepared(self, instrument: Instrument, extractor: FeatureExtractor) -> _Prepared:
         generated, _ = self._of(self.sets.generated, extractor, instrument.at_most)
@@ -218,38 +234,61 @@ class Scorer:
         """Return what two scores must share to be compared."""
         memorisation = isinstance(instrument, MemorisationScore)
         real = {"train": self.sets.train, "held_out": self.sets.held_out} if memorisation else {"real": self.sets.real}
-        at_most = instrument.at_most
+        generated = min(len(self.sets.generated), instrument.at_most or len(self.sets.generated))
+        if instrument.one_per_group:
+            generated = min(generated, len(set(self.sets.real.groups[: instrument.at_most])))
         return {
             "metric": type(instrument).__name__,
             "arguments": arguments_of(instrument),
             "code_version": code_version(),
             **extractor.identity(),
-            **{key: images.identity() if images is not None else None for key, images in real.items()},
-            "generated": min(len(self.sets.generated), at_most or len(self.sets.generated)),
-            "at_most": at_most,
+            **{key: None if images is None else described(images) for key, images in real.items()},
+            "generated": generated,
+            "at_most": instrument.at_most,
+            "one_per_group": instrument.one_per_group,
             "resolution": list(self.sets.generated.size),
             "dtype": "float32 vectors, float64 statistics",
+            "device": self.vectors.device.type,
             "replicates": self.replicates,
             "seed": self.seed,
         }
 
 
-def _warnings(instrument: Instrument, prepared: _Prepared) -> list[str]:
-    found, groups = min(len(prepared.real), len(prepared.generated)), len(set(prepared.groups))
-    enough = instrument.enough(prepared.real.shape[1])
-    warnings = []
-    if found < enough:
-        warnings.append(f"{found} images are few: from about {enough} on the value is steady")
-    if groups < FEW_GROUPS:
-        warnings.append(f"no interval and no floor: {groups} groups of real images cannot be halved fairly")
-    elif found < 2 * instrument.at_least:
-        warnings.append("no interval and no floor: halves of the images would be too few")
-    return warnings
+def described(images: ImageSet) -> Row:
+    """Return the identity of real images, and a hash of which belong together, whatever their groups are called."""
+    number = {group: i for i, group in enumerate(dict.fromkeys(images.groups))}
+    return {**images.identity(), "groups": key_of([number[group] for group in images.groups])}
+
+
+def _interval(row: Row, instrument: Instrument, prepared: _Prepared) -> tuple[float, float]:
+    """Return the interval of a score, within its bounds.
+
+    A share of 0 or 1 is the same in every half, and still is not certain: the rule of three says how far it may be off
+    (Hanley and Lippman-Hand 1983, JAMA 249:1743).
+    """
+    (lowest, highest), value = instrument.bounds, row["value"]
+    low, high = (float(end) for end in np.clip(interval(value, row["replicates"], row["freedom"]), lowest, highest))
+    if low == high and (lowest, highest) == (0.0, 1.0):
+        third = 3.0 / len(prepared.generated)
+        low, high = max(lowest, low - third), min(highest, high + third)
+    return low, high
+
+
+def _too_few(instrument: Instrument, prepared: _Prepared) -> list[str]:
+    found, enough = min(len(prepared.real), len(prepared.generated)), instrument.enough(prepared.real.shape[1])
+    return [f"{found} images are few: from about {enough} on the value is steady"] if found < enough else []
+
+
+def _with_different_names(rows: list[Row]) -> list[Row]:
+    """Add the suite's name of a score to names that occur twice, as of one instrument with two settings."""
+    names = [row["name"] for row in rows]
+    twice = {name for name in names if names.count(name) > 1}
+    return [{**row, "name": f"{row['name']}_{row['score']}"} if row["name"] in twice else row for row in rows]
 
 
 def title(value: str, extractor: FeatureExtractor, label: str) -> str:
     """Return the name of a number: only Inception-v3's with the reference weights are called FID and KID."""
-    if extractor.score_name == "fid" and value in OF_INCEPTION:
+    if extractor.score_name == "fid" and extractor.identity()["precision"] == "float32" and value in OF_INCEPTION:
         return OF_INCEPTION[value]
     return f"{value}_{label}" if label else value
 

@@ -25,14 +25,16 @@ class Suite:
         seed: Names the generated images, the order of the real ones, and the halves.
         truncation: Factor on the latents of generated images.
         split: Real images that the generated ones are compared with.
-        against: Real images: a folder, an experiment or a run; null = the data of the run that is evaluated.
+        against: Real images: a folder, an experiment or a run; null = the data of the run that is evaluated. For a
+            folder that is evaluated, their training split is taken for the images that its generator was trained on.
         data: Changes of that data's node, e.g. data.root.
         held_out: Folder of real images of other patients, where ``against`` is a folder of the training images.
-        groups: CSV (file, group) of the folder ``against``: which files are of one patient.
-        value_range: Values of files in a folder that become black and white; null = what their bits hold.
+        groups: CSV (file, group) of the folders ``against`` and ``held_out``: which files are of one patient.
+        value_range: Values of files in these folders that become black and white; null = what their bits hold.
+        generated_value_range: The same of the folder that is evaluated.
         size: Height and width of files in a folder; null = those of most of the real images.
-        output: Folder of the results; null = ``evaluation/<suite>-<clock>`` in the run directory, for
-            folders ``evaluations/<folder>-<suite>`` here.
+        output: Folder of the results; null = ``evaluation/<suite>-<clock>-<key>`` in the run directory,
+            for folders ``evaluations/<folder>-<suite>-<key>`` here; the key is a hash of what was asked for.
         device: Where networks run.
     """
 
@@ -49,6 +51,7 @@ class Suite:
     held_out: str | None = None
     groups: str | None = None
     value_range: tuple[float, float] | None = None
+    generated_value_range: tuple[float, float] | None = None
     size: tuple[int, int] | None = None
     output: str | None = None
     device: Literal["cpu", "cuda", "auto"] = "auto"
@@ -61,8 +64,10 @@ class Suite:
             raise ValueError(f"replicates={self.replicates}: a spread needs at least 10")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"value_range={list(self.value_range)}: give the smaller value first")
+        for name in ("value_range", "generated_value_range"):
+            ends = getattr(self, name)
+            if ends is not None and not ends[0] < ends[1]:
+                raise ValueError(f"{name}={list(ends)}: give the smaller value first")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from callbacks.files import write_atomically
 from experiments.evaluation.image_sets import ImageSet
+from experiments.loading import same_bits_each_time
 from lightning_modules.metrics.features import FeatureExtractor
 
 SHARD, BATCH = 500, 50  # images in a file, and shown to an extractor at once
+VERSION = 1  # part of the key: raise it when an extractor gives other vectors than before
 
 
 class VectorCache:
@@ -37,8 +39,16 @@ class VectorCache:
         """Return the vectors (N, D) float32 of the first ``at_most`` images of a set, or of all."""
         count = len(images) if at_most is None else min(at_most, len(images))
         self.compute(images, [(extractor, count)], title)
-        shards = [self._load(images, extractor, start, stop) for start, stop in _shards(len(images)) if start < count]
-        return torch.cat([vectors for vectors in shards if vectors is not None])[:count]
+        found = []
+        for start, stop in _shards(len(images)):
+            if start < count:
+                vectors = _load(self._path(images, extractor, start, stop), stop - start)
+                if vectors is None:  # damaged
+                    self._compute(images, [extractor], start, stop)
+                    vectors = _load(self._path(images, extractor, start, stop), stop - start)
+                assert vectors is not None
+                found.append(vectors)
+        return torch.cat(found)[:count]
 
     def compute(self, images: ImageSet, wanted: Sequence[tuple[FeatureExtractor, int]], title: str) -> None:
         """Compute what is missing; each image is read at most once.
@@ -52,7 +62,7 @@ class VectorCache:
         with tqdm(total=last, desc=title, unit="img", disable=None if title else True, leave=False) as bar:
             for start, stop in _shards(len(images)):
                 due = [extractor for extractor, count in wanted if start < count]
-                missing = [one for one in due if self._load(images, one, start, stop) is None]
+                missing = [one for one in due if not self._path(images, one, start, stop).is_file()]
                 if missing:
                     self._compute(images, missing, start, stop)
                 bar.update(min(stop, last) - min(start, last))
@@ -63,27 +73,30 @@ class VectorCache:
         if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         for extractor in extractors:
-            vectors = torch.cat([extractor(batch.to(self.device)).float().cpu() for batch in batches])
+            with same_bits_each_time(self.device):
+                vectors = torch.cat([extractor(batch.to(self.device)).float().cpu() for batch in batches])
             path = self._path(images, extractor, start, stop)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(path, partial(np.save, arr=vectors.numpy(), allow_pickle=False))
 
-    def _load(self, images: ImageSet, extractor: FeatureExtractor, start: int, stop: int) -> Tensor | None:
-        """Return what an earlier evaluation has computed, or None if there is nothing or it is damaged."""
-        try:
-            vectors = np.load(self._path(images, extractor, start, stop), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        whole = vectors.ndim == 2 and len(vectors) == stop - start and vectors.dtype == np.float32
-        return torch.from_numpy(vectors) if whole else None
-
     def _path(self, images: ImageSet, extractor: FeatureExtractor, start: int, stop: int) -> Path:
-        return self.folder / key_of(images.identity(), extractor.identity()) / f"{start:08d}-{stop:08d}.npy"
+        key = key_of(VERSION, BATCH, images.identity(), extractor.identity(), self.device.type)
+        return self.folder / key / f"{start:08d}-{stop:08d}.npy"
 
 
 def key_of(*what: Any) -> str:
     """Return a short hash of plain values."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _load(path: Path, count: int) -> Tensor | None:
+    """Return what was computed before, or None if it is damaged."""
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = vectors.ndim == 2 and len(vectors) == count and vectors.dtype == np.float32
+    return torch.from_numpy(vectors) if whole else None
 
 
 def _shards(count: int) -> list[tuple[int, int]]:

@@ -26,8 +26,8 @@ from experiments.evaluation.image_sets import ImageSet, RealImages
 from experiments.evaluation.scoring import Row, Scorer, Sets, in_half_widths, is_bad
 from experiments.evaluation.settings import build_tools, load_suite
 from experiments.evaluation.vectors import VectorCache
+from experiments.loading import data_of
 from experiments.run_directory import write_text
-from lightning_modules.schedules import Schedule
 
 # Halves for the training images, a fifth to be held out, the rest plays the generator.
 PHANTOMS = (
@@ -183,11 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def phantoms(count: int, *overrides: str) -> ImageDataModule:
     """Return kidney CT phantoms, set up, in the three parts that the study needs."""
-    experiment = cfg.experiment(cfg.load(PHANTOMS[0], [*PHANTOMS[1:], f"data.count={count}", *overrides]))
-    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
-    data: ImageDataModule = cfg.build(experiment.data, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
-    data.setup()
-    return data
+    return data_of(cfg.experiment(cfg.load(PHANTOMS[0], [*PHANTOMS[1:], f"data.count={count}", *overrides])))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_modules.metrics.distances import nearest, neighbour_radii
+from lightning_modules.metrics.pixels import Pixels
 from lightning_modules.metrics.score import MemorisationScore
 from lightning_modules.metrics.separation import auc
 
@@ -172,7 +173,7 @@ class Authenticity(MemorisationScore):
 
 
 class Copies(MemorisationScore):
-    """Share of generated images that are copies of training images; all of these are searched.
+    """Share of generated images that are copies of training images, in pixels; all of these are searched.
 
     Args:
         false_alarms: Share of real images that may be taken for copies.
@@ -184,7 +185,7 @@ class Copies(MemorisationScore):
     def __init__(self, false_alarms: float = 0.01) -> None:
         if not 0.0 < false_alarms < 1.0:
             raise ValueError(f"false_alarms={false_alarms}: must lie between 0 and 1")
-        self.false_alarms = false_alarms
+        self.false_alarms, self.reads = false_alarms, Pixels()
 
     def enough(self, dimensions: int) -> int:
         """Return the held-out images without which the share of false alarms cannot be kept.

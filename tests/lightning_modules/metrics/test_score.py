@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lightning_modules.metrics as package
+from lightning_modules.metrics.agreement import MomentAgreement
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.inception_score import InceptionScore
 from lightning_modules.metrics.score import DistributionScore, Instrument, MemorisationScore
@@ -32,20 +33,20 @@ INSTRUMENTS = all_instruments()
 
 
 def example(cls, *counts, seed=0):
-    """Sets of vectors that the instrument takes: probabilities, or 1,568 numbers for one level of patches."""
+    """Sets of vectors that the instrument takes: probabilities, moments, or 1,568 numbers for one level of patches."""
     random = torch.Generator().manual_seed(seed)
-    sets = [torch.randn(n, 1568, generator=random) for n in counts]
+    sets = [torch.randn(n, 5 if cls is MomentAgreement else 1568, generator=random) for n in counts]
     return [x.softmax(dim=1) for x in sets] if cls is InceptionScore else sets
 
 
-def measured(cls, counts=(40, 30, 50)):
+def measured(cls, counts=(60, 55, 50)):
     sets = example(cls, *counts)
     return cls().measure(*(sets if issubclass(cls, MemorisationScore) else sets[:2]))
 
 
 def test_no_two_instruments_give_the_same_name():
     names = [name for cls in INSTRUMENTS for name in measured(cls)]
-    assert len(INSTRUMENTS) == 14
+    assert len(INSTRUMENTS) == 15
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[a-z][a-z_]*[a-z]", name) for name in names)
     assert not {"fid", "kid"} & set(names)
@@ -70,8 +71,8 @@ def test_attributes_make_sense(cls):
 
 @pytest.mark.parametrize("cls", INSTRUMENTS)
 def test_what_is_not_finite_is_refused(cls):
-    sets = example(cls, 40, 30, 50)[: 3 if issubclass(cls, MemorisationScore) else 2]
-    sets[1][3, 5] = torch.nan
+    sets = example(cls, 60, 55, 50)[: 3 if issubclass(cls, MemorisationScore) else 2]
+    sets[1][3, 4] = torch.nan
     with pytest.raises(ValueError, match=f"{cls.__name__}: a vector holds values that are not finite"):
         cls().measure(*sets)
 

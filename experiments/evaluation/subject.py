@@ -1,0 +1,152 @@
+"""What is evaluated, and which real images it is compared with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datamodules.base import ImageDataModule
+from experiments import config as cfg
+from experiments.config import ConfigError
+from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages
+from experiments.evaluation.scoring import Sets
+from experiments.evaluation.settings import Suite
+from experiments.loading import Trained, data_of, load_run
+from experiments.run_directory import refuse_links
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, or a folder of images.
+
+    Attributes:
+        path: As the user named it.
+        trained: The run's generator; None = a folder.
+    """
+
+    path: Path
+    trained: Trained | None
+
+
+def subject_of(path: Path, device: torch.device) -> Subject:
+    """Load what is evaluated.
+
+    Raises:
+        ConfigError: If it is neither a run nor a folder, or the run directory leads elsewhere.
+    """
+    if path.is_file() or (path / "config.yaml").is_file():
+        trained = load_run(path, device)
+        refuse_links(trained.directory)
+        return Subject(path, trained)
+    if path.is_dir():
+        return Subject(path, None)
+    raise ConfigError([f"{path}: is no run directory, no checkpoint and no folder of images"])
+
+
+def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
+    """Return the real images: a data set that is ready, or a folder.
+
+    Raises:
+        ConfigError: If they are not named, or are not those that the generator was trained on.
+        DataError: If they cannot be used.
+    """
+    against = suite.against
+    if against is None and subject.trained is None:
+        raise ConfigError([f"{subject.path}: a folder needs real images: against=FOLDER, EXPERIMENT or RUN"])
+    if against is not None and Path(against).is_dir() and not (Path(against) / "config.yaml").is_file():
+        _refuse(suite, "a folder has no splits and no settings", "split", "data")
+        return Path(against)
+    _refuse(suite, "these are for folders of real images", "groups", "held_out", "value_range", "size")
+    if against is None:
+        assert subject.trained is not None
+        data = data_of(cfg.experiment(subject.trained.config), suite.data)
+        if differences := _differences(data, subject.trained):
+            raise ConfigError(
+                [
+                    f"the data is not what the run was trained on ({differences}); set data.root=..., or name other "
+                    "real images with against=..."
+                ]
+            )
+    else:
+        name = str(Path(against) / "config.yaml") if Path(against).is_dir() else against
+        data = data_of(cfg.experiment(cfg.load(name)), suite.data)
+    if not data.size(suite.split):
+        full = " or ".join(split for split in ("train", "val", "test") if data.size(split))
+        raise ConfigError([f"split={suite.split}: the split has no images; take {full}"])
+    return data
+
+
+def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Sets:
+    """Return the sets of images that are compared, after a look at the first of each.
+
+    Raises:
+        ConfigError: If generated and real images do not fit each other.
+        DataError: If a file cannot be used.
+    """
+    seed, images = suite.seed, suite.images
+    hashes = cache_dir(data) / "hashes" / "folders.json"
+    train: ImageSet | None = None
+    held_out: ImageSet | None = None
+    if isinstance(data, ImageDataModule):
+        real: ImageSet = RealImages(data, [suite.split], seed, images)
+        # Of a run only the images that it has seen; of a folder those that the user names.
+        if subject.trained is None or not _differences(data, subject.trained):
+            train, held_out = RealImages(data, ["train"], seed), RealImages(data, ["val", "test"], seed)
+    else:
+        size = suite.size or (_size_of(subject.trained) if subject.trained else None)
+        groups = Path(suite.groups) if suite.groups else None
+        real = FolderImages(data, seed, images, groups, suite.value_range, size, hashes)
+        if suite.held_out is not None:
+            train = FolderImages(data, seed, None, groups, suite.value_range, real.size, hashes)
+            folder = Path(suite.held_out)
+            held_out = FolderImages(folder, seed, None, groups, suite.value_range, real.size, hashes)
+    if subject.trained is not None:
+        _refuse(suite, "these are for a folder that is evaluated", "generated_value_range")
+        generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
+    else:
+        value_range = suite.generated_value_range
+        generated = FolderImages(subject.path, seed, len(real), None, value_range, real.size, hashes)
+    _check_fit(real, generated)
+    return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None)
+
+
+def cache_dir(data: ImageDataModule | Path) -> Path:
+    """Return where what is computed from patients' images is kept."""
+    if isinstance(data, ImageDataModule):
+        return data.cache_dir
+    return Path(os.environ.get("MIRAGE_CACHE") or "~/.cache/mirage").expanduser()  # as in configs/_base.yaml
+
+
+def _refuse(suite: Suite, why: str, *names: str) -> None:
+    usual = {"split": "train", "data": {}}
+    given = [name for name in names if getattr(suite, name) != usual.get(name)]
+    if given:
+        raise ConfigError([f"{', '.join(given)}: {why}"])
+
+
+def _differences(data: ImageDataModule, trained: Trained) -> str:
+    """Return in what a data set is not the one that a run was trained on, or nothing."""
+    before, now = trained.module.data_facts, data.facts()
+    changed = [key for key in ("data_set", "images", "fingerprint") if before.get(key) != now[key]]
+    return "; ".join(f"{key}: was {before.get(key)}, is {now[key]}" for key in changed)
+
+
+def _size_of(trained: Trained) -> tuple[int, int]:
+    height, width = trained.module.image_size
+    return height, width
+
+
+def _check_fit(real: ImageSet, generated: ImageSet) -> None:
+    try:
+        first = generated.read(0, 1)
+    except ValueError as error:  # e.g. a truncation that the family does not know
+        raise ConfigError([str(error)]) from error
+    if not first.isfinite().all():
+        raise ConfigError(["the generator makes values that are not finite: training has diverged"])
+    expected = real.read(0, 1)
+    if first.shape != expected.shape:
+        (c, h, w), (channels, height, width) = first.shape[1:], expected.shape[1:]
+        raise ConfigError(
+            [f"generated images have {c} channels of {h}x{w} pixels, real ones {channels} of {height}x{width}"]
+        )
