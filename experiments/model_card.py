@@ -194,7 +194,25 @@ def _evaluation(path: Path, weights_sha256: str) -> list[str]:
         if isinstance(row, dict)
     ]
     head = ("score", "value", "interval", "floor (real against real, half the images)", "verdict")
-    return [f"{title}, {whose}:", _table(head, table)]
+    return [f"{title}, {whose}:", _how_taken(said, rows), _table(head, table)]
+
+
+def _how_taken(said: dict[str, Any], rows: list[Any]) -> str:
+    """Return what the scores of an evaluation share: a score never travels without it."""
+    generated, real = (said[key] if isinstance(said.get(key), dict) else {} for key in ("generated", "real"))
+    taken = [row["fingerprint"] for row in rows if isinstance(row, dict) and isinstance(row.get("fingerprint"), dict)]
+    names = ("extractor", "weights_sha256", "preprocessing")
+    extractors = {tuple(_text(of.get(name)) for name in names): None for of in taken}
+    settings = [
+        ("generated images", generated.get("images")),
+        ("their seed, truncation", f"{_text(generated.get('seed'))}, {_text(generated.get('truncation'))}"),
+        ("real images, groups", f"{_text(real.get('images'))}, {_text(real.get('groups'))}"),
+        ("split", real.get("split")),
+        ("resolution", said.get("resolution")),
+        ("version of mirage-gan", said.get("code_version")),
+        *((f"extractor {name}", f"weights {digest}; {done}") for name, digest, done in extractors),
+    ]
+    return _table(("", ""), settings)
 
 
 def _range(row: dict[str, Any], prefix: str) -> str | None:
