@@ -212,13 +212,10 @@ class MomentAgreement(DistributionScore):
 
     better = "higher"
     bounds = (0.0, math.inf)
+    steady_from = 1_000  # the agreement of a single moment then scatters by 0.01 or less
     reads = Moments()
     at_least = 50
     at_most = 5000  # a second
-
-    def enough(self, dimensions: int) -> int:
-        """Return the number of images from which the agreement of a single moment scatters by 0.01 or less."""
-        return 1000
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Return the mean of the 15 agreements, those of single moments, and the mean number of neighbours (of 6).

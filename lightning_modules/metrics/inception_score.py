@@ -45,17 +45,10 @@ class InceptionScore(DistributionScore):
 
     better = "as real"
     bounds = (1.0, math.inf)
+    steady_from = 5_000  # the paper's number; the score of fewer images is smaller
 
     def __init__(self, weights: str | None = None, precision: Precision = "float32") -> None:
         self.reads = InceptionProbabilities(weights, precision)
-
-    def enough(self, dimensions: int) -> int:
-        """Return 5,000: the paper's number; the score of fewer images is smaller.
-
-        Args:
-            dimensions: Number of classes; of no influence.
-        """
-        return 5_000
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``inception_score`` of the generated images."""

@@ -41,15 +41,8 @@ class KernelDistance(DistributionScore):
     """Kernel distance of two sets of features: unbiased, so that it needs fewer images than the Frechet distance."""
 
     better = "lower"
+    steady_from = 100  # right on average at any size, but with fewer the spread hides differences that are seen
     at_most = 5_000  # the work grows with the square, and a part of the images gives the same on average
-
-    def enough(self, dimensions: int) -> int:
-        """Return 100: right on average at any size, but with fewer images the spread hides differences that are seen.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 100
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``kernel_distance``."""

@@ -135,15 +135,8 @@ class NeighbourDistanceRatio(MemorisationScore):
 
     better = "as real"
     bounds = (0.0, math.inf)
+    steady_from = 50  # the 95 % interval of a median of fewer distances reaches beyond their 36th and 64th percentile
     at_most = 5_000
-
-    def enough(self, dimensions: int) -> int:
-        """Return 50: the 95 % interval of a median of fewer distances reaches beyond their 36th and 64th percentile.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 50
 
     def measure(self, train: Tensor, held_out: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``neighbour_distance_ratio``."""
@@ -156,15 +149,8 @@ class Authenticity(MemorisationScore):
 
     better = "as real"
     bounds = (0.0, 1.0)
+    steady_from = 250  # a share of fewer images has a standard error above 3 %
     at_most = 5_000
-
-    def enough(self, dimensions: int) -> int:
-        """Return 250: a share of fewer images has a standard error above 3 %.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 250
 
     def measure(self, train: Tensor, held_out: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``authenticity``."""
@@ -206,15 +192,8 @@ class MembershipInference(MemorisationScore):
 
     better = "lower"
     bounds = (0.0, 1.0)
+    steady_from = 100  # with fewer the standard error of the area is above 0.04
     at_most = 5_000
-
-    def enough(self, dimensions: int) -> int:
-        """Return 100: with fewer images of each set the standard error of the area is above 0.04.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 100
 
     def measure(self, train: Tensor, held_out: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``membership_auc``."""

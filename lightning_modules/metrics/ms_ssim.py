@@ -78,18 +78,11 @@ class Diversity(DistributionScore):
 
     better = "as real"
     bounds = (-1.0, 1.0)
+    steady_from = 100  # similarities of pairs spread widely, and with fewer a collapse in part is not seen
     at_most = 2_000
 
     def __init__(self) -> None:
         self.reads = NeighbourSimilarity()
-
-    def enough(self, dimensions: int) -> int:
-        """Return 100: similarities of pairs spread widely, and with fewer a collapse in part is not seen.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 100
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``ms_ssim`` of the generated images."""

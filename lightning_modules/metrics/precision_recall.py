@@ -68,20 +68,13 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, block: int = B
 class _Neighbourhood(DistributionScore):
     better = "higher"
     bounds = (0.0, math.inf)
+    steady_from = 250  # a share of fewer images has a standard error above 3 %
     at_most = 5_000  # the work grows with the square; the numbers depend on the count and need a fixed one anyway
 
     def __init__(self, k: int) -> None:
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         self.k, self.at_least = k, k + 1
-
-    def enough(self, dimensions: int) -> int:
-        """Return 250: a share of fewer images has a standard error above 3 %.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 250
 
 
 class PrecisionRecall(_Neighbourhood):

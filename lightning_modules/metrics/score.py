@@ -26,6 +26,7 @@ class Instrument(ABC):
         better: Which way a value points: "as real" = the nearer to what held-out real images get, the better.
         reads: The vectors that it takes, one per image; None = the features of each of the suite's extractors.
         at_least: Images of each set below which it is refused.
+        steady_from: Images of each set below which a value comes with a warning; see ``enough``.
         at_most: Images of each set that are used; None = all.
         bounds: Where the values end: no interval goes beyond.
         one_per_group: Take one image of each patient: for what learns from images, and would know a patient again.
@@ -34,6 +35,7 @@ class Instrument(ABC):
     better: Better
     reads: FeatureExtractor | None = None
     at_least: int = 2
+    steady_from: int = 2
     at_most: int | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)
     one_per_group: bool = False
@@ -44,7 +46,7 @@ class Instrument(ABC):
         Args:
             dimensions: Length of a vector.
         """
-        return self.at_least
+        return max(self.at_least, self.steady_from)
 
     def check(self, *sets: Tensor) -> None:
         """Check shapes and sizes.

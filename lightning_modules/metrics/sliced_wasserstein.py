@@ -114,18 +114,11 @@ class SlicedWasserstein(DistributionScore):
 
     better = "lower"
     bounds = (0.0, math.inf)
+    steady_from = 100  # 3,200 patches, of which those of one image resemble each other
     at_most = 2_000
 
     def __init__(self) -> None:
         self.reads = LaplacianPatches()
-
-    def enough(self, dimensions: int) -> int:
-        """Return 100: 3,200 patches, of which those of one image resemble each other.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 100
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``sliced_wasserstein``."""

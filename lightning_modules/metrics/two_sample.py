@@ -55,17 +55,10 @@ class ClassifierAUC(DistributionScore):
 
     better = "lower"
     bounds = (0.0, 1.0)
+    steady_from = 200  # with fewer the standard error of the area is above 0.03
     at_least = FOLDS
     at_most = 2_000  # the standard error of the area is then below 0.01
     one_per_group = True  # images of one patient in two folds would be told from others by that patient
-
-    def enough(self, dimensions: int) -> int:
-        """Return 200: with fewer images of each set the standard error of the area is above 0.03.
-
-        Args:
-            dimensions: Length of a vector; of no influence.
-        """
-        return 200
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``classifier_auc``."""
