@@ -112,7 +112,8 @@ class GeneratedImages(ImageSet):
         self.groups = self.names
         height, width = trained.module.image_size
         self.size = (height, width)
-        self.what = f"{type(trained.module).__name__}, {trained.module.images_seen} images seen"
+        family, clock = type(trained.module).__name__, trained.module.images_seen
+        self.what = f"{trained.config['name']} ({family}), {clock:,} images seen"
 
     def identity(self) -> dict[str, Any]:
         """Return the hash of the weights and what was asked for; images do not depend on how many they are."""

@@ -30,7 +30,7 @@ FAR = 1000.0  # half-widths of the floor that the figure reaches to
 OWN_STYLE = """
 .outside { color: #a50f15; font-weight: 600 } .within { color: #1a6e2e } .grid img { width: 100% }
 .note { background: #fff7e0; border-left: 4px solid #e0a800; padding: .5rem 1rem }
-td:first-child, th:first-child { text-align: left } .scroll { overflow-x: auto }
+td:first-child, th:first-child, td:last-child { text-align: left } .scroll { overflow-x: auto }
 """
 MEANING = {
     "lower": "lower is better",
@@ -218,9 +218,14 @@ def _copies(gallery: Gallery, pool: ImageSet) -> str:
     if gallery.copies is None or held_out is None:
         return "<p>Near copies were not looked for: that needs the training images, and held-out ones.</p>"
     count, rank = len(gallery.sets.generated), max(1, int(0.01 * (len(held_out) + 1)))
-    said = f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image than all "
-    said += f"but {rank - 1} of {len(held_out)} held-out real images are, in pixels. About "
-    said += f"{rank / (len(held_out) + 1) * count:.1f} would be by chance.</p>"
+    others = f"all but {rank - 1}" if rank > 1 else "all"
+    said = (
+        f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image, in pixels, "
+    )
+    said += (
+        f"than {others} of {len(held_out)} held-out real images are. About {rank / (len(held_out) + 1) * count:.1f} "
+    )
+    said += "would be by chance.</p>"
     rows = "".join(
         f"<tr><td>{html.escape(text_of(gallery.sets.generated.names[copy.generated]))}<td>{html.escape(gallery.pseudonyms.of(pool.names[copy.train]))}"
         f"<td>{copy.distance:.4f}"

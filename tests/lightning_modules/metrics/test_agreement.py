@@ -5,6 +5,7 @@ from scipy.stats import gaussian_kde, multivariate_normal
 
 from lightning_modules.metrics.agreement import (
     MomentAgreement,
+    MomentNeighbours,
     agreement,
     contour_coverage,
     density_levels,
@@ -142,7 +143,9 @@ def test_the_instrument_names_its_numbers():
     score, real = MomentAgreement(), draw(500, 0)
     found, shifted = score.measure(real, draw(500, 1)), score.measure(real, draw(500, 1) * 1.3)
     singles = {f"moment_agreement_{name}" for name in NAMES}
-    assert set(found) == {"moment_agreement", *singles, "moment_neighbours"}
+    assert set(found) == {"moment_agreement", *singles}
+    neighbours = MomentNeighbours().measure(real, draw(500, 1))
+    assert neighbours == {"moment_neighbours": float(neighbours_within(real, draw(500, 1)).mean())}
     assert all(type(value) is float for value in found.values())
     assert shifted["moment_agreement"] < found["moment_agreement"] - 0.02
     table = agreement(real, draw(500, 1) * 1.3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lightning_modules.metrics as package
-from lightning_modules.metrics.agreement import MomentAgreement
+from lightning_modules.metrics.agreement import MomentAgreement, MomentNeighbours
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.inception_score import InceptionScore
 from lightning_modules.metrics.score import DistributionScore, Instrument, MemorisationScore
@@ -35,7 +35,7 @@ INSTRUMENTS = all_instruments()
 def example(cls, *counts, seed=0):
     """Sets of vectors that the instrument takes: probabilities, moments, or 1,568 numbers for one level of patches."""
     random = torch.Generator().manual_seed(seed)
-    sets = [torch.randn(n, 5 if cls is MomentAgreement else 1568, generator=random) for n in counts]
+    sets = [torch.randn(n, 5 if cls in (MomentAgreement, MomentNeighbours) else 1568, generator=random) for n in counts]
     return [x.softmax(dim=1) for x in sets] if cls is InceptionScore else sets
 
 
@@ -46,7 +46,7 @@ def measured(cls, counts=(60, 55, 50)):
 
 def test_no_two_instruments_give_the_same_name():
     names = [name for cls in INSTRUMENTS for name in measured(cls)]
-    assert len(INSTRUMENTS) == 15
+    assert len(INSTRUMENTS) == 16
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[a-z][a-z_]*[a-z]", name) for name in names)
     assert not {"fid", "kid"} & set(names)
