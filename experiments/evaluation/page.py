@@ -221,16 +221,14 @@ def _copies(gallery: Gallery, pool: ImageSet) -> str:
     others = f"all but {rank - 1}" if rank > 1 else "all"
     said = (
         f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image, in pixels, "
+        f"than {others} of {len(held_out)} held-out real images are. By chance it would be about "
+        f"{rank / (len(held_out) + 1) * count:.1f}.</p>"
     )
-    said += (
-        f"than {others} of {len(held_out)} held-out real images are. About {rank / (len(held_out) + 1) * count:.1f} "
-    )
-    said += "would be by chance.</p>"
-    rows = "".join(
-        f"<tr><td>{html.escape(text_of(gallery.sets.generated.names[copy.generated]))}<td>{html.escape(gallery.pseudonyms.of(pool.names[copy.train]))}"
-        f"<td>{copy.distance:.4f}"
-        for copy in gallery.copies[:LISTED]
-    )
+    rows = ""
+    for copy in gallery.copies[:LISTED]:
+        generated = html.escape(text_of(gallery.sets.generated.names[copy.generated]))
+        train = html.escape(gallery.pseudonyms.of(pool.names[copy.train]))
+        rows += f"<tr><td>{generated}<td>{train}<td>{copy.distance:.4f}"
     return said + (f"<table><tr><th>generated image<th>training image<th>distance{rows}</table>" if rows else "")
 
 
