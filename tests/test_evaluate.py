@@ -19,6 +19,7 @@ from experiments.evaluate import main
 from experiments.evaluation.evaluation import evaluate
 from experiments.evaluation.settings import load_suite
 from experiments.evaluation.vectors import VectorCache
+from experiments.generation import Request, generate_files
 from experiments.training import train
 
 SUITE = """
@@ -128,6 +129,16 @@ def test_another_experiments_data_can_be_named(run, suite, tmp_path):
     other, own = scores(folder)["frechet_random_conv"], scores(evaluate(str(run), load_suite(suite, [])))
     assert other["fingerprint"]["real"] != own["frechet_random_conv"]["fingerprint"]["real"]
     assert other["value"] != own["frechet_random_conv"]["value"]
+
+
+@pytest.mark.parametrize("form", ["png8", "dicom"])
+def test_files_of_a_generator_score_as_the_generator_does(run, suite, tmp_path, form):
+    few = [f"scores.{name}=null" for name in ("moments", "copies", "ratio", "precision_recall")]
+    whole = scores(evaluate(str(run), load_suite(suite, [*few, f"output={tmp_path / 'run'}"])))
+    files = generate_files(Request(run, 120, seed=1, format=form, output=tmp_path / form)).folder
+    found = scores(evaluate(str(files), load_suite(suite, [*few, f"against={run}", f"output={tmp_path / 'files'}"])))
+    name = "frechet_random_conv"
+    assert found[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-5)
 
 
 def test_a_folder_is_measured_against_a_folder(suite, tmp_path, monkeypatch):
