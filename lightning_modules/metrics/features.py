@@ -16,6 +16,9 @@ from torch.nn import functional as F
 Precision = Literal["float32", "bfloat16"]
 
 
+_CACHED_PIXELS = 2**17
+
+
 class ExtractorError(RuntimeError):
     """A score cannot be taken with this extractor or these images; the message says why and what to do."""
 
@@ -94,11 +97,17 @@ class RandomConvNet(FeatureExtractor):
         """Map images (N, C, H, W), at least 16 pixels a side, to features (N, 240)."""
         if min(images.shape[2:]) < 16:
             raise ValueError(f"needs at least 16 pixels a side, got {tuple(images.shape[2:])}")
-        x = images.mean(dim=1, keepdim=True)
+        # A few images at a time stay in a processor's cache: 2 times as fast as 50 of 256x256 at once.
+        together = max(1, _CACHED_PIXELS // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+        return torch.cat([self._statistics(part.mean(dim=1, keepdim=True)) for part in images.split(together)])
+
+    def _statistics(self, x: Tensor) -> Tensor:
         statistics = []
         for kernel in self.kernels:
-            x = F.leaky_relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel), 0.2)
-            statistics += [x.mean(dim=(2, 3)), x.std(dim=(2, 3), unbiased=False)]
+            x = F.leaky_relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel), 0.2, inplace=True)
+            mean = x.mean(dim=(2, 3), keepdim=True)
+            # torch's own std takes three times as long.
+            statistics += [mean.flatten(1), (x - mean).square_().mean(dim=(2, 3)).sqrt()]
             x = F.avg_pool2d(x, 2)
         return torch.cat(statistics, dim=1)
 
