@@ -82,7 +82,11 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
     return _table(("", ""), rows)
 
 
-_PRIORS = {"normal": "standard normal", "uniform": "uniform in -1 to 1"}
+_PRIORS = {
+    "normal": "standard normal",
+    "uniform": "uniform in -1 to 1",
+    "truncated_normal": "standard normal cut to -2 to 2",
+}
 
 
 def _channels(count: int) -> str:
@@ -104,19 +108,24 @@ def _loading(description: dict[str, Any]) -> str:
         "```",
     ]
     if "generator.onnx" in description["files"]:
-        latents = description["latents"]
-        noise = f"standard_normal((16, {latents['length']}), dtype=numpy.float32)"
-        if latents["prior"] == "uniform":
-            noise = f"uniform(-1.0, 1.0, (16, {latents['length']})).astype(numpy.float32)"
+        length, prior = description["latents"]["length"], description["latents"]["prior"]
+        noise = {
+            "normal": f"random.standard_normal((16, {length}))",
+            "uniform": f"random.uniform(-1.0, 1.0, (16, {length}))",
+            # The distribution function of the standard normal is 0.02275 at -2.
+            "truncated_normal": f"numpy.vectorize(NormalDist().inv_cdf)(random.uniform(0.02275, 0.97725, (16, {length})))",
+        }[prior]
         lines += [
             "",
             "Or without Mirage and torch:",
             "",
             "```python",
+            *(["from statistics import NormalDist"] if prior == "truncated_normal" else []),
             "import numpy, onnxruntime",
             "",
             'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
-            f"latents = numpy.random.default_rng(0).{noise}",
+            "random = numpy.random.default_rng(0)",
+            f"latents = {noise}.astype(numpy.float32)",
             'images = session.run(None, {"latents": latents})[0]',
             "```",
         ]
