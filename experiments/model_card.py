@@ -68,7 +68,7 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
         ("images", f"{image['height']} x {image['width']} pixels (height x width), {_channels(image['channels'])}"),
         ("values", f"-1 is {intensity.low:g}, 1 is {intensity.high:g} {intensity.unit} ({intensity.meaning})"),
         ("bits of the training images", intensity.bits),
-        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']]}"),
+        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']][0]}"),
         ("truncation", "a factor on the latents" if latents["truncation"] else "none: latents are normalised"),
         ("parameters", f"{sum(p.numel() for p in module.generator_ema.parameters()):,}"),
         ("trained with", f"{module.images_seen:,} of {total:,} planned images (state of the run: {_said(state)})"),
@@ -82,10 +82,15 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
     return _table(("", ""), rows)
 
 
+# In words, and as a draw with what it needs besides numpy.
 _PRIORS = {
-    "normal": "standard normal",
-    "uniform": "uniform in -1 to 1",
-    "truncated_normal": "standard normal cut to -2 to 2",
+    "normal": ("standard normal", "numpy.random.default_rng(0).standard_normal(size)", ""),
+    "uniform": ("uniform in -1 to 1", "numpy.random.default_rng(0).uniform(-1.0, 1.0, size)", ""),
+    "truncated_normal": (
+        "standard normal cut to -2 to 2",
+        "scipy.stats.truncnorm.rvs(-2.0, 2.0, size=size, random_state=0)",
+        ", scipy.stats",
+    ),
 }
 
 
@@ -108,24 +113,18 @@ def _loading(description: dict[str, Any]) -> str:
         "```",
     ]
     if "generator.onnx" in description["files"]:
-        length, prior = description["latents"]["length"], description["latents"]["prior"]
-        noise = {
-            "normal": f"random.standard_normal((16, {length}))",
-            "uniform": f"random.uniform(-1.0, 1.0, (16, {length}))",
-            # The distribution function of the standard normal is 0.02275 at -2.
-            "truncated_normal": f"numpy.vectorize(NormalDist().inv_cdf)(random.uniform(0.02275, 0.97725, (16, {length})))",
-        }[prior]
+        latents = description["latents"]
+        _, draw, needed = _PRIORS[latents["prior"]]
         lines += [
             "",
             "Or without Mirage and torch:",
             "",
             "```python",
-            *(["from statistics import NormalDist"] if prior == "truncated_normal" else []),
-            "import numpy, onnxruntime",
+            f"import numpy, onnxruntime{needed}",
             "",
             'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
-            "random = numpy.random.default_rng(0)",
-            f"latents = {noise}.astype(numpy.float32)",
+            f"size = (16, {latents['length']})",
+            f"latents = {draw}.astype(numpy.float32)",
             'images = session.run(None, {"latents": latents})[0]',
             "```",
         ]

@@ -94,6 +94,12 @@ def test_onnx_makes_the_images_to_1e_4(runs, tmp_path, case):
     assert b"Synthetic image made by a GAN" in content
     said = json.loads((folder / "generator.json").read_text())
     assert said["files"]["generator.onnx"] == hashlib.sha256(content).hexdigest()
+    code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)[-1]
+    names: dict = {}
+    exec(code.replace("FOLDER", str(folder)), names)
+    assert names["latents"].shape == (16, generator.latent_dim) and names["latents"].dtype == np.float32
+    assert generator.prior == "normal" or np.abs(names["latents"]).max() <= {"uniform": 1}.get(generator.prior, 2)
+    assert names["images"].shape == (16, 1, *generator.resolution)
 
 
 def test_images_are_clamped_like_those_of_sample(exports):

@@ -63,7 +63,9 @@ class Block(nn.Module):
         super().__init__()
         self.layers_back = [back for back in layers_back if back <= len(channels_before)]
         self.upsample = nn.ConvTranspose2d(channels_before[-1], channels, 4, stride=2, padding=1)
-        self.skips = nn.ModuleList(nn.Conv2d(channels_before[-back], channels, 1, bias=False) for back in self.layers_back)
+        self.skips = nn.ModuleList(
+            nn.Conv2d(channels_before[-back], channels, 1, bias=False) for back in self.layers_back
+        )
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
         """Map all layers before this one, each twice as large as the last, to the sum (N, channels, H, W)."""
@@ -134,7 +136,7 @@ class Generator(nn.Module):
     def first_layer(self, latents: Tensor) -> Tensor:
         """Map latents (N, latent_dim) to x_1, (N, 1, height, width) on the base grid."""
         affine = self.project(latents)
-        return affine if self.kernel is None else F.conv2d(affine, self.kernel, padding="same")
+        return affine if self.kernel is None else F.conv2d(affine, self.kernel, padding=self.kernel.shape[-1] // 2)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents (N, latent_dim) to images (N, image_channels, H, W) in [-1, 1]."""
