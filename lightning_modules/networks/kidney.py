@@ -18,7 +18,7 @@ than that can represent more.
 Open in the text, and chosen here:
     Widths: those of DCGAN's generator at the same resolution, so that the rows of the comparison are equally wide.
     F_i: 4x4 with stride 2, as in networks/dcgan.py. No batch norm: chapter 3 names every operation and none of them
-        normalises; Gulrajani 2017 (section 5.1) trains such generators with the same loss.
+        normalises; Gulrajani 2017 (section 5) trains generators without it with the same loss.
     Interpolation: nearest, what PyTorch's ``interpolate`` does with the text's only argument, a scale factor; its
         gradient is deterministic on a GPU.
     Convolution of a copy: 1x1, as its stated purpose is the number of channels (section 3.1.2).
@@ -28,7 +28,7 @@ Open in the text, and chosen here:
         latent: its output is a 4x4 map of one channel.
     Output: tanh instead of ReLU, as images lie in [-1, 1].
     Initialisation: PyTorch's, which does not depend on the width as DCGAN's N(0, 0.02) does. Without skips the latent
-        then moves a pixel by 0.002 at first, with them by 0.08 to 0.4 (measured: 64x64, deviation over latents).
+        then moves a pixel by 0.002 at first, with them by 0.08 to 0.4 (measured: 64x64, kernel on).
 """
 
 from collections.abc import Sequence
