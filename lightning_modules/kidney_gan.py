@@ -14,7 +14,7 @@ from typing import Literal
 
 from lightning_modules.ema import frozen_copy
 from lightning_modules.losses import Precision
-from lightning_modules.networks.kidney import Generator, Skips
+from lightning_modules.networks.kidney import Generator, Norm, Skips
 from lightning_modules.schedules import Schedule
 from lightning_modules.wgan_gp import WGANGP
 
@@ -33,6 +33,7 @@ class KidneyGAN(WGANGP):
         skips: Earlier layers that each layer of the generator adds: "previous" (Small, section 3.2.1),
             "previous_twice" (Large version 1, 3.2.2), "previous_two" (Large version 2, 3.2.3) or "none" (4.5.3).
         kernel: Side of the learnable kernel on the first layer (section 3.1.1), odd; None = no kernel.
+        norm: "batch" = batch norm in the generator; see networks/kidney.py for what hangs on it.
         prior: Distribution of the latents; "truncated_normal" is equation A.6.
         critic_steps: Batches with a critic step per generator step, n_critic of algorithm 1 of Gulrajani 2017.
         penalty_weight: lambda of equation 2.7.
@@ -52,6 +53,7 @@ class KidneyGAN(WGANGP):
         discriminator_channels: int = 64,
         skips: Skips = "previous",
         kernel: int | None = 3,
+        norm: Norm = "none",
         prior: Literal["normal", "truncated_normal"] = "normal",
         critic_steps: int = 5,
         penalty_weight: float = 10.0,
@@ -75,5 +77,5 @@ class KidneyGAN(WGANGP):
         )
         self.prior = prior
         # In place of DCGAN's; optimizers and losses are those of WGAN-GP.
-        self.generator = Generator(latent_dim, image_size, image_channels, generator_channels, skips, kernel)
+        self.generator = Generator(latent_dim, image_size, image_channels, generator_channels, skips, kernel, norm)
         self.generator_ema = frozen_copy(self.generator)

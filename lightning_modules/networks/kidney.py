@@ -17,8 +17,9 @@ than that can represent more.
 
 Open in the text, and chosen here:
     Widths: those of DCGAN's generator at the same resolution, so that the rows of the comparison are equally wide.
-    F_i: 4x4 with stride 2, as in networks/dcgan.py. No batch norm: chapter 3 names every operation and none of them
-        normalises; Gulrajani 2017 (section 5) trains generators without it with the same loss.
+    F_i: 4x4 with stride 2, as in networks/dcgan.py. Batch norm after it is off by default, as chapter 3 names every
+        operation and none normalises. Early on it decides what skips are worth: after 100 generator steps (64x64, width
+        16, one seed) the Frechet distance of random features is 15 with skips, 42 without; with batch norm 13 and 15.
     Interpolation: nearest, what PyTorch's ``interpolate`` does with the text's only argument, a scale factor; its
         gradient is deterministic on a GPU.
     Convolution of a copy: 1x1, as its stated purpose is the number of channels (section 3.1.2).
@@ -28,7 +29,7 @@ Open in the text, and chosen here:
         latent: its output is a 4x4 map of one channel.
     Output: tanh instead of ReLU, as images lie in [-1, 1].
     Initialisation: PyTorch's, which does not depend on the width as DCGAN's N(0, 0.02) does. Without skips the latent
-        then moves a pixel by 0.002 at first, with them by 0.08 to 0.4 (measured: 64x64, kernel on).
+        then moves a pixel by 0.002 at first, with them by 0.08 to 0.4 (64x64, with the kernel).
 """
 
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ LAYERS_BACK: dict[Skips, tuple[int, ...]] = {
     "previous_twice": (1, 1),  # Large version 1, section 3.2.2
     "previous_two": (1, 2),  # Large version 2, section 3.2.3
 }
+Norm = Literal["none", "batch"]
 
 
 class Block(nn.Module):
@@ -57,19 +59,21 @@ class Block(nn.Module):
         channels_before: Channels of all layers before this one, first layer first.
         channels: Channels of this layer.
         layers_back: How many layers each copy comes from; one that reaches beyond the first layer is left out.
+        norm: What follows the transposed convolution; copies are not normalised.
     """
 
-    def __init__(self, channels_before: Sequence[int], channels: int, layers_back: Sequence[int]) -> None:
+    def __init__(self, channels_before: Sequence[int], channels: int, layers_back: Sequence[int], norm: Norm) -> None:
         super().__init__()
         self.layers_back = [back for back in layers_back if back <= len(channels_before)]
-        self.upsample = nn.ConvTranspose2d(channels_before[-1], channels, 4, stride=2, padding=1)
+        self.upsample = nn.ConvTranspose2d(channels_before[-1], channels, 4, stride=2, padding=1, bias=norm == "none")
+        self.norm = nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
         self.skips = nn.ModuleList(
             nn.Conv2d(channels_before[-back], channels, 1, bias=False) for back in self.layers_back
         )
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
         """Map all layers before this one, each twice as large as the last, to the sum (N, channels, H, W)."""
-        total = self.upsample(layers[-1])
+        total = self.norm(self.upsample(layers[-1]))
         for back, skip in zip(self.layers_back, self.skips, strict=True):
             # A 1x1 convolution and an interpolation can change places: the smaller image is convolved.
             total = total + F.interpolate(skip(layers[-back]), scale_factor=2.0**back, mode="nearest")
@@ -88,6 +92,7 @@ class Generator(nn.Module):
             "previous_twice" (Large version 1) or "previous_two" (Large version 2).
         kernel: Side of the square, learnable kernel, odd; None = no kernel. All other weights are drawn before it, so
             that with and without it they are the same for a seed.
+        norm: "batch" = batch norm after every transposed convolution but the last.
 
     Attributes:
         arguments: The constructor's arguments as plain values, from which an exported network is built again.
@@ -107,6 +112,7 @@ class Generator(nn.Module):
         base_channels: int,
         skips: Skips,
         kernel: int | None,
+        norm: Norm,
     ) -> None:
         super().__init__()
         if base_channels < 1:
@@ -115,6 +121,8 @@ class Generator(nn.Module):
             raise ValueError(f"skips={skips!r}: expected one of {', '.join(get_args(Skips))}")
         if kernel is not None and (kernel < 1 or kernel % 2 == 0):
             raise ValueError(f"kernel={kernel}: must be odd, so that the map keeps its size, or null for no kernel")
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm={norm!r}: expected one of {', '.join(get_args(Norm))}")
         self.arguments = {
             "latent_dim": latent_dim,
             "image_size": list(image_size),
@@ -122,13 +130,15 @@ class Generator(nn.Module):
             "base_channels": base_channels,
             "skips": skips,
             "kernel": kernel,
+            "norm": norm,
         }
         grid, doublings = base_grid(image_size)
         hidden = channel_counts(base_channels, doublings)[:-1]  # DCGAN has the widest on the base grid
         channels = [1, *reversed(hidden), image_channels]
         self.project = nn.Sequential(nn.Linear(latent_dim, grid[0] * grid[1]), nn.Unflatten(1, (1, *grid)))
+        norms: list[Norm] = [*[norm for _ in hidden], "none"]
         self.blocks = nn.ModuleList(
-            Block(channels[:i], channels[i], LAYERS_BACK[skips]) for i in range(1, len(channels))
+            Block(channels[:i], channels[i], LAYERS_BACK[skips], norms[i - 1]) for i in range(1, len(channels))
         )
         self.kernel = None if kernel is None else nn.Parameter(torch.randn(1, 1, kernel, kernel))
         self.to(memory_format=torch.channels_last)  # measured 1.2 to 1.7 times as fast as channels first on CPU

@@ -20,9 +20,9 @@ SKIPS = get_args(Skips)
 SCHEDULE = ConstantSchedule((32, 32), 4, 10**6)
 
 
-def generator(skips="previous", kernel=3, size=(32, 32), channels=1, latent_dim=8, width=4):
+def generator(skips="previous", kernel=3, size=(32, 32), channels=1, latent_dim=8, width=4, norm="none"):
     torch.manual_seed(0)
-    return Generator(latent_dim, size, channels, width, skips, kernel)
+    return Generator(latent_dim, size, channels, width, skips, kernel, norm)
 
 
 def make(**arguments):
@@ -54,8 +54,9 @@ def test_one_to_four_channels(channels):
 
 @pytest.mark.parametrize("skips", SKIPS)
 @pytest.mark.parametrize("kernel", [None, 3])
-def test_gradients_reach_the_kernel_and_every_skip(skips, kernel):
-    network = generator(skips, kernel, size=(40, 32))
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_gradients_reach_the_kernel_and_every_skip(skips, kernel, norm):
+    network = generator(skips, kernel, size=(40, 32), norm=norm)
     network(latents()).square().sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert without == []
@@ -126,6 +127,13 @@ def test_without_skips_it_is_a_linear_layer_and_transposed_convolutions():
     assert set(network.state_dict()) == {"project.0.weight", "project.0.bias", *names}
 
 
+def test_batch_norm_takes_the_place_of_the_bias_in_all_layers_but_the_last():
+    plain, normalised = shapes(generator()), shapes(generator(norm="batch"))
+    assert set(plain) - set(normalised) == {f"blocks.{i}.upsample.bias" for i in (0, 1)}
+    added = {name.rpartition(".")[0] for name in set(normalised) - set(plain)}
+    assert added == {"blocks.0.norm", "blocks.1.norm"}
+
+
 @pytest.mark.parametrize("skips", SKIPS)
 def test_the_kernel_is_all_that_its_switch_changes(skips):
     on, off = generator(skips, kernel=5).state_dict(), generator(skips, kernel=None).state_dict()
@@ -147,7 +155,14 @@ def test_the_kernel_is_standard_normal_and_convolved_with_the_first_layer():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"skips": "both"}, {"kernel": 2}, {"kernel": 0}, {"generator_channels": 0}, {"image_size": (4, 4)}],
+    [
+        {"skips": "both"},
+        {"norm": "layer"},
+        {"kernel": 2},
+        {"kernel": 0},
+        {"generator_channels": 0},
+        {"image_size": (4, 4)},
+    ],
 )
 def test_impossible_arguments_are_refused_by_name(arguments):
     (name,) = arguments
@@ -211,9 +226,9 @@ def test_the_average_begins_as_the_generator_it_belongs_to():
     assert trained == {id(p) for p in module.generator.parameters()}
 
 
-@pytest.mark.parametrize("skips, kernel", [("previous", None), ("previous_two", 3)])
-def test_exported_generator_makes_the_same_images(tmp_path, skips, kernel):
-    module = make(skips=skips, kernel=kernel, prior="truncated_normal", image_size=(40, 32))
+@pytest.mark.parametrize("skips, kernel, norm", [("previous", None, "none"), ("previous_two", 3, "batch")])
+def test_exported_generator_makes_the_same_images(tmp_path, skips, kernel, norm):
+    module = make(skips=skips, kernel=kernel, norm=norm, prior="truncated_normal", image_size=(40, 32))
     exported = ExportedGenerator(module.generator_ema, module.prior, module.normalises_latents)
     content = weights_of(exported)
     said = {**describe(exported), "format": 1, "files": {"generator.safetensors": sha256(content).hexdigest()}}
