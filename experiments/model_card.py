@@ -68,7 +68,7 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
         ("images", f"{image['height']} x {image['width']} pixels (height x width), {_channels(image['channels'])}"),
         ("values", f"-1 is {intensity.low:g}, 1 is {intensity.high:g} {intensity.unit} ({intensity.meaning})"),
         ("bits of the training images", intensity.bits),
-        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']]}"),
+        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']][0]}"),
         ("truncation", "a factor on the latents" if latents["truncation"] else "none: latents are normalised"),
         ("parameters", f"{sum(p.numel() for p in module.generator_ema.parameters()):,}"),
         ("trained with", f"{module.images_seen:,} of {total:,} planned images (state of the run: {_said(state)})"),
@@ -82,7 +82,16 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
     return _table(("", ""), rows)
 
 
-_PRIORS = {"normal": "standard normal", "uniform": "uniform in -1 to 1"}
+# In words, and as a draw with what it needs besides numpy.
+_PRIORS = {
+    "normal": ("standard normal", "numpy.random.default_rng(0).standard_normal(size)", ""),
+    "uniform": ("uniform in -1 to 1", "numpy.random.default_rng(0).uniform(-1.0, 1.0, size)", ""),
+    "truncated_normal": (
+        "standard normal cut to -2 to 2",
+        "scipy.stats.truncnorm.rvs(-2.0, 2.0, size=size, random_state=0)",
+        ", scipy.stats",
+    ),
+}
 
 
 def _channels(count: int) -> str:
@@ -105,18 +114,17 @@ def _loading(description: dict[str, Any]) -> str:
     ]
     if "generator.onnx" in description["files"]:
         latents = description["latents"]
-        noise = f"standard_normal((16, {latents['length']}), dtype=numpy.float32)"
-        if latents["prior"] == "uniform":
-            noise = f"uniform(-1.0, 1.0, (16, {latents['length']})).astype(numpy.float32)"
+        _, draw, needed = _PRIORS[latents["prior"]]
         lines += [
             "",
             "Or without Mirage and torch:",
             "",
             "```python",
-            "import numpy, onnxruntime",
+            f"import numpy, onnxruntime{needed}",
             "",
             'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
-            f"latents = numpy.random.default_rng(0).{noise}",
+            f"size = (16, {latents['length']})",
+            f"latents = {draw}.astype(numpy.float32)",
             'images = session.run(None, {"latents": latents})[0]',
             "```",
         ]

@@ -87,6 +87,12 @@ TINY = {
     "dcgan": [],
     "wgan_gp": ["module._target_=lightning_modules.wgan_gp.WGANGP", "module.critic_steps=2"],
     "wgan": ["module._target_=lightning_modules.wgan.WGAN", "module.critic_steps=2"],
+    "kidney_gan": [
+        "module._target_=lightning_modules.kidney_gan.KidneyGAN",
+        "module.critic_steps=2",
+        "module.skips=previous_two",
+        "module.prior=truncated_normal",
+    ],
     "progressive": [],
     "progressive_r1": ["module.loss._target_=lightning_modules.losses.LogisticR1"],
 }

@@ -51,7 +51,7 @@ def test_processes_with_different_weights_are_stopped(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["dcgan", "wgan_gp", "wgan", "progressive", "progressive_r1"])
+@pytest.mark.parametrize("family", ["dcgan", "wgan_gp", "wgan", "kidney_gan", "progressive", "progressive_r1"])
 def test_every_family_keeps_its_processes_together(tmp_path, family):
     """The tiny run compares the weights of its processes after every batch, and ends with an error if they differ."""
     done = run_cli(*tiny(family, tmp_path, "trainer.devices=2"))

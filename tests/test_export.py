@@ -22,7 +22,7 @@ from experiments.loading import generate, load_run
 from experiments.training import train
 from lightning_modules.networks.exported import ExportedGenerator, ExportError, arguments_of, load_generator
 
-CASES = ("dcgan", "wgan_gp", "progressive", "progressive in mid-fade", "progressive in an early stage")
+CASES = ("dcgan", "wgan_gp", "kidney_gan", "progressive", "progressive in mid-fade", "progressive in an early stage")
 CLOCKS = {"progressive in mid-fade": 68, "progressive in an early stage": 32}
 
 
@@ -30,7 +30,7 @@ CLOCKS = {"progressive in mid-fade": 68, "progressive in an early stage": 32}
 def runs(tmp_path_factory):
     """A run of each family; of the growing one also two checkpoints."""
     folder = tmp_path_factory.mktemp("export")
-    families = ("dcgan", "wgan_gp", "progressive")
+    families = ("dcgan", "wgan_gp", "kidney_gan", "progressive")
     found = {family: train(tiny_config(family, folder, "callbacks.health.every_images=16")) for family in families}
     for case, clock in CLOCKS.items():
         found[case] = found["progressive"] / "checkpoints" / f"images_{clock:012d}.ckpt"
@@ -75,7 +75,7 @@ def test_exported_images_are_the_runs_bit_for_bit(runs, exports, case):
 SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("wgan_gp", "progressive in mid-fade")]
 
 
-@pytest.mark.parametrize("case", ["dcgan", *SLOW])
+@pytest.mark.parametrize("case", ["dcgan", "kidney_gan", *SLOW])
 def test_onnx_makes_the_images_to_1e_4(runs, tmp_path, case):
     import onnxruntime
 
@@ -94,6 +94,12 @@ def test_onnx_makes_the_images_to_1e_4(runs, tmp_path, case):
     assert b"Synthetic image made by a GAN" in content
     said = json.loads((folder / "generator.json").read_text())
     assert said["files"]["generator.onnx"] == hashlib.sha256(content).hexdigest()
+    code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)[-1]
+    names: dict = {}
+    exec(code.replace("FOLDER", str(folder)), names)
+    assert names["latents"].shape == (16, generator.latent_dim) and names["latents"].dtype == np.float32
+    assert generator.prior == "normal" or np.abs(names["latents"]).max() <= {"uniform": 1}.get(generator.prior, 2)
+    assert names["images"].shape == (16, 1, *generator.resolution)
 
 
 def test_images_are_clamped_like_those_of_sample(exports):

@@ -93,7 +93,7 @@ def test_durations():
     assert [duration(s) for s in (3, 120, 7200, 3 * 86400)] == ["3 s", "2.0 min", "2.0 h", "3.0 days"]
 
 
-@pytest.mark.parametrize("family", ["dcgan", "wgan_gp", "wgan", "progressive", "progressive_r1"])
+@pytest.mark.parametrize("family", ["dcgan", "wgan_gp", "wgan", "kidney_gan", "progressive", "progressive_r1"])
 def test_bare_step_trains_both_networks_and_the_average(tmp_path, family):
     module = parts_of(family, tmp_path).module
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -14,12 +14,14 @@ CLOCKS = {"pass boundary": 40, "mid-pass": 24, "stage border": 64, "fade": 72, "
 STOPS = {
     "dcgan": ("pass boundary", "mid-pass"),
     "wgan_gp": ("pass boundary", "mid-pass"),
+    "kidney_gan": ("mid-pass",),
     "progressive": ("stage border", "fade", "fade before a border"),
 }
 QUICK = [
     ("dcgan", "mid-pass", 2, 1),
     ("wgan_gp", "pass boundary", 0, 1),
     ("dcgan", "mid-pass", 0, 2),
+    ("kidney_gan", "mid-pass", 0, 1),
     ("progressive", "fade", 2, 1),
     ("progressive", "fade before a border", 0, 1),
     ("progressive", "stage border", 0, 2),

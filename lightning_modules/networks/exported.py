@@ -20,13 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lightning_modules.networks import dcgan, progressive
+from lightning_modules.networks import dcgan, kidney, progressive
 from lightning_modules.networks.latents import Prior, chunk_size, in_chunks, sample_latents
 
 FORMAT = 1  # of the folder
 WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
 GENERATORS: dict[str, type[nn.Module]] = {
-    f"{network.__module__}.{network.__qualname__}": network for network in (dcgan.Generator, progressive.Generator)
+    f"{network.__module__}.{network.__qualname__}": network
+    for network in (dcgan.Generator, kidney.Generator, progressive.Generator)
 }
 _LARGEST_DESCRIPTION = 2**16  # bytes
 _LARGEST_SIDE = 2**14  # pixels

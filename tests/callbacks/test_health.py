@@ -28,7 +28,7 @@ FINE = {
     "nearest_ratio": 1.0,
 }
 ENOUGH = WARM_UP + PERSISTENT
-FAMILIES = ("dcgan", "wgan_gp", "wgan", "progressive", "progressive_r1")
+FAMILIES = ("dcgan", "wgan_gp", "wgan", "kidney_gan", "progressive", "progressive_r1")
 
 
 def ill(illness, **changes):
@@ -133,7 +133,7 @@ def test_report_escapes_what_the_file_says(finished, tmp_path):
     [
         "dcgan",
         "progressive",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("wgan_gp", "wgan", "progressive_r1")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("wgan_gp", "wgan", "kidney_gan", "progressive_r1")),
     ],
 )
 def test_watching_changes_no_bit_of_the_run(family, tmp_path):

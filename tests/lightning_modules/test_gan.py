@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_modules.dcgan import DCGAN
 from lightning_modules.gan import LossRecord, Phase, seeded_generator
+from lightning_modules.kidney_gan import KidneyGAN
 from lightning_modules.schedules import ConstantSchedule
 from lightning_modules.wgan import WGAN
 from lightning_modules.wgan_gp import WGANGP
@@ -73,7 +74,7 @@ def changed(before, network):
     return any(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
 
 
-@pytest.mark.parametrize("family", [DCGAN, WGANGP, WGAN])
+@pytest.mark.parametrize("family", [DCGAN, WGANGP, WGAN, KidneyGAN])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_every_family_trains_both_networks_and_advances_the_clock(family, precision):
     module = make(family)
