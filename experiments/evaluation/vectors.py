@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,21 @@ class VectorCache:
         if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         for extractor in extractors:
-            with same_bits_each_time(self.device):
-                vectors = torch.cat([extractor(batch.to(self.device)).float().cpu() for batch in batches])
+            vectors = torch.cat(self._of_batches(extractor, batches))
             path = self._path(images, extractor, start, stop)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(path, partial(np.save, arr=vectors.numpy(), allow_pickle=False))
+
+    def _of_batches(self, extractor: FeatureExtractor, batches: Sequence[Tensor]) -> list[Tensor]:
+        if self.device.type != "cpu":
+            with same_bits_each_time(self.device):
+                return [extractor(batch.to(self.device)).float().cpu() for batch in batches]
+        # One thread for each of several batches: small networks gain little from more threads for one.
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            found = list(pool.map(lambda batch: extractor(batch).float(), batches))
+        torch.set_num_threads(threads)  # the number is the process's in part
+        return found
 
     def _path(self, images: ImageSet, extractor: FeatureExtractor, start: int, stop: int) -> Path:
         key = key_of(VERSION, BATCH, images.identity(), extractor.identity(), self.device.type)
