@@ -106,8 +106,8 @@ def _load(path: Path, count: int) -> Tensor | None:
         vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    whole = vectors.ndim == 2 and len(vectors) == count and vectors.dtype == np.float32
-    return torch.from_numpy(vectors) if whole else None
+    is_array = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.dtype == np.float32
+    return torch.from_numpy(vectors) if is_array and len(vectors) == count else None
 
 
 def _shards(count: int) -> list[tuple[int, int]]:
