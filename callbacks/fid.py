@@ -172,7 +172,7 @@ class FrechetScore(L.Callback):
         data = real_images(trainer)
         return {
             "metric": "frechet_distance",
-            "code_version": _code_version(),
+            "code_version": code_version(),
             **self.extractor.identity(),
             "generated": generated,
             "real": self._real.count,
@@ -204,7 +204,8 @@ def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None
     return GaussianStatistics(mean, covariance, count)
 
 
-def _code_version() -> str:
+def code_version() -> str:
+    """Return the version of Mirage, for the fingerprint of a score."""
     try:
         return version("mirage-gan")
     except PackageNotFoundError:

@@ -17,13 +17,12 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from callbacks.files import write_atomically
 from callbacks.sample_grid import enlarged, grid_picture
 from datamodules.writers import NOTICE
 from experiments.config import ConfigError
 from experiments.loading import Trained, generate, load_run
 from experiments.model_card import model_card
-from experiments.run_directory import refuse_links, versions, write_text
+from experiments.run_directory import refuse_links, versions, write_bytes, write_text
 from lightning_modules.networks.exported import (
     DESCRIPTION,
     FORMAT,
@@ -80,7 +79,7 @@ def export(path: Path, output: Path | None = None, with_onnx: bool = True) -> Pa
     for name in (DESCRIPTION, *((ONNX,) if not with_onnx else ())):
         (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
-        write_atomically(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        write_bytes(folder / name, content)
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return folder
 

@@ -159,7 +159,12 @@ def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def set_aside_overtaken(directory: Path, clock: int) -> None:

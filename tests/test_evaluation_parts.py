@@ -1,7 +1,6 @@
 """Sets of images, their vectors, halves of them, and what scores are made of."""
 
 import itertools
-import json
 import warnings
 
 import numpy as np
@@ -78,10 +77,8 @@ def normal(n, seed, mean=0.0):
     return torch.randn(n, generator=torch.Generator().manual_seed(seed)).mul(0.1).add(mean).clamp(-1, 1)
 
 
-def scorer(tmp_path, sets, done=None, replicates=60):
-    kept = {}
-    one = Scorer(sets, VectorCache(tmp_path), {"mean": Mean()}, replicates, 0, done or {}, kept.__setitem__)
-    return one, kept
+def scorer(tmp_path, sets, replicates=60):
+    return Scorer(sets, VectorCache(tmp_path), {"mean": Mean()}, replicates, 0, tmp_path / "record.jsonl")
 
 
 # Halves ---------------------------------------------------------------------------------------------------------------
@@ -188,7 +185,7 @@ def sets(shift=0.0, n=200, held_out=60):
 
 
 def test_a_score_comes_with_interval_floor_and_verdict(tmp_path):
-    (row,) = scorer(tmp_path, sets())[0].measure({"shift": Shift()})
+    (row,) = scorer(tmp_path, sets()).measure({"shift": Shift()})
     assert row["name"] == "shift_mean" and row["low"] < row["value"] < row["high"]
     assert row["verdict"] == "within the floor"
     # Standard error of a difference of two means of 200; the floor is one of two means of 100.
@@ -197,14 +194,14 @@ def test_a_score_comes_with_interval_floor_and_verdict(tmp_path):
 
 
 def test_a_shift_is_outside_the_floor(tmp_path):
-    (row,) = scorer(tmp_path, sets(shift=0.1))[0].measure({"shift": Shift()})
+    (row,) = scorer(tmp_path, sets(shift=0.1)).measure({"shift": Shift()})
     assert row["verdict"] == "outside the floor"
 
 
 def test_fewer_generated_images_meet_a_floor_of_their_size(tmp_path):
     few = sets()
     few = Sets(few.real, Numbers(normal(50, 1)), few.train, few.held_out)
-    (row,) = scorer(tmp_path, few)[0].measure({"shift": Shift()})
+    (row,) = scorer(tmp_path, few).measure({"shift": Shift()})
     assert row["floor_high"] - row["floor_low"] == pytest.approx(2 * 1.96 * 0.1 * (1 / 25 + 1 / 100) ** 0.5, rel=0.35)
     assert row["fingerprint"]["generated"] == 50
 
@@ -212,21 +209,21 @@ def test_fewer_generated_images_meet_a_floor_of_their_size(tmp_path):
 def test_copies_of_training_images_are_nearer_than_held_out_ones(tmp_path):
     clean = sets()
     copied = Sets(clean.real, Numbers(clean.train.values[:200]), clean.train, clean.held_out)
-    (row,) = scorer(tmp_path, copied)[0].measure({"nearest": Nearest()})
+    (row,) = scorer(tmp_path, copied).measure({"nearest": Nearest()})
     assert row["value"] == 0.0 and row["verdict"] == "worse than the floor"
-    (row,) = scorer(tmp_path, clean)[0].measure({"nearest": Nearest()})
+    (row,) = scorer(tmp_path, clean).measure({"nearest": Nearest()})
     assert row["verdict"] != "worse than the floor"
 
 
 def test_without_held_out_images_memorisation_is_not_measured(tmp_path):
-    (row,) = scorer(tmp_path, sets(held_out=0))[0].measure({"nearest": Nearest()})
+    (row,) = scorer(tmp_path, sets(held_out=0)).measure({"nearest": Nearest()})
     assert row["value"] is None and "held-out" in row["refused"]
 
 
 def test_too_few_images_are_refused_and_few_are_warned_about(tmp_path):
-    (row,) = scorer(tmp_path, sets(n=3))[0].measure({"shift": Shift()})
+    (row,) = scorer(tmp_path, sets(n=3)).measure({"shift": Shift()})
     assert row["value"] is None and "at least 4 images" in row["refused"]
-    (row,) = scorer(tmp_path, sets(n=6))[0].measure({"shift": Shift()})
+    (row,) = scorer(tmp_path, sets(n=6)).measure({"shift": Shift()})
     assert row["value"] is not None and "low" not in row and "3 groups" in row["warnings"][0]
 
 
@@ -239,7 +236,7 @@ def test_a_half_that_cannot_be_measured_costs_the_interval_not_the_value(tmp_pat
     class Seven(Shift):
         at_least = 7
 
-    (row,) = scorer(tmp_path, uneven)[0].measure({"shift": Seven()})
+    (row,) = scorer(tmp_path, uneven).measure({"shift": Seven()})
     assert row["value"] is not None and "low" not in row
     assert row["warnings"] == ["no interval and no floor: Seven needs at least 7 images of each set, got 6"]
 
@@ -251,14 +248,14 @@ def test_a_share_of_nothing_is_not_certain(tmp_path):
         def measure(self, real, generated):
             return {"share": 0.0}
 
-    (row,) = scorer(tmp_path, sets())[0].measure({"share": Nothing()})
+    (row,) = scorer(tmp_path, sets()).measure({"share": Nothing()})
     assert row["low"] == 0.0 and row["high"] == pytest.approx(3 / 200)
 
 
 def test_patients_that_become_known_change_the_fingerprint(tmp_path):
     a = sets()
     b = Sets(Numbers(a.real.values, np.arange(200) // 10), a.generated, a.train, a.held_out)
-    (one,), (other,) = (scorer(tmp_path, of)[0].measure({"shift": Shift()}) for of in (a, b))
+    (one,), (other,) = (scorer(tmp_path, of).measure({"shift": Shift()}) for of in (a, b))
     assert one["value"] == other["value"] and one["fingerprint"] != other["fingerprint"]
 
 
@@ -270,49 +267,49 @@ def test_what_one_extractor_refuses_is_a_row(tmp_path):
         def features(self, images):
             raise ValueError("needs larger images")
 
-    rows = scorer(tmp_path, sets())[0].measure({"a": Shift(reads=Refuses()), "b": Shift()})
+    rows = scorer(tmp_path, sets()).measure({"a": Shift(reads=Refuses()), "b": Shift()})
     assert rows[0]["value"] is None and rows[0]["refused"] == "needs larger images"
     assert rows[1]["value"] is not None
 
 
 def test_equal_names_are_told_apart(tmp_path):
-    names = [row["name"] for row in scorer(tmp_path, sets())[0].measure({"a": Shift(), "b": Shift()})]
+    names = [row["name"] for row in scorer(tmp_path, sets()).measure({"a": Shift(), "b": Shift()})]
     assert names == ["shift_mean_a", "shift_mean_b"]
 
 
 def test_few_patients_make_no_interval(tmp_path):
     few = sets()
     few = Sets(Numbers(normal(200, 0), np.arange(200) // 40), few.generated, few.train, few.held_out)
-    (row,) = scorer(tmp_path, few)[0].measure({"shift": Shift()})
+    (row,) = scorer(tmp_path, few).measure({"shift": Shift()})
     assert "low" not in row and "5 groups" in row["warnings"][0]
 
 
 def test_finished_scores_are_not_measured_again(tmp_path):
-    one, kept = scorer(tmp_path, sets())
-    rows = one.measure({"shift": Shift()})
+    rows = scorer(tmp_path, sets()).measure({"shift": Shift()})
 
     class Never(Shift):
         def measure(self, real, generated):
             raise AssertionError
 
     Never.__name__ = "Shift"
-    again, _ = scorer(tmp_path, sets(), done=json.loads(json.dumps(kept)))
-    assert again.measure({"shift": Never()}) == rows
+    with (tmp_path / "record.jsonl").open("a") as record:
+        record.write('{"key": "cut off by a k')
+    assert scorer(tmp_path, sets()).measure({"shift": Never()}) == rows
 
 
 def test_each_set_is_read_once_for_all_instruments(tmp_path):
     reader = Mean()
-    one, _ = scorer(tmp_path, sets())
+    one = scorer(tmp_path, sets())
     one.extractors = {"mean": reader}
     one.measure({"shift": Shift(), "again": Shift(reads=reader), "nearest": Nearest()})
     assert reader.seen == 200 + 200 + 400 + 60
 
 
 def test_fingerprints_differ_with_anything_that_matters(tmp_path):
-    (a,) = scorer(tmp_path, sets())[0].measure({"shift": Shift()})
-    (b,) = scorer(tmp_path, sets(shift=0.5))[0].measure({"shift": Shift()})
+    (a,) = scorer(tmp_path, sets()).measure({"shift": Shift()})
+    (b,) = scorer(tmp_path, sets(shift=0.5)).measure({"shift": Shift()})
     assert a["fingerprint"] == b["fingerprint"]  # another generator, measured in the same way
-    (c,) = scorer(tmp_path, sets(n=100))[0].measure({"shift": Shift()})
+    (c,) = scorer(tmp_path, sets(n=100)).measure({"shift": Shift()})
     assert c["fingerprint"] != a["fingerprint"]
 
 

@@ -7,19 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student_t
 
 from experiments.config import ConfigError
 from experiments.evaluation.resampling import interval
-from experiments.evaluation.scoring import Row
+from experiments.evaluation.scoring import Row, check_row
 from experiments.report import STYLE, csv_cell, text_of
 from experiments.run_directory import write_text
 
 SIGNIFICANT = 0.05
-FLOOR = ("floor", "floor_low", "floor_high", "at_floor_size")
 
 
 @dataclass(frozen=True)
@@ -155,25 +153,6 @@ NOTE = (
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/scores.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def check_row(row: Any) -> None:
-    """Check what is used of a score: a file may be damaged, or a stranger's.
-
-    Raises:
-        ValueError: If something is missing or of another kind. KeyError and TypeError likewise.
-    """
-    numbers = [row[key] for key in ("low", "high", "freedom", *FLOOR) if key in row] + list(row.get("replicates", []))
-    if row["value"] is not None:
-        numbers.append(row["value"])
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-        raise ValueError("a score is no number")
-    if "low" in row and not all(key in row for key in ("high", "freedom", "replicates", "verdict", *FLOOR)):
-        raise ValueError("an interval or a floor is not whole")
-    if row["better"] not in ("lower", "higher", "as real") or not isinstance(row["fingerprint"], dict):
-        raise ValueError("a score has no fingerprint")
-    if not isinstance(row.get("warnings", []), list) or not all(isinstance(row[key], str) for key in ("name", "score")):
-        raise ValueError("a score has no name")
 
 
 def _difference(first: Row, other: Row | None) -> Difference | None:

@@ -4,20 +4,18 @@ import csv
 import io
 import json
 import logging
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from callbacks.files import append_rows
+from callbacks.fid import code_version
 from datamodules.pseudonyms import Pseudonyms
 from experiments import config as cfg
 from experiments.config import ConfigError
-from experiments.evaluation.comparison import check_row
 from experiments.evaluation.page import Gallery, write_page
-from experiments.evaluation.scoring import Row, Scorer, Sets, code_version
+from experiments.evaluation.scoring import Row, Scorer, Sets
 from experiments.evaluation.settings import Suite, Tools, build_tools
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of, subject_of
 from experiments.evaluation.vectors import VectorCache, key_of
@@ -47,26 +45,18 @@ def evaluate(target: str, suite: Suite) -> Path:
         ExtractorError: If an extractor cannot be had or used.
     """
     tools = build_tools(suite)
-    device = _device(suite.device)
+    device = device_of(suite.device)
     subject = subject_of(Path(target), device)
     data = real_data(suite, subject)
     sets = sets_of(suite, subject, data)
-    output = _output(suite, subject)
+    output = output_of(suite, subject)
     pseudonyms = _pseudonyms(subject, output)
     pseudonyms.check()
     tools.load(device)
     output.mkdir(parents=True, exist_ok=True)
     cache = VectorCache(cache_dir(data) / "vectors", device)
     finished = output / "scores.partial.jsonl"
-    scorer = Scorer(
-        sets,
-        cache,
-        tools.extractors,
-        suite.replicates,
-        suite.seed,
-        finished_rows(finished),
-        lambda key, rows: append_rows(finished, [{"key": key, "rows": rows}]),
-    )
+    scorer = Scorer(sets, cache, tools.extractors, suite.replicates, suite.seed, finished)
     rows = scorer.measure(tools.instruments)
     said = _said(suite, subject, sets)
     write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")
@@ -103,8 +93,8 @@ def moments_of(
 ) -> tuple[MomentStudy | None, PruningEffect | None]:
     """Return Korkinof's analysis, and what leaving out outliers does to every score; None = too few images."""
     reader = Moments()
-    real, generated = vectors.vectors(sets.real, reader), vectors.vectors(sets.generated, reader)
     try:
+        real, generated = vectors.vectors(sets.real, reader), vectors.vectors(sets.generated, reader)
         study = analyse(real, generated, seed)
         scores = partial(scorer.values, tools.instruments)
         return study, pruning_effect(real, generated, scores, seed) if study.outside else None
@@ -157,7 +147,8 @@ def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
     }
 
 
-def _output(suite: Suite, subject: Subject) -> Path:
+def output_of(suite: Suite, subject: Subject) -> Path:
+    """Return the folder of the results: the same for the same settings and weights."""
     if suite.output is not None:
         return Path(suite.output)
     # Two evaluations with other settings are two folders; the same command finds its own again.
@@ -176,25 +167,17 @@ def _pseudonyms(subject: Subject, output: Path) -> Pseudonyms:
     return Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return the device that "cpu", "cuda" or "auto" means here.
+
+    Raises:
+        ConfigError: If there is no GPU and one was asked for.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(["device=cuda: no GPU is visible here"])
     return torch.device(name)
-
-
-def finished_rows(path: Path) -> dict[str, list[Row]]:
-    """Return the rows that an interrupted evaluation has finished; a line that a kill cut off counts for nothing."""
-    done: dict[str, list[Row]] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                found = json.loads(line)
-                for row in found["rows"]:
-                    check_row(row)
-                done[str(found["key"])] = found["rows"]
-    return done
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

@@ -18,13 +18,15 @@ from torch.nn import functional as F
 from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
 from datamodules.dicom import read_dicom
+from datamodules.mammography import is_deep
+from datamodules.mammography_layouts import DICOM, PICTURES, find_files
 from datamodules.pseudonyms import remember
-from datamodules.readers import UnreadableImageError, image_size, open_picture, read_grey, read_table_bytes
+from datamodules.readers import UnreadableImageError, image_size, read_grey, read_table_bytes
 from datamodules.transforms import resize
 from experiments.config import ConfigError
 from experiments.loading import Trained, generate
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm"}
+SUFFIXES = PICTURES | DICOM | {".tif", ".tiff"}
 
 
 class ImageSet(ABC):
@@ -159,8 +161,7 @@ class FolderImages(ImageSet):
         size: tuple[int, int] | None = None,
         hashes: Path | None = None,
     ) -> None:
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+        files = find_files(folder, SUFFIXES)
         if not files:
             raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})"])
         names = [path.relative_to(folder).as_posix() for path in files]
@@ -169,7 +170,7 @@ class FolderImages(ImageSet):
         self.folder, self.value_range = folder, value_range
         self.files = [files[i] for i in chosen]
         self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
-        remember(name for pair in zip(self.names, self.groups, strict=True) for name in pair)
+        remember(self.groups)
         self.hashes = hashes or folder / ".hashes.json"
         self.size = size or self._commonest_size()
         self.what = "folder of images"
@@ -189,11 +190,13 @@ class FolderImages(ImageSet):
             return torch.stack(list(pool.map(self._read, self.files[start:stop])))
 
     def _read(self, path: Path) -> Tensor:
-        if path.suffix.lower() == ".dcm":
+        if path.suffix.lower() in DICOM:
             values, (low, high) = read_dicom(path), (0.0, 1.0)
         else:
             values = read_grey(path)
-            low, high = self.value_range or _range_of_bits(path)
+            low, high = self.value_range or (0.0, 65535.0 if is_deep(path) else 255.0)
+            if self.value_range is None and not np.array_equal(values, np.rint(values)):
+                raise UnreadableImageError(f"{path}: holds values that are no whole numbers; set value_range")
         if values.min() < low or values.max() > high:
             raise UnreadableImageError(
                 f"{path}: values {values.min():g} .. {values.max():g} lie outside {low:g} .. {high:g}; set value_range "
@@ -225,15 +228,8 @@ def _groups(path: Path, names: list[str]) -> list[str]:
     return [group[name] for name in names]
 
 
-def _range_of_bits(path: Path) -> tuple[float, float]:
-    with open_picture(path) as image:
-        if image.mode == "F":
-            raise UnreadableImageError(f"{path}: holds floating-point values; set value_range")
-        return 0.0, 65535.0 if image.mode.startswith("I") else 255.0
-
-
 def _size(path: Path) -> tuple[int, int] | None:
-    if path.suffix.lower() != ".dcm":
+    if path.suffix.lower() not in DICOM:
         return image_size(path)
     height, width = read_dicom(path).shape
     return height, width

@@ -21,7 +21,7 @@ from experiments.report import STYLE, inline_figure, inline_image, text_of
 from experiments.run_directory import write_text
 from experiments.studies.moments import MomentStudy, PruningEffect, pruning_section, sections
 from lightning_modules.metrics.distances import nearest
-from lightning_modules.metrics.memorisation import Copy
+from lightning_modules.metrics.memorisation import Copy, threshold_rank
 from lightning_modules.metrics.pixels import Pixels
 
 PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
@@ -173,7 +173,7 @@ def _samples(sets: Sets) -> str:
     return (
         "<div class='pair grid'>"
         + "".join(
-            f"<figure>{_picture(images.read(0, min(SAMPLES, len(images))), 6)}<figcaption>{caption}, not selected"
+            f"<figure>{picture(images.read(0, min(SAMPLES, len(images))), 6)}<figcaption>{caption}, not selected"
             "</figcaption></figure>"
             for caption, images in figures
         )
@@ -217,7 +217,7 @@ def _copies(gallery: Gallery, pool: ImageSet) -> str:
     held_out = gallery.sets.held_out
     if gallery.copies is None or held_out is None:
         return "<p>Near copies were not looked for: that needs the training images, and held-out ones.</p>"
-    count, rank = len(gallery.sets.generated), max(1, int(0.01 * (len(held_out) + 1)))
+    count, rank = len(gallery.sets.generated), threshold_rank(len(held_out))
     others = f"all but {rank - 1}" if rank > 1 else "all"
     said = (
         f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image, in pixels, "
@@ -237,9 +237,9 @@ def _pairs(gallery: Gallery, pool: ImageSet, chosen: list[int], which: Tensor, d
         torch.cat([gallery.sets.generated.read(i, i + 1), pool.read(int(which[i]), int(which[i]) + 1)]) for i in chosen
     ]
     far = ", ".join(f"{float(distances[i]):.3f}" for i in chosen)
-    picture = _picture(torch.cat(pairs), 2 * min(3, len(pairs)))
+    shown = picture(torch.cat(pairs), 2 * min(3, len(pairs)))
     said = f"{caption}: generated, then its nearest {_kind(gallery.sets)} image. Distances: {far}"
-    return f"<figure class=grid>{picture}<figcaption>{said}</figcaption></figure>"
+    return f"<figure class=grid>{shown}<figcaption>{said}</figcaption></figure>"
 
 
 def _moments(study: MomentStudy | None, pruning: PruningEffect | None) -> list[str]:
@@ -248,10 +248,10 @@ def _moments(study: MomentStudy | None, pruning: PruningEffect | None) -> list[s
     return [*sections(study), *([pruning_section(pruning)] if pruning else [])]
 
 
-def _picture(images: Tensor, columns: int) -> str:
-    """Return images (N, C, H, W) in [-1, 1] as one picture."""
-    picture = grid_picture(enlarged(images), columns)
-    picture.thumbnail((1600, 1600))
+def picture(images: Tensor, columns: int) -> str:
+    """Return images (N, C, H, W) in [-1, 1] as one picture, an HTML element."""
+    grid = grid_picture(enlarged(images), columns)
+    grid.thumbnail((1600, 1600))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    grid.save(buffer, "PNG")
     return inline_image(buffer.getvalue())

@@ -1,19 +1,22 @@
 """Scores with what belongs to them: interval, floor, fingerprint, and a word on too few images."""
 
 import inspect
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from callbacks.fid import code_version
+from callbacks.files import append_rows
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.resampling import halves, interval
 from experiments.evaluation.vectors import VectorCache, key_of
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FEW_GROUPS = 8  # patients below which halves say nothing of their spread
 OF_INCEPTION = {"frechet": "fid", "frechet_infinity": "fid_infinity", "kernel_distance": "kid"}
+FLOOR = ("floor", "floor_low", "floor_high", "at_floor_size")
 Row = dict[str, Any]
 
 
@@ -72,8 +76,7 @@ class Scorer:
         extractors: Loaded feature extractors by name.
         replicates: Halves that intervals and floors are made of.
         seed: Names the halves.
-        done: Rows of an evaluation that was interrupted, by key; they are not measured again.
-        keep: Called with every new row.
+        record: File of finished scores: what is in it is not measured again, what is new is added.
     """
 
     def __init__(
@@ -83,11 +86,10 @@ class Scorer:
         extractors: Mapping[str, FeatureExtractor],
         replicates: int,
         seed: int,
-        done: Mapping[str, list[Row]],
-        keep: Callable[[str, list[Row]], None],
+        record: Path,
     ) -> None:
         self.sets, self.vectors, self.extractors = sets, vectors, extractors
-        self.replicates, self.seed, self.done, self.keep = replicates, seed, done, keep
+        self.replicates, self.seed, self.record = replicates, seed, record
 
     def measure(self, instruments: Mapping[str, Instrument]) -> list[Row]:
         """Return one row for every number of every instrument; what cannot be measured says why."""
@@ -99,17 +101,16 @@ class Scorer:
         with suppress(ValueError):  # whatever an extractor refuses becomes the row of those that need it
             self._compute_vectors(list(instruments.values()))
         rows: list[Row] = []
+        done, commit = _finished(self.record), versions()["git_commit"]
         with tqdm(total=len(pairs) * (1 + self.replicates), desc="scores", disable=None, leave=False) as bar:
             for name, instrument, label, extractor in pairs:
                 bar.set_postfix_str(f"{name} {label}")
                 fingerprint = self._fingerprint(instrument, extractor)
-                key = key_of(name, label, fingerprint, self.sets.generated.identity(), versions()["git_commit"])
-                if key not in self.done:
-                    found = self._rows(name, instrument, label, extractor, fingerprint, bar)
-                    self.keep(key, found)
-                else:
-                    found = self.done[key]
-                rows += found
+                key = key_of(name, label, fingerprint, self.sets.generated.identity(), commit)
+                if key not in done:
+                    done[key] = self._rows(name, instrument, label, extractor, fingerprint, bar)
+                    append_rows(self.record, [{"key": key, "rows": done[key]}])
+                rows += done[key]
         return _with_different_names(rows)
 
     def values(self, instruments: Mapping[str, Instrument], kept: Tensor) -> dict[str, float]:
@@ -329,9 +330,33 @@ def arguments_of(instrument: Instrument) -> Row:
     return {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
 
 
-def code_version() -> str:
-    """Return the version of Mirage."""
-    try:
-        return version("mirage-gan")
-    except PackageNotFoundError:
-        return "unknown"  # used from a folder, without installation
+def check_row(row: Any) -> None:
+    """Check what is used of a score: a file may be damaged, or a stranger's.
+
+    Raises:
+        ValueError: If something is missing or of another kind. KeyError and TypeError likewise.
+    """
+    numbers = [row[key] for key in ("low", "high", "freedom", *FLOOR) if key in row] + list(row.get("replicates", []))
+    if row["value"] is not None:
+        numbers.append(row["value"])
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise ValueError("a score is no number")
+    if "low" in row and not all(key in row for key in ("high", "freedom", "replicates", "verdict", *FLOOR)):
+        raise ValueError("an interval or a floor is not whole")
+    if row["better"] not in ("lower", "higher", "as real") or not isinstance(row["fingerprint"], dict):
+        raise ValueError("a score has no fingerprint")
+    if not isinstance(row.get("warnings", []), list) or not all(isinstance(row[key], str) for key in ("name", "score")):
+        raise ValueError("a score has no name")
+
+
+def _finished(path: Path) -> dict[str, list[Row]]:
+    """Return the rows that an interrupted evaluation has finished; a line that a kill cut off counts for nothing."""
+    done: dict[str, list[Row]] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                found = json.loads(line)
+                for row in found["rows"]:
+                    check_row(row)
+                done[str(found["key"])] = found["rows"]
+    return done

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from callbacks.files import append_rows
 from datamodules.base import ImageDataModule
 from experiments import config as cfg
-from experiments.evaluation.evaluation import finished_rows, near_copies
+from experiments.evaluation.evaluation import near_copies
 from experiments.evaluation.image_sets import ImageSet, RealImages
 from experiments.evaluation.scoring import Row, Scorer, Sets, in_half_widths, is_bad
 from experiments.evaluation.settings import build_tools, load_suite
@@ -131,19 +130,11 @@ def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder
     real = RealImages(data, ["train"], suite.seed, suite.images)
     fresh = RealImages(data, ["test"], suite.seed, len(real))
     labels = {record.name: record.labels for record in data.split_records("test")}
-    vectors, finished = VectorCache(data.cache_dir / "vectors"), folder / "scores.partial.jsonl"
+    vectors = VectorCache(data.cache_dir / "vectors")
     found = {}
     for name, images in planted(fresh, train, [labels[image] for image in fresh.names]).items():
         sets = Sets(real, images, train, held_out)
-        scorer = Scorer(
-            sets,
-            vectors,
-            tools.extractors,
-            suite.replicates,
-            suite.seed,
-            finished_rows(finished),
-            lambda key, rows: append_rows(finished, [{"key": key, "rows": rows}]),
-        )
+        scorer = Scorer(sets, vectors, tools.extractors, suite.replicates, suite.seed, folder / "scores.partial.jsonl")
         rows = scorer.measure(tools.instruments)
         found[name] = Result(rows, {copy.generated for copy in near_copies(sets, vectors) or ()})
         print(f"{name}: {len(images)} images, {len(found[name].named)} named as near copies", flush=True)

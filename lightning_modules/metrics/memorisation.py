@@ -54,7 +54,7 @@ def neighbour_distance_ratio(train: Tensor, held_out: Tensor, generated: Tensor)
     return float(nearest(generated, train)[0].median() / usual)
 
 
-def authenticity(train: Tensor, generated: Tensor) -> float:
+def authenticity(train: Tensor, generated: Tensor, radii: Tensor | None = None) -> float:
     """Return the share of generated images that are no noisy version of a training image.
 
     Alaa, van Breugel, Saveliev and van der Schaar 2022 (arXiv:2102.08921, section 4.3): an image is authentic if it is
@@ -64,9 +64,11 @@ def authenticity(train: Tensor, generated: Tensor) -> float:
     Args:
         train: Vectors (N, D), N at least 2.
         generated: Vectors (K, D).
+        radii: Squared distance (N,) of each training image to the nearest other one, where it is known.
     """
     distances, which = nearest(generated, train)
-    return float((distances > neighbour_radii(train, 1).double().sqrt()[which]).double().mean())
+    radii = neighbour_radii(train, 1) if radii is None else radii
+    return float((distances > radii.double().sqrt()[which]).double().mean())
 
 
 def copy_threshold(train: Tensor, held_out: Tensor, false_alarms: float = 0.01) -> float:
@@ -86,7 +88,7 @@ def copy_threshold(train: Tensor, held_out: Tensor, false_alarms: float = 0.01) 
         ValueError: If so many held-out images equal training images that no distance lies below the threshold.
     """
     distances = nearest(held_out, train)[0].sort().values
-    rank = max(1, int(false_alarms * (len(held_out) + 1)))
+    rank = threshold_rank(len(held_out), false_alarms)
     threshold = float(distances[rank - 1])
     if threshold == 0.0:
         raise ValueError(
@@ -94,6 +96,11 @@ def copy_threshold(train: Tensor, held_out: Tensor, false_alarms: float = 0.01) 
             "cannot be told from new images; see to it that the splits share no patients and the images are not blank"
         )
     return threshold
+
+
+def threshold_rank(held_out: int, false_alarms: float = 0.01) -> int:
+    """Return which of the held-out images' distances, the smallest first, is ``copy_threshold``."""
+    return max(1, int(false_alarms * (held_out + 1)))
 
 
 def copies(train: Tensor, held_out: Tensor, generated: Tensor, false_alarms: float = 0.01) -> list[Copy]:
@@ -152,10 +159,15 @@ class Authenticity(MemorisationScore):
     steady_from = 250  # a share of fewer images has a standard error above 3 %
     at_most = 5_000
 
+    def __init__(self) -> None:
+        self._known: tuple[Tensor, Tensor] | None = None  # training images and their radii
+
     def measure(self, train: Tensor, held_out: Tensor, generated: Tensor) -> dict[str, float]:
         """Return ``authenticity``."""
         self.check(train, held_out, generated)
-        return {"authenticity": authenticity(train, generated)}
+        if self._known is None or self._known[0] is not train:  # which are the same for every half
+            self._known = train, neighbour_radii(train, 1)
+        return {"authenticity": authenticity(train, generated, self._known[1])}
 
 
 class Copies(MemorisationScore):
