@@ -24,6 +24,7 @@ from experiments.untrusted import problems_of_launch, problems_of_size, read_yam
 CONFIGS = Path(__file__).parent / "configs"
 SWEEPS = CONFIGS / "sweeps"
 SUITES = CONFIGS / "suites"
+PAPERS = CONFIGS / "papers"
 TARGET = "_target_"
 REQUIRED = inspect.Parameter.empty  # in place of a default
 # What a configuration may name: classes of this project, and those of Lightning's callbacks that only look. The others
@@ -123,12 +124,12 @@ class Experiment:
 
 
 def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIGS) -> Node:
-    """Return an experiment, a sweep or a suite as plain, resolved values.
+    """Return an experiment, a sweep, a suite or a paper as plain, resolved values.
 
     Args:
         name_or_file: Name of a shipped experiment, or path of a YAML file.
         overrides: ``key=value`` with dots in the key and YAML in the value.
-        folder: Where the names live: ``CONFIGS``, ``SWEEPS`` or ``SUITES``.
+        folder: Where the names live: ``CONFIGS``, ``SWEEPS``, ``SUITES`` or ``PAPERS``.
 
     Raises:
         ConfigError: If a file is missing, is no valid YAML or sets what only the command line may, an override is
@@ -139,7 +140,7 @@ def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIG
     config = {"name": path.stem, **config}
     problems = problems_of_launch(config, {override.partition("=")[0] for override in overrides})
     for override in overrides:
-        config = _merge(config, parse_override(override), replace_other_class=False)
+        config = merge(config, parse_override(override), replace_other_class=False)
     problems += problems_of_size(config)
     if problems:
         raise ConfigError(problems)
@@ -163,18 +164,18 @@ def find(name_or_file: str, folder: Path = CONFIGS) -> Path:
         raise ConfigError([f"{name_or_file}: there is no such file"])
     if (folder / f"{name_or_file}.yaml").is_file():
         return folder / f"{name_or_file}.yaml"
-    what = {SWEEPS: "sweep", SUITES: "suite"}.get(folder, "experiment")
+    what = {SWEEPS: "sweep", SUITES: "suite", PAPERS: "paper"}.get(folder, "experiment")
     hint = did_you_mean(name_or_file, shipped(folder))
     raise ConfigError([f"{name_or_file!r} is no {what}{hint}; --list shows all"])
 
 
 def shipped(folder: Path = CONFIGS) -> list[str]:
-    """Return the names of the experiments or sweeps of a folder; files that others extend begin with an underscore."""
+    """Return the names of the files of a folder; files that others extend begin with an underscore."""
     return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def description(name: str, folder: Path = CONFIGS) -> str:
-    """Return the first comment line of a shipped experiment or sweep."""
+    """Return the first comment line of a shipped file."""
     with (folder / f"{name}.yaml").open() as file:
         return file.readline().lstrip("# ").strip()
 
@@ -198,8 +199,8 @@ def _load_file(path: Path, parents: tuple[Path, ...], folder: Path) -> Node:
         raise ConfigError([f"{path}: extends={extends!r}: expected a name or a list of names"])
     merged: Node = {}
     for name in extends:
-        merged = _merge(merged, _load_file(_find_extended(name, path, folder), (*parents, path), folder))
-    return _merge(merged, config)
+        merged = merge(merged, _load_file(_find_extended(name, path, folder), (*parents, path), folder))
+    return merge(merged, config)
 
 
 def _find_extended(name: str, child: Path, shipped_in: Path) -> Path:
@@ -211,8 +212,8 @@ def _find_extended(name: str, child: Path, shipped_in: Path) -> Path:
     raise ConfigError([f"{child}: extends {name!r}, which does not exist{did_you_mean(name, known)}"])
 
 
-def _merge(base: Node, other: Node, replace_other_class: bool = True) -> Node:
-    """Return ``base`` overlaid with ``other``.
+def merge(base: Node, other: Node, replace_other_class: bool = True) -> Node:
+    """Return ``base`` overlaid with ``other``; neither is changed.
 
     A file's node that names another class replaces the old one as a whole. An override changes single values: with
     another class the old arguments stay, and the check names those that it does not have.
@@ -221,7 +222,7 @@ def _merge(base: Node, other: Node, replace_other_class: bool = True) -> Node:
     for key, value in other.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and not (replace_other_class and _other_class(old, value)):
-            value = _merge(old, value, replace_other_class)
+            value = merge(old, value, replace_other_class)
         merged[key] = value
     return merged
 

@@ -1,28 +1,20 @@
 """Runs a sweep's trials on this machine, some at a time, until the plan is done or somebody asks to stop."""
 
-import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from optuna.trial import TrialState
 
-from experiments.config import ConfigError, did_you_mean
+from experiments.config import did_you_mean
 from experiments.run import EXIT_PREEMPTED
 from experiments.sweeps import folder as sweep_folder
 from experiments.sweeps import trials
 from experiments.sweeps.optuna_engine import Study
-from experiments.sweeps.settings import STORAGE_VARIABLE, Sweep, check_experiments
+from experiments.sweeps.settings import Sweep, check_experiments
 from experiments.sweeps.space import EXPERIMENT, Assignment, label
 from experiments.sweeps.sweep_report import write_reports, write_table
-from experiments.sweeps.trials import Trial, trial_name
-
-log = logging.getLogger(__name__)
+from experiments.sweeps.trials import Trial, device_slots, environment, stop_requests, trial_name
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 300.0  # for a checkpoint, after which a trial is killed; it goes on from an older one
@@ -46,12 +38,12 @@ class Runner:
         self.study = Study(sweep)
         self._running: dict[int, tuple[Trial, str | None]] = {}  # with its GPUs
         self._cadences: dict[int, int] = {}
-        self._stops = 0
+        self._stops: list[int] = []  # signals that asked to
         self._began, self._ended_here = time.monotonic(), 0
 
     def run(self) -> int:
         """Run trials until none is left, write the reports, and return the exit code."""
-        with self._signals():
+        with stop_requests() as self._stops:
             while not self._stops and self._fill_slots():
                 self._poll(prune=True)
                 time.sleep(POLL_SECONDS)
@@ -165,25 +157,11 @@ class Runner:
             trial.ask_to_stop()
         deadline = time.monotonic() + GRACE_SECONDS
         while self._running:
-            if self._stops > 1 or time.monotonic() > deadline:
+            if len(self._stops) > 1 or time.monotonic() > deadline:
                 for trial, _ in self._running.values():
                     trial.kill()
             self._poll(prune=False)
             time.sleep(POLL_SECONDS)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Count Ctrl-C and SIGTERM instead of dying of them; trials have sessions of their own and see neither."""
-
-        def count(number: int, frame: Any) -> None:
-            self._stops += 1
-
-        before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 WORDS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "was pruned", TrialState.FAIL: "failed"}
@@ -200,42 +178,6 @@ def trial_command(sweep: Sweep, number: int, assignment: Assignment) -> list[str
         "resume=auto",
     ]
     return [sys.executable, "-m", "experiments.run", experiment, *overrides, *launch]
-
-
-def environment(sweep: Sweep, devices: str | None) -> dict[str, str]:
-    """Return a trial's environment: its share of GPUs and threads, nothing that belongs to the sweep."""
-    variables = dict(os.environ)
-    variables.pop(STORAGE_VARIABLE, None)
-    # As many threads as cores in every one of several trials wait for each other, many times slower.
-    variables.setdefault("OMP_NUM_THREADS", str(threads_per_process(sweep)))
-    if devices is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = devices
-    return variables
-
-
-def threads_per_process(sweep: Sweep) -> int:
-    """Return the share of this machine's cores that one process of a trial gets."""
-    return max(1, len(os.sched_getaffinity(0)) // (sweep.parallel * sweep.devices_per_trial))
-
-
-def device_slots(sweep: Sweep) -> list[str | None]:
-    """Return CUDA_VISIBLE_DEVICES of every trial that runs at a time, or None where there is no GPU.
-
-    With fewer GPUs than trials need, trials share them in turn.
-
-    Raises:
-        ConfigError: If one trial alone needs more GPUs than there are.
-    """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())] if named is None else []
-    if not visible:
-        return [None] * sweep.parallel
-    each = sweep.devices_per_trial
-    if each > len(visible):
-        raise ConfigError([f"devices_per_trial={each}: this machine has {len(visible)} GPUs ({','.join(visible)})"])
-    if each * sweep.parallel > len(visible):
-        log.warning("%d trials of %d GPUs share the %d that there are", sweep.parallel, each, len(visible))
-    return [",".join(visible[(slot * each + i) % len(visible)] for i in range(each)) for slot in range(sweep.parallel)]
 
 
 def _shown(assignment: Assignment) -> str:

@@ -1,18 +1,24 @@
 """One trial as a process tree of its own, and what can be read from the folder that it leaves."""
 
 import fcntl
+import logging
 import math
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
+from experiments.config import ConfigError
 from experiments.run_directory import read_status
+from experiments.sweeps.settings import STORAGE_VARIABLE
 from experiments.tracking import read_rows
+
+log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|[Cc]an(?:no|')t allocate memory")
 
@@ -20,6 +26,18 @@ OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|[Cc]an(?
 def trial_name(number: int) -> str:
     """Return the name under which a trial's run directories lie."""
     return f"trial_{number:04d}"
+
+
+class Shares(Protocol):
+    """How a machine is shared out: so many trials at a time, so many processes each."""
+
+    @property
+    def parallel(self) -> int:
+        """Trials at a time."""
+
+    @property
+    def devices_per_trial(self) -> int:
+        """Processes of a trial, each on a GPU of its own if there are any."""
 
 
 def try_lock(path: Path) -> BinaryIO | None:
@@ -158,3 +176,57 @@ def value_of(found: Sequence[tuple[int, float]], which: str, direction: str) -> 
     if not values or which == "best":
         return (min if direction == "minimize" else max)(values, default=None)
     return values[-1] if math.isfinite(found[-1][1]) else None
+
+
+def environment(shares: Shares, devices: str | None) -> dict[str, str]:
+    """Return a trial's environment: its share of GPUs and threads, nothing that belongs to its sweep."""
+    variables = dict(os.environ)
+    variables.pop(STORAGE_VARIABLE, None)
+    # As many threads as cores in every one of several trials wait for each other, many times slower.
+    variables.setdefault("OMP_NUM_THREADS", str(threads_per_process(shares)))
+    if devices is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = devices
+    return variables
+
+
+def threads_per_process(shares: Shares) -> int:
+    """Return the share of this machine's cores that one process of a trial gets."""
+    return max(1, len(os.sched_getaffinity(0)) // (shares.parallel * shares.devices_per_trial))
+
+
+def device_slots(shares: Shares) -> list[str | None]:
+    """Return CUDA_VISIBLE_DEVICES of every trial that runs at a time, or None where there is no GPU.
+
+    With fewer GPUs than trials need, trials share them in turn.
+
+    Raises:
+        ConfigError: If one trial alone needs more GPUs than there are.
+    """
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())] if named is None else []
+    if not visible:
+        return [None] * shares.parallel
+    each = shares.devices_per_trial
+    if each > len(visible):
+        raise ConfigError([f"devices_per_trial={each}: this machine has {len(visible)} GPUs ({','.join(visible)})"])
+    if each * shares.parallel > len(visible):
+        log.warning("%d trials of %d GPUs share the %d that there are", shares.parallel, each, len(visible))
+    return [",".join(visible[(slot * each + i) % len(visible)] for i in range(each)) for slot in range(shares.parallel)]
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM instead of dying of them; trials have sessions of their own and see neither."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
