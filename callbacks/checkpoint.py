@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.clock import check_cadence, crossed
+from callbacks.clock import check_cadence, crossed, reached
 from callbacks.divergence import assert_finite
 from callbacks.files import write_atomically
 from lightning_modules.gan import GANModule
@@ -63,6 +63,7 @@ class PeriodicCheckpoint(Checkpoint):
         every_minutes: Also save when this much time has passed; None = by images only.
         keep: Newest checkpoints that are kept.
         keep_best: Also keep the checkpoint with the lowest score of the run as ``best.ckpt``.
+        keep_at: Clocks whose checkpoint is kept for good as ``kept_<clock>.ckpt``, e.g. one that a paper reports.
     """
 
     _LOOK_EVERY_BATCHES = 20  # how often the processes agree on the time
@@ -73,13 +74,17 @@ class PeriodicCheckpoint(Checkpoint):
         every_minutes: float | None = 30.0,
         keep: int = 2,
         keep_best: bool = True,
+        keep_at: tuple[int, ...] = (),
     ) -> None:
         check_cadence("every_images", every_images)
         if every_minutes is not None:
             check_cadence("every_minutes", every_minutes)
         if keep < 1:
             raise ValueError(f"keep={keep}: must be at least 1")
+        for clock in keep_at:
+            check_cadence("keep_at", clock)
         self.every_images, self.every_minutes, self.keep, self.keep_best = every_images, every_minutes, keep, keep_best
+        self.keep_at = keep_at
         self.best: tuple[str, float] | None = None  # name and value of the lowest score
         self._scored_at = -1
         self._saved_at = time.monotonic()
@@ -95,10 +100,13 @@ class PeriodicCheckpoint(Checkpoint):
         best = self._is_best(pl_module)
         due = crossed(self.every_images, pl_module) or self._time_is_up(trainer, pl_module, batch["images_seen"])
         due = due or trainer.should_stop
-        if not (best or due):
+        wanted = any(reached(clock, pl_module) for clock in self.keep_at)
+        if not (best or due or wanted):
             return
         assert_finite(trainer, pl_module)
         directory = Path(trainer.default_root_dir) / "checkpoints"
+        if wanted:
+            self._save(trainer, directory / f"kept_{pl_module.images_seen:012d}.ckpt")
         if best and self._save(trainer, directory / "best.ckpt"):
             log.info("lowest score so far at images_seen=%d: %s %.4g", pl_module.images_seen, *pl_module.score)
         if (

@@ -16,8 +16,17 @@ def crossed(every_images: int, module: GANModule) -> bool:
     now = module.images_seen
     if now >= module.schedule.total_images:
         return True
-    before = now - module.schedule.at(now - 1).batch_size
-    return now // every_images > before // every_images
+    return now // every_images > _before(module) // every_images
+
+
+def reached(images: int, module: GANModule) -> bool:
+    """Tell whether the batch that just ended carried the clock to so many images, or over them."""
+    return _before(module) < images <= module.images_seen
+
+
+def _before(module: GANModule) -> int:
+    """Return the clock before the batch that just ended."""
+    return module.images_seen - module.schedule.at(module.images_seen - 1).batch_size
 
 
 def log_numbers(
