@@ -13,7 +13,7 @@ Open in the text, and chosen here:
     Number of samples: as many as there are embeddings; of each set 2,000 at most are drawn.
     What densities are of: the components. The text says "features of samples", not which of the 2,048.
     Kernel and bandwidth: SciPy's ``gaussian_kde`` with its default, Gaussian with Scott's factor; of 1,000 images at
-        most, which takes a quarter of the time of 2,000 and looks the same.
+        most, since its time grows with them.
     Contours: they enclose 25, 50, 75 and 95 % of the images.
 """
 
