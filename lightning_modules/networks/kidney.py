@@ -150,7 +150,11 @@ class Generator(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents (N, latent_dim) to images (N, image_channels, H, W) in [-1, 1]."""
-        layers = [self.first_layer(latents)]
+        return self.from_first_layer(self.first_layer(latents))
+
+    def from_first_layer(self, first: Tensor) -> Tensor:
+        """Map x_1, (N, 1, height, width) on the base grid, to images (N, image_channels, H, W) in [-1, 1]."""
+        layers = [first]
         for block in self.blocks[:-1]:
             layers.append(torch.relu(block(layers)))
         return torch.tanh(self.blocks[-1](layers))
