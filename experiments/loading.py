@@ -73,6 +73,13 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
     return Trained(directory, checkpoint, config, module, _intensity(checkpoint, module.data_facts), _hash(module))
 
 
+def untrained(config: Node) -> GANModule:
+    """Return the family as a run of this configuration begins: with the weights that its seed draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.experiment(config).seed)
+        return _build(config)
+
+
 def generate(
     module: GANModule,
     start: int,

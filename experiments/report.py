@@ -38,10 +38,10 @@ def write_report(directory: Path) -> Path:
         _samples(directory / "samples"),
         _health(directory / "health.json"),
         "<h2>Scores</h2>",
-        _plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
+        plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
         _score_table(scores),
         "<h2>Losses</h2>",
-        _plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
+        plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
         "<h2>Configuration</h2>",
         f"<pre>{html.escape((directory / 'config.yaml').read_text())}</pre>",
         f"<h2>Versions</h2><pre>{html.escape((directory / 'versions.json').read_text())}</pre>",
@@ -148,7 +148,7 @@ def _health_section(health: dict[str, Any]) -> str:
     return f"<h2>Health</h2><p>{html.escape(said)}</p>{table}<p>{html.escape(note)}</p>"
 
 
-def _plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:
+def plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "linear") -> str:
     """Return a plot of values over the clock as an inline picture."""
     from matplotlib.figure import Figure
 

@@ -73,11 +73,11 @@ def test_no_loss_is_differentiated_behind_the_strategys_back():
 
 def test_show_list_and_help_import_neither_torch_nor_lightning():
     code = (
-        "import sys; from experiments import compare, evaluate, export, generate, run, sweep\n"
+        "import sys; from experiments import compare, evaluate, export, generate, reproduce, run, sweep\n"
         "for arguments in (['--list'], ['demo', '--show']): assert run.main(arguments) == 0\n"
         "for arguments in (['--list'], ['phantom_families', '--show']): assert sweep.main(arguments) == 0\n"
-        "assert evaluate.main(['--list']) == 0\n"
-        "for verb in (compare, evaluate, export, generate):\n"
+        "for verb in (evaluate, reproduce): assert verb.main(['--list']) == 0\n"
+        "for verb in (compare, evaluate, export, generate, reproduce):\n"
         "    try: verb.main(['--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'lightning', 'monai', 'wandb', 'numpy', 'optuna', 'matplotlib'} & set(sys.modules)\n"
@@ -94,6 +94,6 @@ def test_every_package_and_yaml_is_shipped():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
     assert set(settings["packages"]) == packages
-    assert settings["package-data"] == {
-        "experiments": ["configs/*.yaml", "configs/suites/*.yaml", "configs/sweeps/*.yaml"]
-    }
+    root = ROOT / "experiments"
+    folders = {path.parent.relative_to(root).as_posix() for path in root.rglob("*.yaml")}
+    assert settings["package-data"] == {"experiments": sorted(f"{folder}/*.yaml" for folder in folders)}

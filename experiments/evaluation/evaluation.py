@@ -49,7 +49,7 @@ def evaluate(target: str, suite: Suite) -> Path:
     subject = subject_of(Path(target), device)
     data = real_data(suite, subject)
     sets = sets_of(suite, subject, data)
-    output = output_of(suite, subject)
+    output = _output(suite, subject)
     pseudonyms = _pseudonyms(subject, output)
     pseudonyms.check()
     tools.load(device)
@@ -147,8 +147,7 @@ def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
     }
 
 
-def output_of(suite: Suite, subject: Subject) -> Path:
-    """Return the folder of the results: the same for the same settings and weights."""
+def _output(suite: Suite, subject: Subject) -> Path:
     if suite.output is not None:
         return Path(suite.output)
     # Two evaluations with other settings are two folders; the same command finds its own again.

@@ -149,6 +149,29 @@ class Frechet(DistributionScore):
         return {"frechet": frechet_distance_of(real, generated)}
 
 
+class FrechetSingleRoot(DistributionScore):
+    """Equation 4.1 of Sahakyan 2024 as it is printed: |m_a - m_b|^2 + tr(S_a + S_b - (S_a S_b)^(1/2)).
+
+    Without the factor 2 before the root it is no distance: for equal distributions it is tr S, not 0. Only numbers of
+    that paper can be compared with it.
+    """
+
+    better = "lower"
+    bounds = (0.0, math.inf)
+
+    def enough(self, dimensions: int) -> int:
+        """Return the same as the Frechet distance."""
+        return 2 * dimensions
+
+    def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        """Return ``frechet_single_root``."""
+        self.check(real, generated)
+        a, b = real.double(), generated.double()
+        others = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + a.var(dim=0).sum() + b.var(dim=0).sum()
+        # The distance is others - 2 tr(root), and this is others - tr(root).
+        return {"frechet_single_root": (float(others) + frechet_distance_of(real, generated)) / 2.0}
+
+
 class FrechetInfinity(DistributionScore):
     """Frechet distance extrapolated to infinitely many generated images, so that other counts can be compared.
 

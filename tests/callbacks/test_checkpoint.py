@@ -165,3 +165,20 @@ def test_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     io.save_checkpoint({"x": 1}, tmp_path / "file" / "a.ckpt")
     assert isinstance(io.error, OSError)
+
+
+def test_checkpoints_of_given_clocks_are_kept(tmp_path):
+    extra = ["callbacks.checkpoint.keep=1", "callbacks.checkpoint.keep_at=[8, 50]"]
+    directory = train(tiny_config("dcgan", tmp_path, *extra)) / "checkpoints"
+    assert sorted(path.name for path in directory.glob("kept_*")) == [
+        "kept_000000000008.ckpt",
+        "kept_000000000056.ckpt",
+    ]
+    content = AtomicCheckpointIO().load_checkpoint(directory / "kept_000000000056.ckpt")
+    assert content["images_seen"] == 56
+    assert [path.name for path in directory.glob("images_*")] == ["images_000000000096.ckpt"]
+
+
+def test_a_clock_that_nothing_reaches_is_refused():
+    with pytest.raises(ValueError, match="keep_at=0: must be positive"):
+        PeriodicCheckpoint(keep_at=(0,))

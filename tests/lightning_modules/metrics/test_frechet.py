@@ -11,6 +11,7 @@ from lightning_modules.metrics.frechet import (
     FeatureSums,
     Frechet,
     FrechetInfinity,
+    FrechetSingleRoot,
     GaussianStatistics,
     _by_cross_gram,
     frechet_distance,
@@ -182,3 +183,15 @@ def test_instruments_name_and_refuse():
             function(a, b[:, :4])
     with pytest.raises(ValueError, match="at least 2 images, got 60 and 1"):
         frechet_distance_of(a, b[:1])
+
+
+def test_the_formula_with_one_root_is_the_printed_one():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(300, 5)), random.normal(0.3, 1.5, size=(200, 5))
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    shift = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    expected = shift + np.trace(np.cov(a.T) + np.cov(b.T) - root)
+    found = FrechetSingleRoot().measure(torch.from_numpy(a), torch.from_numpy(b))
+    assert found == {"frechet_single_root": pytest.approx(expected, rel=1e-6)}
+    itself = FrechetSingleRoot().measure(torch.from_numpy(a), torch.from_numpy(a))["frechet_single_root"]
+    assert itself == pytest.approx(np.trace(np.cov(a.T)), rel=1e-6)  # no distance

@@ -1,0 +1,88 @@
+"""Trains a study's runs on this machine, some at a time; what has finished is not run again."""
+
+import time
+from collections.abc import Sequence
+
+from experiments.papers.study import Run, Study
+from experiments.run import EXIT_PREEMPTED
+from experiments.sweeps import trials
+from experiments.sweeps.trials import Trial, device_slots, environment, stop_requests, try_lock
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 300.0  # for a checkpoint, after which a run is killed; it goes on from an older one
+
+
+def train(study: Study) -> int:
+    """Train what has not finished, and return the exit code: 0, 1 if a run failed, 85 if interrupted.
+
+    A run that diverged is not trained again. Runs that another process trains are left to it.
+    """
+    waiting = [run for run in study.runs if trials.outcome(run.folder)[0] not in ("finished", "diverged")]
+    _say(f"{len(study.runs) - len(waiting)} of {len(study.runs)} runs have ended")
+    pool = _Pool(study)
+    with stop_requests() as asked:
+        while (waiting or pool.running) and not asked:
+            while waiting and pool.free:
+                pool.start(waiting.pop(0))
+            pool.settle()
+            time.sleep(POLL_SECONDS)
+        if asked:
+            pool.stop(asked)
+            return EXIT_PREEMPTED
+    return 1 if pool.failed else 0
+
+
+class _Pool:
+    """The runs that train now, and the devices that are free."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.free = study, device_slots(study)
+        self.running: list[tuple[Run, Trial, str | None]] = []
+        self.failed = 0
+
+    def start(self, run: Run) -> None:
+        """Begin a run, or go on with it, unless another process trains it."""
+        lock = try_lock(run.folder / "lock")
+        if lock is None:
+            _say(f"{run.folder.name} is trained by another process")
+            return
+        devices = self.free.pop(0)
+        number = self.study.runs.index(run)
+        trial = Trial(number, run.folder, lock, run.command(), environment(self.study, devices))
+        self.running.append((run, trial, devices))
+        _say(f"{run.folder.name} {'starts' if trials.newest_run(run.folder) is None else 'goes on'}")
+
+    def settle(self) -> None:
+        """Say what has ended, and free its devices."""
+        for entry in list(self.running):
+            run, trial, devices = entry
+            code = trial.ended()
+            if code is None:
+                continue
+            if code == EXIT_PREEMPTED:
+                _say(f"{run.folder.name} was interrupted and will go on from its newest checkpoint")
+            elif code:
+                self.failed += 1
+                _say(f"{run.folder.name} failed: {trial.reason(code)} (see {run.folder / 'stderr.txt'})")
+            else:
+                _say(f"{run.folder.name} finished")
+            trial.release()
+            self.running.remove(entry)
+            self.free.append(devices)
+
+    def stop(self, asked: Sequence[int]) -> None:
+        """Let the runs save a checkpoint and end; a second signal, or too long a wait, kills them."""
+        _say("stopping: the runs save a checkpoint (another Ctrl-C kills them)")
+        for _, trial, _ in self.running:
+            trial.ask_to_stop()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self.running:
+            if len(asked) > 1 or time.monotonic() > deadline:
+                for _, trial, _ in self.running:
+                    trial.kill()
+            self.settle()
+            time.sleep(POLL_SECONDS)
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

@@ -1,0 +1,82 @@
+"""Carry out a paper: ``python -m experiments.reproduce PAPER scale=NAME [key=value ...]``."""
+
+import argparse
+import importlib
+import logging
+import shlex
+import sys
+
+from experiments.config import PAPERS, ConfigError, description, shipped
+from experiments.redaction import RedactingFormatter
+from experiments.run import EXIT_PREEMPTED, refuse
+
+EPILOG = """\
+examples:
+  python -m experiments.reproduce sahakyan2024 scale=smoke          all of it on phantoms, a minute
+  python -m experiments.reproduce sahakyan2024 scale=small data.root=/data/ct_kidney parallel=2
+  python -m experiments.reproduce sahakyan2024 scale=full data.root=/data/ct_kidney inception=/models/inception.pth
+  python -m experiments.reproduce sahakyan2024 scale=full data.root=/data/ct_kidney --commands
+
+scale, parallel, runs_dir and inception belong to the study; every other key=value is given to all of its runs. The same
+command goes on where it was stopped. Runs can be trained elsewhere with the lines that --commands prints.
+
+exit codes: 0 done, 2 wrong arguments or data, 85 interrupted (the same command goes on), 1 a run failed
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reproduce",
+        description="Train a paper's runs, score them, and put its numbers beside ours.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paper", nargs="?", metavar="PAPER", help="a shipped paper")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="scale=NAME, and changes of single values")
+    parser.add_argument("--list", action="store_true", help="show the shipped papers")
+    parser.add_argument("--commands", action="store_true", help="print one command line per run and stop")
+    parser.add_argument("--collect", action="store_true", help="train nothing: report on the runs that have finished")
+    options = parser.parse_intermixed_args(arguments)
+    if options.list:
+        for name in shipped(PAPERS):
+            print(f"{name}  {description(name, PAPERS)}")
+        return 0
+    if options.paper is None:
+        parser.error("name a paper (--list shows them)")
+    try:
+        return _reproduce(options)
+    except ConfigError as error:
+        return refuse(options.paper, error.problems)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    """Import the heavy packages, train, and report."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
+    from datamodules.readers import DataError
+    from experiments.papers.study import load_study
+    from experiments.papers.training import train
+    from lightning_modules.metrics.features import ExtractorError
+
+    study = load_study(options.paper, options.overrides)
+    if options.commands:
+        for run in study.runs:
+            print(shlex.join(run.command()))
+        return 0
+    code = 0 if options.collect else train(study)
+    if code == EXIT_PREEMPTED:
+        return code
+    try:
+        lines = importlib.import_module(f"experiments.papers.{study.paper.name}").write_report(study)
+    except (DataError, ExtractorError) as error:
+        return refuse(options.paper, [str(error)])
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return EXIT_PREEMPTED
+    print("\n".join(lines))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

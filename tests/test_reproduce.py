@@ -1,0 +1,275 @@
+"""A paper carried out: its file, its runs, its verdicts, and the whole study on phantoms."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, TINY_YAML, tiny_config
+
+from experiments import config as cfg
+from experiments import reproduce
+from experiments.config import PAPERS, ConfigError, shipped
+from experiments.loading import untrained
+from experiments.papers import training
+from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
+from experiments.papers.verdicts import EMBEDDED, FID, of_claim, of_number, score_of, spread
+from experiments.training import build
+from experiments.training import train as train_run
+
+FAKE = Path(__file__).parent / "fake_trial.py"
+
+
+def study_of(tmp_path, parallel=1, changes=None, scale="small", about="less", seeds=(0, 1)):
+    """Return a study of two rows with tiny runs."""
+    rows = {"a": Row("A", str(TINY_YAML)), "b": Row("B", str(TINY_YAML), {"module": {"generator_channels": 8}})}
+    scales = {"small": Scale(about, seeds, changes or {})}
+    paper = Paper("sahakyan2024", "T", 44, rows, (Number("a", "1", "x", 10.0),), (Claim("a", "b", "2"),), scales)
+    return Study(paper, Settings(scale, parallel, str(tmp_path)), ["tracking=disabled"])
+
+
+@pytest.fixture
+def behave(monkeypatch):
+    """Return a function that lets runs behave as told, by folder; see ``fake_trial.py``."""
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.02)
+
+    def choose(of_folder):
+        def command(self):
+            return [sys.executable, str(FAKE), str(self.folder), of_folder.get(self.folder.name, "score 1")]
+
+        monkeypatch.setattr(Run, "command", command)
+
+    return choose
+
+
+def starts(study):
+    found = {run.folder.name: run.folder / "starts" for run in study.runs}
+    return {name: len(path.read_text().splitlines()) if path.exists() else 0 for name, path in found.items()}
+
+
+# The files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paper", shipped(PAPERS))
+def test_every_scale_of_a_shipped_paper_can_be_built(paper, tmp_path):
+    scales = cfg.load(paper, folder=PAPERS)["scales"]
+    assert {"full", "small", "smoke"} <= scales.keys()
+    for scale in scales:
+        study = load_study(paper, [f"scale={scale}", f"runs_dir={tmp_path}"])
+        assert bool(study.scale.about) == (scale != "full")
+        for run in study.runs:
+            build(cfg.experiment(cfg.load(str(run.file), run.overrides)))
+
+
+def test_every_number_of_sahakyans_chapter_4_is_there_with_its_epochs(tmp_path):
+    paper = load_study("sahakyan2024", ["scale=full", f"runs_dir={tmp_path}"]).paper
+    values = sorted(number.value for number in paper.numbers if number.value is not None)
+    assert values == [64, 87, 89, 90, 97, 149, 262, 264]
+    for number in paper.numbers:
+        assert number.section
+        config = cfg.load(paper.rows[number.row].experiment)
+        if epochs := re.match(r"([\d,]+) epochs", number.after):
+            clock = number.images or config["schedule"]["total_images"]
+            assert clock == int(epochs[1].replace(",", "")) * paper.images
+        if number.images is not None:
+            assert number.images in config["callbacks"]["checkpoint"]["keep_at"]
+
+
+def test_small_scale_is_what_the_study_needs(tmp_path):
+    """The same images for all rows of a resolution, at least 3,000 generator updates at 64x64, two seeds."""
+    study = load_study("sahakyan2024", ["scale=small", f"runs_dir={tmp_path}"])
+    for run in study.runs:
+        parts = build(cfg.experiment(cfg.load(str(run.file), run.overrides)))
+        every = next(phase.every for phase in parts.module.phases() if phase.name == "generator")
+        small = parts.schedule.resolutions()[-1] == (64, 64)
+        assert parts.schedule.total_images == (384_000 if small else 192_000)
+        if small:
+            assert parts.schedule.total_images // parts.schedule.at(0).batch_size // every >= 3_000
+    assert {(run.row, run.seed) for run in study.runs} == {(row, seed) for row in study.rows for seed in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sahakyan"], "'sahakyan' is no paper; did you mean 'sahakyan2024'?"),
+        (["sahakyan2024"], "name a scale: scale=full or scale=small or scale=smoke"),
+        (["sahakyan2024", "scale=large"], "scale=large: sahakyan2024 has full, small, smoke"),
+        (["sahakyan2024", "scale=smoke", "parallel=0"], "parallel=0: must be at least 1"),
+        (["sahakyan2024", "scale=smoke", "inception=none.pth"], "inception=none.pth: there is no such file"),
+        (["sahakyan2024", "scale=smoke", "module.kernal=3"], "did you mean 'kernel'?"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, said, tmp_path, capsys):
+    assert reproduce.main([*arguments, f"runs_dir={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_paper_that_names_no_row_is_refused():
+    with pytest.raises(ValueError, match="there is no b"):
+        Paper("p", "T", 1, {"a": Row("A", "demo")}, (), (Claim("a", "b", "2"),), {})
+
+
+def test_commands_are_those_of_runs(tmp_path, capsys):
+    assert reproduce.main(["sahakyan2024", "scale=smoke", f"runs_dir={tmp_path}", "--commands"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and all("-m experiments.run" in line and "resume=auto" in line for line in lines)
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_ended_is_not_run_again(tmp_path, behave):
+    study = study_of(tmp_path, parallel=2)
+    behave({"b_seed_1": "diverge"})
+    assert training.train(study) == 1
+    assert training.train(study) == 0
+    assert starts(study) == {"a_seed_0": 1, "a_seed_1": 1, "b_seed_0": 1, "b_seed_1": 1}
+    assert study.runs_of("b")[1].directory() is None and study.runs_of("b")[0].directory() is not None
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, behave, capsys):
+    study = study_of(tmp_path)
+    behave({"a_seed_0": "crash out of luck"})
+    assert training.train(study) == 1
+    assert "a_seed_0 failed: ValueError: out of luck" in capsys.readouterr().out
+    assert sum(starts(study).values()) == 4
+    behave({})
+    assert training.train(study) == 0
+    assert starts(study)["a_seed_0"] == 2 and starts(study)["b_seed_0"] == 1
+
+
+def test_an_interrupted_study_goes_on(tmp_path, behave, capsys):
+    study = study_of(tmp_path)
+    behave({"a_seed_1": "slow 1"})
+
+    def interrupt():
+        while not (tmp_path / "papers/sahakyan2024-small/runs/a_seed_1/worker").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert training.train(study) == 85
+    thread.join()
+    assert starts(study) == {"a_seed_0": 1, "a_seed_1": 1, "b_seed_0": 0, "b_seed_1": 0}
+    assert training.train(study) == 0
+    assert starts(study) == {"a_seed_0": 1, "a_seed_1": 2, "b_seed_0": 1, "b_seed_1": 1}
+    assert "a_seed_1 goes on" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, behave, capsys):
+    study = study_of(tmp_path)
+    behave({})
+    lock = training.try_lock(study.runs[0].folder / "lock")
+    assert training.train(study) == 0
+    assert "a_seed_0 is trained by another process" in capsys.readouterr().out
+    assert starts(study)["a_seed_0"] == 0
+    lock.close()
+
+
+def test_a_finished_run_with_other_settings_is_refused(tmp_path):
+    study = study_of(tmp_path, seeds=(0,))
+    run = study.runs[0]
+    train_run(cfg.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
+    assert study_of(tmp_path, seeds=(0,)).runs[0].directory() is not None
+    with pytest.raises(ConfigError, match=r"trained with other settings.*module.latent_dim: was 100, is 7"):
+        study_of(tmp_path, changes={"module": {"latent_dim": 7}}, seeds=(0,))
+
+
+def test_the_untrained_family_is_the_one_that_a_run_begins_with(tmp_path):
+    config = tiny_config("kidney_gan", tmp_path, "seed=3")
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    found, expected = untrained(config).state_dict(), build(cfg.experiment(config)).module.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    torch.manual_seed(99)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Verdicts -------------------------------------------------------------------------------------------------------------
+
+
+def measured(*ranges, score=EMBEDDED, images=44):
+    """Return what the verdicts read of runs with these intervals (low, value, high)."""
+    facts = {"images": {"train": images, "val": 0, "test": 0}}
+    module = SimpleNamespace(data_facts=facts)
+    scores = [{score: {"low": low, "value": value, "high": high}} for low, value, high in ranges]
+    return [SimpleNamespace(scores=of, trained=SimpleNamespace(module=module)) for of in scores]
+
+
+def test_a_claim_holds_only_if_no_intervals_overlap():
+    low, high = measured((1, 2, 3), (2, 3, 4)), measured((5, 6, 7), (6, 7, 8))
+    assert of_claim(EMBEDDED, low, high).word == "reproduced"
+    assert of_claim(EMBEDDED, high, low).word == "not reproduced"
+    assert of_claim(EMBEDDED, low, measured((5, 6, 7), (3.9, 5, 6))).word == "undecided"
+    assert of_claim(EMBEDDED, low, []).word == "not run"
+    assert "every one of 2 seeds" in of_claim(EMBEDDED, low, high).sentence
+    assert "one seed" in of_claim(EMBEDDED, low[:1], high).sentence
+
+
+def test_a_number_is_compared_only_with_its_like(tmp_path):
+    number = Number("a", "1", "x", 100.0)
+    small = study_of(tmp_path)
+    same = study_of(tmp_path, about="")
+    near, far = measured((100, 105, 110), score=FID), measured((120, 125, 130), score=FID)
+    assert of_number(small, number, []).word == "not run"
+    assert of_number(small, number, near).word == "not comparable" and "less" in of_number(small, number, near).sentence
+    assert "Inception" in of_number(same, number, measured((1, 2, 3))).sentence
+    other_data = of_number(same, number, measured((100, 105, 110), score=FID, images=40))
+    assert other_data.word == "not comparable" and "40 images of data instead of 44" in other_data.sentence
+    assert of_number(same, number, near).word == "reproduced"
+    assert of_number(same, number, far).word == "not reproduced"
+    assert of_number(same, Number("a", "1", "x"), near).sentence == "The paper gives no score."
+    far[0].scores["frechet_single_root_inception"] = {"low": 95, "value": 99, "high": 103}
+    verdict = of_number(same, number, far)
+    assert verdict.word == "reproduced" and "as printed" in verdict.sentence
+
+
+def test_rows_are_compared_by_the_fid_if_all_have_it():
+    fid, embedded = measured((1, 2, 3), score=FID), measured((1, 2, 3))
+    assert score_of({"a": fid}) == FID and score_of({"a": fid, "b": embedded}) == EMBEDDED and score_of({}) == EMBEDDED
+    of_two = spread(measured((1, 2, 3), (3, 4, 6)), EMBEDDED)
+    assert (of_two.mean, of_two.low, of_two.high) == (3, 1, 6) and str(of_two) == "3 (2, 4), 1 to 6"
+    assert spread([*fid, *embedded], FID) is None
+
+
+# The whole ------------------------------------------------------------------------------------------------------------
+
+
+def smoke(folder):
+    command = [sys.executable, "-m", "experiments.reproduce", "sahakyan2024", "scale=smoke", "parallel=2"]
+    return subprocess.run(
+        [*command, f"runs_dir={folder}", "tracking=disabled"], cwd=ROOT, capture_output=True, text=True, timeout=1500
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sahakyan_from_training_to_the_report(tmp_path):
+    done = smoke(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "papers" / "sahakyan2024-smoke"
+    rows = list(csv.DictReader((folder / "numbers.csv").open()))
+    of_embedded = [row for row in rows if row["score"] == EMBEDDED]
+    assert [row["paper"] for row in of_embedded] == "64 264 262 97 90 89 87 149 - - -".split()
+    assert all(float(row["low"]) <= float(row["ours"]) <= float(row["high"]) for row in rows)
+    assert {row["verdict"] for row in rows} == {"not comparable"}
+    page = (folder / "report.html").read_text()
+    assert page.count("<h3>Edges</h3>") == 10 and page.count("<h3>The kernel's effect</h3>") == 4
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    # A study that has been carried out is reported again, and nothing else.
+    scores = sorted((folder / "scores").iterdir())
+    before = {path: path.read_bytes() for path in scores}
+    again = smoke(tmp_path)
+    assert again.returncode == 0 and "10 of 10 runs have ended" in again.stdout and "starts" not in again.stdout
+    assert {path: path.read_bytes() for path in scores} == before
+    assert json.loads((folder / "scores" / "small_seed_0.jsonl").read_text().splitlines()[0])["rows"]
