@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 from experiments import config as cfg
-from experiments import export, generate, launch, run, sweep
+from experiments import export, generate, launch, reproduce, run, sweep
 from experiments.evaluation.settings import load_suite
+from experiments.papers.study import load_study
 from experiments.sweeps.settings import check_experiments, load_sweep
 from experiments.sweeps.wandb_engine import sweep_config
 from experiments.training import build
@@ -73,6 +74,18 @@ def test_evaluation_commands_are_valid():
         named = [text.removeprefix("suite=") for text in overrides if text.startswith("suite=")]
         load_suite((named or ["standard"])[-1], [text for text in overrides if not text.startswith("suite=")])
         assert "=" not in target
+
+
+def test_reproduce_commands_are_valid(tmp_path):
+    lines = [line for line in LINES if "-m experiments.reproduce " in line]
+    assert {arguments(line, "experiments.reproduce")[0] for line in lines} >= set(cfg.shipped(cfg.PAPERS))
+    for line in lines:
+        paper, *overrides = [word for word in arguments(line, "experiments.reproduce") if not word.startswith("--c")]
+        overrides = [text for text in overrides if not text.startswith("inception=")]
+        if paper.startswith("--"):
+            assert reproduce.main([paper]) == 0
+        else:
+            assert load_study(paper, [*overrides, f"runs_dir={tmp_path}"]).runs
 
 
 def test_there_are_commands_to_check():

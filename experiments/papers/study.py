@@ -264,16 +264,20 @@ class Study:
         return [run for run in self.runs if run.row == row]
 
     def measure(self, run: Run, images: int | None = None) -> Measured | None:
-        """Return a finished run's scores; what has been measured is not measured again. None = it has not finished.
+        """Return a run's scores; what has been measured is not measured again.
 
         Args:
             run: The run.
             images: A clock whose checkpoint was kept; None = the end of the run.
+
+        Returns:
+            None if the run has not finished, or has kept no checkpoint at the clock.
         """
         directory = run.directory()
-        if directory is None:
+        target = directory if images is None or directory is None else _kept(directory, images)
+        if directory is None or target is None:
             return None
-        trained = load_run(directory if images is None else _kept(directory, images), self._device)
+        trained = load_run(target, self._device)
         subject = Subject(trained.checkpoint, trained)
         data = real_data(self.suite, subject)
         sets, vectors = sets_of(self.suite, subject, data), VectorCache(cache_dir(data) / "vectors", self._device)
@@ -341,13 +345,7 @@ def load_study(name: str, overrides: Sequence[str]) -> Study:
     return Study(paper, cfg.top_level(Settings, values), [text for text in overrides if text not in own])
 
 
-def _kept(directory: Path, images: int) -> Path:
-    """Return the checkpoint that was kept at a clock.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    found = sorted(path for path in (directory / "checkpoints").glob("kept_*.ckpt") if int(path.stem[5:]) >= images)
-    if not found:
-        raise ConfigError([f"{directory}: has kept no checkpoint at {images:,} images (callbacks.checkpoint.keep_at)"])
-    return found[0]
+def _kept(directory: Path, images: int) -> Path | None:
+    """Return the checkpoint that was kept at a clock, the first at or after it."""
+    found = (path for path in (directory / "checkpoints").glob("kept_*.ckpt") if int(path.stem[5:]) >= images)
+    return min(found, default=None)

@@ -82,7 +82,7 @@ def of_number(study: Study, number: Number, found: Sequence[Measured]) -> Verdic
         found: The row's runs that have finished.
     """
     if not found:
-        return Verdict("not run", "No run of this row has finished.")
+        return Verdict("not run", "No run of this row has got there.")
     if number.value is None:
         return Verdict("not comparable", "The paper gives no score.")
     if reasons := _reasons(study, found):
@@ -104,7 +104,7 @@ def of_claim(score: str, better: Sequence[Measured], worse: Sequence[Measured]) 
     """
     first, second = spread(better, score), spread(worse, score)
     if first is None or second is None:
-        return Verdict("not run", "No run of one of the rows has finished.")
+        return Verdict("not run", "No run of one of the two has finished.")
     said = f"{first.mean:.4g} against {second.mean:.4g}"
     seeds = min(len(first.values), len(second.values))
     seeds_say = f"every one of {seeds} seeds" if seeds > 1 else "one seed"
