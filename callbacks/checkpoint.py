@@ -84,7 +84,7 @@ class PeriodicCheckpoint(Checkpoint):
         for clock in keep_at:
             check_cadence("keep_at", clock)
         self.every_images, self.every_minutes, self.keep, self.keep_best = every_images, every_minutes, keep, keep_best
-        self.keep_at = keep_at
+        self.keep_at, self._owed = keep_at, False  # owed: a checkpoint to keep could not be written
         self.best: tuple[str, float] | None = None  # name and value of the lowest score
         self._scored_at = -1
         self._saved_at = time.monotonic()
@@ -100,13 +100,13 @@ class PeriodicCheckpoint(Checkpoint):
         best = self._is_best(pl_module)
         due = crossed(self.every_images, pl_module) or self._time_is_up(trainer, pl_module, batch["images_seen"])
         due = due or trainer.should_stop
-        wanted = any(reached(clock, pl_module) for clock in self.keep_at)
+        wanted = any(reached(clock, pl_module) for clock in self.keep_at) or (self._owed and due)
         if not (best or due or wanted):
             return
         assert_finite(trainer, pl_module)
         directory = Path(trainer.default_root_dir) / "checkpoints"
         if wanted:
-            self._save(trainer, directory / f"kept_{pl_module.images_seen:012d}.ckpt")
+            self._owed = not self._save(trainer, directory / f"kept_{pl_module.images_seen:012d}.ckpt")
         if best and self._save(trainer, directory / "best.ckpt"):
             log.info("lowest score so far at images_seen=%d: %s %.4g", pl_module.images_seen, *pl_module.score)
         if (
@@ -118,13 +118,14 @@ class PeriodicCheckpoint(Checkpoint):
                 old.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score, so that a resumed run does not take a worse one for it."""
-        return {"best": list(self.best) if self.best else None, "scored_at": self._scored_at}
+        """Return the best score, so that a resumed run does not take a worse one for it, and what is owed."""
+        return {"best": list(self.best) if self.best else None, "scored_at": self._scored_at, "owed": self._owed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the best score."""
         self.best = tuple(state_dict["best"]) if state_dict["best"] else None
         self._scored_at = state_dict["scored_at"]
+        self._owed = state_dict.get("owed", False)
 
     def _is_best(self, module: GANModule) -> bool:
         """Tell whether a score that was taken at this clock is the lowest of its name yet, and remember it if so."""

@@ -12,13 +12,14 @@ from experiments.run import EXIT_PREEMPTED, refuse
 
 EPILOG = """\
 examples:
-  python -m experiments.reproduce sahakyan2024 scale=smoke          all of it on phantoms, a minute
+  python -m experiments.reproduce sahakyan2024 scale=smoke          all of it on phantoms, a minute or two
   python -m experiments.reproduce sahakyan2024 scale=small data.root=/data/ct_kidney parallel=2
   python -m experiments.reproduce sahakyan2024 scale=full data.root=/data/ct_kidney inception=/models/inception.pth
   python -m experiments.reproduce sahakyan2024 scale=full data.root=/data/ct_kidney --commands
 
-scale, parallel, runs_dir and inception belong to the study; every other key=value is given to all of its runs. The same
-command goes on where it was stopped. Runs can be trained elsewhere with the lines that --commands prints.
+scale, parallel, runs_dir and inception belong to the study; every other key=value is given to all of its runs, if it
+does not change what they learn: data.root, trainer.devices, tracking ... The same command goes on where it was stopped.
+Runs can be trained elsewhere with the lines that --commands prints.
 
 exit codes: 0 done, 2 wrong arguments or data, 85 interrupted (the same command goes on), 1 a run failed
 """
@@ -56,19 +57,21 @@ def _reproduce(options: argparse.Namespace) -> int:
     logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
     from datamodules.readers import DataError
     from experiments.papers.study import load_study
-    from experiments.papers.training import train
+    from experiments.papers.training import ENDED, train
     from lightning_modules.metrics.features import ExtractorError
 
     study = load_study(options.paper, options.overrides)
-    if options.commands:
-        for run in study.runs:
-            print(shlex.join(run.command()))
-        return 0
-    code = 0 if options.collect else train(study)
-    if code == EXIT_PREEMPTED:
-        return code
+    paper = importlib.import_module(f"experiments.papers.{study.paper.name}")
     try:
-        lines = importlib.import_module(f"experiments.papers.{study.paper.name}").write_report(study)
+        extractors = study.prepare()
+        if options.commands:
+            print("\n".join(shlex.join(run.command()) for run in study.runs if run.state() not in ENDED))
+            return 0
+        print(f"{study.folder}: scores by {' and '.join(extractors)}")
+        code = 0 if options.collect else train(study)
+        if code == EXIT_PREEMPTED:
+            return code
+        lines = paper.write_report(study)
     except (DataError, ExtractorError) as error:
         return refuse(options.paper, [str(error)])
     except KeyboardInterrupt:

@@ -153,7 +153,7 @@ def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError, AttributeError, TypeError) as error:
         raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
     before, now = flat(old), flat(config)
-    relevant = sorted(key for key in before.keys() | now.keys() if _matters(key) and before.get(key) != now.get(key))
+    relevant = sorted(key for key in before.keys() | now.keys() if matters(key) and before.get(key) != now.get(key))
     return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
 
 
@@ -241,7 +241,8 @@ def _newest_unfinished(runs_dir: Path, name: str, run_id: str | None) -> Start |
     return None
 
 
-def _matters(key: str) -> bool:
+def matters(key: str) -> bool:
+    """Tell whether a key with dots decides the weights that training ends with."""
     return any(f"{key}.".startswith(f"{part}.") for part in HYPER_PARAMETERS) and key not in MAY_CHANGE
 
 

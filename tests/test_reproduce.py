@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,20 +21,34 @@ from experiments import config as cfg
 from experiments import reproduce
 from experiments.config import PAPERS, ConfigError, shipped
 from experiments.loading import untrained
-from experiments.papers import training
+from experiments.papers import report, training
 from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
-from experiments.papers.verdicts import EMBEDDED, FID, of_claim, of_number, score_of, spread
+from experiments.papers.verdicts import of_claim, of_number, score_of, spread
 from experiments.training import build
 from experiments.training import train as train_run
 
+FID, EMBEDDED = "fid", "frechet_random_conv"
 FAKE = Path(__file__).parent / "fake_trial.py"
 
 
 def study_of(tmp_path, parallel=1, changes=None, scale="small", about="less", seeds=(0, 1)):
     """Return a study of two rows with tiny runs."""
     rows = {"a": Row("A", str(TINY_YAML)), "b": Row("B", str(TINY_YAML), {"module": {"generator_channels": 8}})}
-    scales = {"small": Scale(about, seeds, changes or {})}
-    paper = Paper("sahakyan2024", "T", 44, rows, (Number("a", "1", "x", 10.0),), (Claim("a", "b", "2"),), scales)
+    rows["c"] = Row("C", str(TINY_YAML))
+    paper = Paper(
+        name="sahakyan2024",
+        title="T",
+        images=44,
+        ours="widths",
+        score=FID,
+        stand_in=EMBEDDED,
+        columns={FID: "FID", "printed": "FID as printed", EMBEDDED: "embedded"},
+        rows=rows,
+        numbers=(Number("a", "1", "x", 10.0), Number("a", "2", "y", 11.0, images=48), Number("c", "3", "z", 12.0)),
+        claims=(Claim("a", "b", "2", images=48), Claim("b", "c", "3")),
+        scales={"small": Scale(about, seeds, changes or {}, without=("c",))},
+        variant="printed",
+    )
     return Study(paper, Settings(scale, parallel, str(tmp_path)), ["tracking=disabled"])
 
 
@@ -67,7 +82,7 @@ def test_every_scale_of_a_shipped_paper_can_be_built(paper, tmp_path):
         study = load_study(paper, [f"scale={scale}", f"runs_dir={tmp_path}"])
         assert bool(study.scale.about) == (scale != "full")
         for run in study.runs:
-            build(cfg.experiment(cfg.load(str(run.file), run.overrides)))
+            build(cfg.experiment(study.configs[run]))
 
 
 def test_every_number_of_sahakyans_chapter_4_is_there_with_its_epochs(tmp_path):
@@ -88,7 +103,7 @@ def test_small_scale_is_what_the_study_needs(tmp_path):
     """The same images for all rows of a resolution, at least 3,000 generator updates at 64x64, two seeds."""
     study = load_study("sahakyan2024", ["scale=small", f"runs_dir={tmp_path}"])
     for run in study.runs:
-        parts = build(cfg.experiment(cfg.load(str(run.file), run.overrides)))
+        parts = build(cfg.experiment(study.configs[run]))
         every = next(phase.every for phase in parts.module.phases() if phase.name == "generator")
         small = parts.schedule.resolutions()[-1] == (64, 64)
         assert parts.schedule.total_images == (384_000 if small else 192_000)
@@ -105,7 +120,14 @@ def test_small_scale_is_what_the_study_needs(tmp_path):
         (["sahakyan2024", "scale=large"], "scale=large: sahakyan2024 has full, small, smoke"),
         (["sahakyan2024", "scale=smoke", "parallel=0"], "parallel=0: must be at least 1"),
         (["sahakyan2024", "scale=smoke", "inception=none.pth"], "inception=none.pth: there is no such file"),
-        (["sahakyan2024", "scale=smoke", "module.kernal=3"], "did you mean 'kernel'?"),
+        (["sahakyan2024", "scale=smoke", "trainer.device=3"], "did you mean 'devices'?"),
+        (["sahakyan2024", "scale=full", "schedule.total_images=8"], "schedule.total_images: belongs to the paper's"),
+        (["sahakyan2024", "scale=full", "seed=8"], "seed: belongs to the paper's scale"),
+        (["sahakyan2024", "scale=full", "name=mine"], "name: belongs to the paper's scale"),
+        (["sahakyan2024", "scale=full", "data.block_size=1"], "data.block_size: belongs to the paper's scale"),
+        (["sahakyan2024", "scale=full"], "data.root is not set"),
+        (["sahakyan2024", "scale=smoke", "--collect"], "none of its 10 runs has finished"),
+        (["sahakyan2024.yaml", "scale=full"], "name a shipped paper (sahakyan2024)"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, said, tmp_path, capsys):
@@ -113,15 +135,19 @@ def test_wrong_arguments_are_refused(arguments, said, tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_paper_that_names_no_row_is_refused():
-    with pytest.raises(ValueError, match="there is no b"):
-        Paper("p", "T", 1, {"a": Row("A", "demo")}, (), (Claim("a", "b", "2"),), {})
+def test_a_paper_that_names_no_row_or_no_score_is_refused(tmp_path):
+    paper = study_of(tmp_path).paper
+    with pytest.raises(ValueError, match="rows: there is no d"):
+        replace(paper, claims=(Claim("a", "d", "2"),))
+    with pytest.raises(ValueError, match="columns: there is no kid"):
+        replace(paper, score="kid")
 
 
 def test_commands_are_those_of_runs(tmp_path, capsys):
     assert reproduce.main(["sahakyan2024", "scale=smoke", f"runs_dir={tmp_path}", "--commands"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10 and all("-m experiments.run" in line and "resume=auto" in line for line in lines)
+    assert all(Path(line.split()[3]).is_file() for line in lines)
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -131,8 +157,9 @@ def test_what_has_ended_is_not_run_again(tmp_path, behave):
     study = study_of(tmp_path, parallel=2)
     behave({"b_seed_1": "diverge"})
     assert training.train(study) == 1
-    assert training.train(study) == 0
+    assert training.train(study) == 1  # it is still no whole study
     assert starts(study) == {"a_seed_0": 1, "a_seed_1": 1, "b_seed_0": 1, "b_seed_1": 1}
+    assert [run.state() for run in study.runs_of("b")] == ["finished", "diverged"]
     assert study.runs_of("b")[1].directory() is None and study.runs_of("b")[0].directory() is not None
 
 
@@ -176,9 +203,43 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, behave, capsy
     lock.close()
 
 
+def test_a_run_that_another_process_has_just_finished_is_not_run_again(tmp_path, behave, monkeypatch):
+    study = study_of(tmp_path, seeds=(0,))
+    behave({})
+    assert training.train(study) == 0
+    seen = iter(["not begun", "not begun"])  # what was true when the list was made
+    state = Run.state
+    monkeypatch.setattr(Run, "state", lambda self: next(seen, None) or state(self))
+    assert training.train(study) == 0
+    assert set(starts(study).values()) == {1}
+
+
+def test_a_run_that_was_launched_by_hand_is_left_alone(tmp_path, behave, capsys):
+    study = study_of(tmp_path)
+    behave({})
+    by_hand = study.runs[0].folder / "20261121"
+    by_hand.mkdir(parents=True)
+    (by_hand / "config.yaml").write_text("name: x\n")
+    lock = training.try_lock(by_hand / ".lock")
+    assert training.train(study) == 0
+    assert starts(study)["a_seed_0"] == 0 and "a_seed_0 is trained by another process" in capsys.readouterr().out
+    lock.close()
+
+
+def test_a_run_begun_beside_a_finished_one_hides_nothing(tmp_path, behave):
+    study = study_of(tmp_path)
+    behave({})
+    assert training.train(study) == 0
+    later = study.runs[0].folder / "zz_later"
+    later.mkdir()
+    (later / "config.yaml").write_text("name: x\n")
+    assert study.runs[0].state() == "finished" and study.runs[0].directory().name == "run"
+
+
 def test_a_finished_run_with_other_settings_is_refused(tmp_path):
     study = study_of(tmp_path, seeds=(0,))
     run = study.runs[0]
+    study.prepare()
     train_run(cfg.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
     assert study_of(tmp_path, seeds=(0,)).runs[0].directory() is not None
     with pytest.raises(ConfigError, match=r"trained with other settings.*module.latent_dim: was 100, is 7"):
@@ -200,46 +261,113 @@ def test_the_untrained_family_is_the_one_that_a_run_begins_with(tmp_path):
 
 def measured(*ranges, score=EMBEDDED, images=44):
     """Return what the verdicts read of runs with these intervals (low, value, high)."""
-    facts = {"images": {"train": images, "val": 0, "test": 0}}
-    module = SimpleNamespace(data_facts=facts)
+    module = SimpleNamespace(data_facts={"images": {"train": images, "val": 0, "test": 0}})
     scores = [{score: {"low": low, "value": value, "high": high}} for low, value, high in ranges]
     return [SimpleNamespace(scores=of, trained=SimpleNamespace(module=module)) for of in scores]
 
 
-def test_a_claim_holds_only_if_no_intervals_overlap():
+def test_a_claim_holds_only_if_no_intervals_overlap(tmp_path):
+    study = study_of(tmp_path, about="")
+
+    def word(first, second):
+        return of_claim(study, ("a", "b"), first, second).word
+
     low, high = measured((1, 2, 3), (2, 3, 4)), measured((5, 6, 7), (6, 7, 8))
-    assert of_claim(EMBEDDED, low, high).word == "reproduced"
-    assert of_claim(EMBEDDED, high, low).word == "not reproduced"
-    assert of_claim(EMBEDDED, low, measured((5, 6, 7), (3.9, 5, 6))).word == "undecided"
-    assert of_claim(EMBEDDED, low, []).word == "not run"
-    assert "every one of 2 seeds" in of_claim(EMBEDDED, low, high).sentence
-    assert "one seed" in of_claim(EMBEDDED, low[:1], high).sentence
+    assert word(low, high) == "reproduced" and word(high, low) == "not reproduced"
+    assert word(low, measured((5, 6, 7), (3.9, 5, 6))) == "undecided"
+    assert word(low, []) == "not run"
+    said = of_claim(study, ("a", "b"), low, high).sentence
+    assert said.startswith("embedded 2.5 against 6.5: lower for each of 2 seeds")
+    assert "the spread of training is not known" in of_claim(study, ("a", "b"), low[:1], high).sentence
+    assert "seed 0 (not begun)" in said  # no run of the study lies here
+
+
+def test_a_claim_at_a_smaller_scale_or_on_other_data_is_not_called_reproduced(tmp_path):
+    low, high = measured((1, 2, 3)), measured((5, 6, 7))
+    assert of_claim(study_of(tmp_path), ("a", "b"), low, high).word == "same direction here"
+    assert of_claim(study_of(tmp_path), ("a", "b"), high, low).word == "other direction here"
+    other = measured((1, 2, 3), images=40)
+    assert of_claim(study_of(tmp_path, about=""), ("a", "b"), other, high).word == "same direction here"
+
+
+def test_without_intervals_nothing_is_decided(tmp_path):
+    bare = measured((1, 1, 1))
+    del bare[0].scores[EMBEDDED]["low"], bare[0].scores[EMBEDDED]["high"]
+    assert of_claim(study_of(tmp_path), ("a", "b"), bare, measured((5, 6, 7))).word == "undecided"
+    assert str(spread(bare, EMBEDDED)) == "1"
 
 
 def test_a_number_is_compared_only_with_its_like(tmp_path):
     number = Number("a", "1", "x", 100.0)
-    small = study_of(tmp_path)
-    same = study_of(tmp_path, about="")
+    small, same = study_of(tmp_path), study_of(tmp_path, about="")
     near, far = measured((100, 105, 110), score=FID), measured((120, 125, 130), score=FID)
-    assert of_number(small, number, []).word == "not run"
-    assert of_number(small, number, near).word == "not comparable" and "less" in of_number(small, number, near).sentence
-    assert "Inception" in of_number(same, number, measured((1, 2, 3))).sentence
+    assert of_number(small, number, []) == of_number(same, number, [])
+    assert "seed 0 not begun" in of_number(small, number, []).sentence
+    assert of_number(small, Number("c", "1", "x", 1.0), []).sentence == "Left out at scale small."
+    verdict = of_number(small, number, near)
+    assert verdict.word == "not comparable" and "scale small" in verdict.sentence
+    assert "weights of its extractor were not at hand" in of_number(same, number, measured((1, 2, 3))).sentence
+    refused = measured((1, 2, 3), score=FID)
+    refused[0].scores[FID] = {"value": None, "refused": "too few images"}
+    assert "no FID (too few images)" in of_number(same, number, refused).sentence
     other_data = of_number(same, number, measured((100, 105, 110), score=FID, images=40))
     assert other_data.word == "not comparable" and "40 images of data instead of 44" in other_data.sentence
     assert of_number(same, number, near).word == "reproduced"
     assert of_number(same, number, far).word == "not reproduced"
-    assert of_number(same, Number("a", "1", "x"), near).sentence == "The paper gives no score."
-    far[0].scores["frechet_single_root_inception"] = {"low": 95, "value": 99, "high": 103}
+    assert of_number(same, Number("a", "1", "x"), near).sentence.startswith("The paper gives no score.")
+    far[0].scores["printed"] = {"low": 95, "value": 99, "high": 103}
     verdict = of_number(same, number, far)
-    assert verdict.word == "reproduced" and "as printed" in verdict.sentence
+    assert verdict.word == "reproduced" and "but FID as printed is: 99" in verdict.sentence
 
 
-def test_rows_are_compared_by_the_fid_if_all_have_it():
-    fid, embedded = measured((1, 2, 3), score=FID), measured((1, 2, 3))
-    assert score_of({"a": fid}) == FID and score_of({"a": fid, "b": embedded}) == EMBEDDED and score_of({}) == EMBEDDED
+def test_rows_are_compared_by_the_papers_score_if_all_have_it(tmp_path):
+    study, fid, embedded = study_of(tmp_path), measured((1, 2, 3), score=FID), measured((1, 2, 3))
+    assert score_of(study, {"a": fid}) == FID and score_of(study, {"a": fid, "b": []}) == FID
+    assert score_of(study, {"a": fid, "b": embedded}) == EMBEDDED and score_of(study, {}) == EMBEDDED
     of_two = spread(measured((1, 2, 3), (3, 4, 6)), EMBEDDED)
     assert (of_two.mean, of_two.low, of_two.high) == (3, 1, 6) and str(of_two) == "3 (2, 4), 1 to 6"
     assert spread([*fid, *embedded], FID) is None
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A study whose runs a and b are trained, a with a checkpoint kept at 48 of its 96 images."""
+    folder = tmp_path_factory.mktemp("study")
+    changes = {"callbacks": {"checkpoint": {"keep_at": [48]}}, "data": {"count": 60}}
+    study = study_of(folder, changes=changes, seeds=(0,), about="")
+    assert study.prepare() == ["random_conv"]
+    for run in study.runs:
+        train_run(cfg.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
+    return study
+
+
+def test_a_number_is_taken_at_its_clock(trained):
+    findings = report.find(trained)
+    clocks = [[one.trained.module.images_seen for one in found] for _, found, _ in findings.numbers]
+    assert clocks == [[96], [48], []]
+    first, second = (findings.numbers[i][1][0].scores[EMBEDDED]["value"] for i in (0, 1))
+    assert first != second
+    assert findings.numbers[2][2].word == "not run" and findings.claims[1][1].word == "not run"
+    kept = next((trained.runs[0].directory() / "checkpoints").glob("kept_*"))
+    kept.rename(kept.with_suffix(".gone"))
+    try:
+        assert trained.measure(trained.runs[0], 48) is None
+    finally:
+        kept.with_suffix(".gone").rename(kept)
+
+
+def test_the_table_has_every_number_and_how_it_was_taken(trained):
+    findings = report.find(trained)
+    lines = report.write(trained, findings, ["<p>own part</p>"])
+    rows = list(csv.DictReader((trained.folder / "numbers.csv").open()))
+    assert [row["paper"] for row in rows] == ["10.0", "11.0", "12.0"]
+    assert [row["verdict"] for row in rows] == ["not comparable", "not comparable", "not run"]
+    assert rows[0]["extractor"] == "random_conv" and rows[0]["score_of_verdict"] == EMBEDDED
+    assert len(rows[0]["weights_sha256"]) == 64 and rows[2][EMBEDDED] == ""
+    assert float(rows[0][f"{EMBEDDED}_low"]) <= float(rows[0][EMBEDDED]) <= float(rows[0][f"{EMBEDDED}_high"])
+    page = (trained.folder / "report.html").read_text()
+    assert "own part" in page and "Left out at this scale: C." in page
+    assert any("not run. Left out at scale small." in line for line in lines)
 
 
 # The whole ------------------------------------------------------------------------------------------------------------
@@ -259,12 +387,11 @@ def test_sahakyan_from_training_to_the_report(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "papers" / "sahakyan2024-smoke"
     rows = list(csv.DictReader((folder / "numbers.csv").open()))
-    of_embedded = [row for row in rows if row["score"] == EMBEDDED]
-    assert [row["paper"] for row in of_embedded] == "64 264 262 97 90 89 87 149 - - -".split()
-    assert all(float(row["low"]) <= float(row["ours"]) <= float(row["high"]) for row in rows)
+    assert [row["paper"] for row in rows] == "64.0 264.0 262.0 97.0 90.0 89.0 87.0 149.0".split() + [""] * 3
     assert {row["verdict"] for row in rows} == {"not comparable"}
     page = (folder / "report.html").read_text()
     assert page.count("<h3>Edges</h3>") == 10 and page.count("<h3>The kernel's effect</h3>") == 4
+    assert "reproduced<" not in page and page.count("direction here<") + page.count("undecided<") == 12
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     # A study that has been carried out is reported again, and nothing else.
     scores = sorted((folder / "scores").iterdir())

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments import config as cfg
-from experiments.config import PAPERS, ConfigError, Node
+from experiments.config import PAPERS, ConfigError, Experiment, Node
 from experiments.evaluation.evaluation import device_of
 from experiments.evaluation.scoring import Row as Score
 from experiments.evaluation.scoring import Scorer, Sets
@@ -23,9 +24,9 @@ from experiments.evaluation.settings import Suite, Tools, build_tools, load_suit
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of
 from experiments.evaluation.vectors import VectorCache
 from experiments.loading import Trained, load_run
-from experiments.run_directory import changed_hyper_parameters, write_text
+from experiments.run_directory import changed_hyper_parameters, matters, read_status, write_text
 from experiments.sweeps import trials
-from experiments.training import problems_of_nodes, recorded
+from experiments.training import build, problems_of_nodes, recorded
 from lightning_modules.metrics.features import FeatureExtractor, InceptionV3
 
 
@@ -53,7 +54,7 @@ class Number:
         section: Where it stands.
         after: How long was trained, in the paper's words.
         value: The score; None = the paper names the run and gives no score.
-        images: The clock it was taken at; None = the end of the run.
+        images: The clock it was taken at, where the run goes on behind it; None = the end of the run.
     """
 
     row: str
@@ -65,11 +66,19 @@ class Number:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says about two rows: the first has the better score."""
+    """One row is said to be better than another.
+
+    Attributes:
+        better: The better row.
+        worse: The other one.
+        source: Where the paper says so, and how; "ours" = it does not, and it is worth knowing.
+        images: The clock at which they are compared, for a row that goes on behind it; None = the ends of the runs.
+    """
 
     better: str
     worse: str
-    section: str
+    source: str
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,30 +105,43 @@ class Paper:
     """A paper's file in ``configs/papers``: everything that it reports.
 
     Attributes:
-        name: The file's name; ``configs/suites`` has a suite of this name.
+        name: The file's name. ``configs/suites`` has a suite of this name, ``experiments.papers`` a module.
         title: Author, title, place and year.
-        images: Images that it trained on.
+        images: Images of its data.
+        ours: What the paper leaves open and we chose, at every scale.
+        score: The score of its numbers, lower is better.
+        stand_in: What rows are compared by where that cannot be taken.
+        columns: Titles of the scores that are shown, by name; what is shown beside them explains, or is a variant.
+        variant: A score that its numbers may be instead, if the paper is not clear; None = it is.
         rows: What it compares, by name.
         numbers: Its scores.
-        claims: Which of its rows it calls better.
+        claims: Which rows are said to be better than which.
         scales: How it can be carried out, by name.
     """
 
     name: str
     title: str
     images: int
+    ours: str
+    score: str
+    stand_in: str
+    columns: dict[str, str]
     rows: dict[str, Row]
     numbers: tuple[Number, ...]
     claims: tuple[Claim, ...]
     scales: dict[str, Scale]
+    variant: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names of rows that do not exist."""
+        """Refuse names of rows and scores that do not exist."""
         named = [number.row for number in self.numbers]
         named += [name for claim in self.claims for name in (claim.better, claim.worse)]
         named += [name for scale in self.scales.values() for name in (*scale.of_rows, *scale.without)]
         if unknown := sorted(set(named) - set(self.rows)):
             raise ValueError(f"rows: there is no {', '.join(unknown)}")
+        scores = {self.score, self.stand_in, *([self.variant] if self.variant else [])}
+        if unknown := sorted(scores - set(self.columns)):
+            raise ValueError(f"columns: there is no {', '.join(unknown)}")
 
 
 @dataclass(frozen=True)
@@ -164,17 +186,20 @@ class Run:
     folder: Path
     overrides: tuple[str, ...]
 
-    def arguments(self) -> list[str]:
-        """Return the arguments of ``experiments.run`` that begin the run, or go on with it."""
-        return [str(self.file), *self.overrides, f"runs_dir={self.folder.parent}", "resume=auto"]
-
     def command(self) -> list[str]:
-        """Return its command line."""
-        return [sys.executable, "-m", "experiments.run", *self.arguments()]
+        """Return the command line that begins the run, or goes on with it."""
+        launch = [*self.overrides, f"runs_dir={self.folder.parent}", "resume=auto"]
+        return [sys.executable, "-m", "experiments.run", str(self.file), *launch]
+
+    def state(self) -> str:
+        """Return "finished", "diverged", or what else became of it so far."""
+        return "finished" if self.directory() else trials.outcome(self.folder)[0] or "not begun"
 
     def directory(self) -> Path | None:
-        """Return its run directory once it has finished."""
-        return trials.newest_run(self.folder) if trials.outcome(self.folder)[0] == "finished" else None
+        """Return its run directory once it has finished; a run that was begun beside it later changes nothing."""
+        found = [path.parent for path in self.folder.glob("*/config.yaml")]
+        finished = [path for path in found if read_status(path).get("state") == "finished"]
+        return min(finished, key=lambda path: path.name, default=None)
 
 
 @dataclass(frozen=True)
@@ -213,6 +238,12 @@ class Study:
         settings: How it is carried out here.
         overrides: ``key=value`` of every run that belong to this launch: data.root, trainer.devices, tracking ...
 
+    Attributes:
+        folder: The study's folder.
+        rows: The paper's rows that this scale has, by name.
+        runs: Every run, by row and seed.
+        configs: The configuration of each.
+
     Raises:
         ConfigError: With everything that is wrong.
     """
@@ -225,7 +256,7 @@ class Study:
         self.overrides = list(overrides)
         self.rows = {name: row for name, row in paper.rows.items() if name not in self.scale.without}
         self.runs = [self._planned(name, seed) for name in self.rows for seed in self.scale.seeds]
-        self._write_experiments()
+        self.configs = self._checked()
 
     @cached_property
     def suite(self) -> Suite:
@@ -256,7 +287,7 @@ class Study:
     @property
     def devices_per_trial(self) -> int:
         """Processes of a run on this machine."""
-        devices = self._config(self.runs[0])["trainer"]["devices"]
+        devices = next(iter(self.configs.values()))["trainer"]["devices"]
         return devices if isinstance(devices, int) else 1
 
     def runs_of(self, row: str) -> list[Run]:
@@ -268,14 +299,17 @@ class Study:
 
         Args:
             run: The run.
-            images: A clock whose checkpoint was kept; None = the end of the run.
+            images: The clock at which it is measured, if the run goes on behind it; None = the end of the run.
 
         Returns:
             None if the run has not finished, or has kept no checkpoint at the clock.
         """
         directory = run.directory()
-        target = directory if images is None or directory is None else _kept(directory, images)
-        if directory is None or target is None:
+        if directory is None:
+            return None
+        goes_on = images is not None and self.configs[run]["schedule"]["total_images"] > images
+        target = _kept(directory, images) if goes_on and images is not None else directory
+        if target is None:
             return None
         trained = load_run(target, self._device)
         subject = Subject(trained.checkpoint, trained)
@@ -287,40 +321,54 @@ class Study:
         scores = {row["name"]: row for row in scorer.measure(self.tools.instruments)}
         return Measured(run, directory, trained, sets, scores, self.tools.extractors, vectors)
 
+    def prepare(self) -> list[str]:
+        """Write the runs' experiments, after a look at everything that would end the study days later.
+
+        Returns:
+            The names of the extractors that score.
+
+        Raises:
+            ConfigError: If the suite cannot be built.
+            DataError: If the data is not there.
+            ExtractorError: If an extractor's weights cannot be used.
+        """
+        extractors = list(self.tools.extractors)
+        for run, config in self.configs.items():
+            build(cfg.experiment(config)).data.check()
+            run.file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(run.file, self._experiment(run))
+        return extractors
+
     def _planned(self, name: str, seed: int) -> Run:
         title = f"{name}_seed_{seed}"
         file = self.folder / "experiments" / f"{title}.yaml"
         return Run(name, seed, file, self.folder / "runs" / title, tuple(self.overrides))
 
-    def _write_experiments(self) -> None:
-        problems: list[str] = []
-        for run in self.runs:
-            row = self.rows[run.row]
-            changes = cfg.merge(row.changes, self.scale.changes)
-            changes = cfg.merge(changes, self.scale.of_rows.get(run.row, {}))
-            run.file.parent.mkdir(parents=True, exist_ok=True)
-            node = OmegaConf.create({"extends": row.experiment, "seed": run.seed, **changes})
-            write_text(run.file, OmegaConf.to_yaml(node))
-            problems += self._problems(run)
+    def _experiment(self, run: Run) -> str:
+        """Return the experiment file of a run: the row's, with what the scale changes."""
+        row = self.rows[run.row]
+        changes = cfg.merge(cfg.merge(row.changes, self.scale.changes), self.scale.of_rows.get(run.row, {}))
+        return OmegaConf.to_yaml(OmegaConf.create({"extends": row.experiment, "seed": run.seed, **changes}))
+
+    def _checked(self) -> dict[Run, Node]:
+        """Return every run's configuration.
+
+        Raises:
+            ConfigError: With everything that is wrong, also with what lies where a run will.
+        """
+        problems, configs = _problems_of_launch(self.overrides), {}
+        with TemporaryDirectory() as scratch:
+            for run in self.runs if not problems else []:
+                file = Path(scratch) / run.file.name
+                file.write_text(self._experiment(run))
+                try:
+                    configs[run] = cfg.load(str(file), run.overrides)
+                    problems += _problems_of_run(run, cfg.experiment(configs[run]))
+                except ConfigError as error:
+                    problems += error.problems
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
-
-    def _problems(self, run: Run) -> list[str]:
-        """Return what is wrong with a run's experiment, or with the finished run that lies in its place."""
-        try:
-            experiment = cfg.experiment(self._config(run))
-            if problems := problems_of_nodes(experiment):
-                return problems
-            directory = run.directory()
-            changes = changed_hyper_parameters(directory, recorded(experiment)) if directory else []
-        except ConfigError as error:
-            return error.problems
-        if not changes:
-            return []
-        return [f"{directory}: was trained with other settings; move it away, or set runs_dir ({'; '.join(changes)})"]
-
-    def _config(self, run: Run) -> Node:
-        return cfg.load(str(run.file), run.overrides)
+        return configs
 
 
 def load_study(name: str, overrides: Sequence[str]) -> Study:
@@ -345,7 +393,28 @@ def load_study(name: str, overrides: Sequence[str]) -> Study:
     return Study(paper, cfg.top_level(Settings, values), [text for text in overrides if text not in own])
 
 
+def _problems_of_launch(overrides: Sequence[str]) -> list[str]:
+    """Return what would make the runs others than the paper's, or hide them."""
+    keys = [text.partition("=")[0] for text in overrides]
+    return [
+        f"{key}: belongs to the paper's scale; a scale of your own is a node in its file in {PAPERS}"
+        for key in keys
+        if matters(key) or key in ("name", "run_id", "resume", "allow_changes", "experiment")
+    ]
+
+
+def _problems_of_run(run: Run, experiment: Experiment) -> list[str]:
+    """Return what is wrong with a run's experiment, or with the run that has ended in its place."""
+    if problems := problems_of_nodes(experiment):
+        return problems
+    directory = run.directory() or (trials.newest_run(run.folder) if run.state() == "diverged" else None)
+    changes = changed_hyper_parameters(directory, recorded(experiment)) if directory else []
+    if not changes:
+        return []
+    return [f"{directory}: was trained with other settings; move it away, or set runs_dir ({'; '.join(changes)})"]
+
+
 def _kept(directory: Path, images: int) -> Path | None:
     """Return the checkpoint that was kept at a clock, the first at or after it."""
-    found = (path for path in (directory / "checkpoints").glob("kept_*.ckpt") if int(path.stem[5:]) >= images)
-    return min(found, default=None)
+    found = (path for path in (directory / "checkpoints").glob("kept_*.ckpt") if path.stem[5:].isdecimal())
+    return min((path for path in found if int(path.stem[5:]) >= images), default=None)

@@ -8,16 +8,17 @@ from experiments.run import EXIT_PREEMPTED
 from experiments.sweeps import trials
 from experiments.sweeps.trials import Trial, device_slots, environment, stop_requests, try_lock
 
+ENDED = ("finished", "diverged")
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 300.0  # for a checkpoint, after which a run is killed; it goes on from an older one
 
 
 def train(study: Study) -> int:
-    """Train what has not finished, and return the exit code: 0, 1 if a run failed, 85 if interrupted.
+    """Train what has not ended, and return the exit code: 0, 1 if a run failed or diverged, 85 if interrupted.
 
-    A run that diverged is not trained again. Runs that another process trains are left to it.
+    A run that diverged would do so again, and is not begun again. Runs that another process trains are left to it.
     """
-    waiting = [run for run in study.runs if trials.outcome(run.folder)[0] not in ("finished", "diverged")]
+    waiting = [run for run in study.runs if run.state() not in ENDED]
     _say(f"{len(study.runs) - len(waiting)} of {len(study.runs)} runs have ended")
     pool = _Pool(study)
     with stop_requests() as asked:
@@ -28,8 +29,9 @@ def train(study: Study) -> int:
             time.sleep(POLL_SECONDS)
         if asked:
             pool.stop(asked)
-            return EXIT_PREEMPTED
-    return 1 if pool.failed else 0
+    if asked or pool.preempted:
+        return EXIT_PREEMPTED
+    return 1 if pool.failed or any(run.state() == "diverged" for run in study.runs) else 0
 
 
 class _Pool:
@@ -38,13 +40,16 @@ class _Pool:
     def __init__(self, study: Study) -> None:
         self.study, self.free = study, device_slots(study)
         self.running: list[tuple[Run, Trial, str | None]] = []
-        self.failed = 0
+        self.failed, self.preempted = 0, False
 
     def start(self, run: Run) -> None:
-        """Begin a run, or go on with it, unless another process trains it."""
-        lock = try_lock(run.folder / "lock")
+        """Begin a run, or go on with it, unless another process trains it or has just ended it."""
+        lock = None if _is_trained(run) else try_lock(run.folder / "lock")
         if lock is None:
             _say(f"{run.folder.name} is trained by another process")
+            return
+        if run.state() in ENDED:
+            lock.close()
             return
         devices = self.free.pop(0)
         number = self.study.runs.index(run)
@@ -60,6 +65,7 @@ class _Pool:
             if code is None:
                 continue
             if code == EXIT_PREEMPTED:
+                self.preempted = True
                 _say(f"{run.folder.name} was interrupted and will go on from its newest checkpoint")
             elif code:
                 self.failed += 1
@@ -82,6 +88,15 @@ class _Pool:
                     trial.kill()
             self.settle()
             time.sleep(POLL_SECONDS)
+
+
+def _is_trained(run: Run) -> bool:
+    """Tell whether a process that this study did not start trains a run: it holds the run directory."""
+    newest = trials.newest_run(run.folder)
+    lock = try_lock(newest / ".lock") if newest else None
+    if lock is not None:
+        lock.close()
+    return newest is not None and lock is None
 
 
 def _say(line: str) -> None:

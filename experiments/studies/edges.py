@@ -97,7 +97,7 @@ def edge_figure(real: Tensor, generated: Tensor, count: int = 6) -> "Figure":
     figure = Figure(figsize=(0.8 + side * count, 0.2 + side * sum(heights)), layout=tight)
     grid = figure.subplots(6, count, squeeze=False, height_ratios=heights)
     for first, (name, images) in zip((0, 3), sets.items(), strict=True):
-        _row(grid[first], images, f"{name}", "grey", -1.0, 1.0)
+        _row(grid[first], images, name, "grey", -1.0, 1.0)
         _row(
             grid[first + 1], simple[name], f"{name}\nsimple edges\nblack: {black_simple:.2f}", "gray_r", 0, black_simple
         )
