@@ -22,11 +22,11 @@ $(VENV)/.installed: pyproject.toml
 demo: install ## train a small GAN on phantoms: minutes on a laptop, no data needed
 	$(BIN)/python -m experiments.run demo
 
-test: install ## quick tests, minutes
-	$(BIN)/python -m pytest -m 'not slow'
+test: install ## quick tests, minutes, on all cores
+	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 8
 
-test-all: install ## all tests, the whole resume matrix included
-	$(BIN)/python -m pytest
+test-all: test ## all tests, the whole resume matrix included
+	$(BIN)/python -m pytest -m slow
 
 lint: install ## ruff: style and formatting
 	$(BIN)/ruff check .
