@@ -215,7 +215,12 @@ def test_what_cannot_be_measured_is_refused(run, suite, arguments, said, capsys)
 
 def test_suites_are_listed_and_shown(capsys):
     assert main(["--list"]) == 0
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"full", "quick", "sahakyan2024", "standard"}
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {
+        "full",
+        "quick",
+        "sahakyan2024",
+        "standard",
+    }
     assert main(["x", "suite=full", "--show"]) == 0
     assert "InceptionV3" in capsys.readouterr().out
 

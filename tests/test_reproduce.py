@@ -31,14 +31,14 @@ FID, EMBEDDED = "fid", "frechet_random_conv"
 FAKE = Path(__file__).parent / "fake_trial.py"
 
 
-def study_of(tmp_path, parallel=1, changes=None, scale="small", about="less", seeds=(0, 1)):
+def study_of(tmp_path, parallel=1, changes=None, scale="small", about="less", seeds=(0, 1), images=44):
     """Return a study of two rows with tiny runs."""
     rows = {"a": Row("A", str(TINY_YAML)), "b": Row("B", str(TINY_YAML), {"module": {"generator_channels": 8}})}
     rows["c"] = Row("C", str(TINY_YAML))
     paper = Paper(
         name="sahakyan2024",
         title="T",
-        images=44,
+        images=images,
         ours="widths",
         score=FID,
         stand_in=EMBEDDED,
@@ -288,6 +288,8 @@ def test_a_claim_at_a_smaller_scale_or_on_other_data_is_not_called_reproduced(tm
     assert of_claim(study_of(tmp_path), ("a", "b"), high, low).word == "other direction here"
     other = measured((1, 2, 3), images=40)
     assert of_claim(study_of(tmp_path, about=""), ("a", "b"), other, high).word == "same direction here"
+    some_unreadable = measured((1, 2, 3), images=4370)
+    assert of_claim(study_of(tmp_path, about="", images=4400), ("a", "b"), some_unreadable, high).word == "reproduced"
 
 
 def test_without_intervals_nothing_is_decided(tmp_path):

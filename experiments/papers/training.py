@@ -52,8 +52,7 @@ class _Pool:
             lock.close()
             return
         devices = self.free.pop(0)
-        number = self.study.runs.index(run)
-        trial = Trial(number, run.folder, lock, run.command(), environment(self.study, devices))
+        trial = Trial(run.folder, lock, run.command(), environment(self.study, devices))
         self.running.append((run, trial, devices))
         _say(f"{run.folder.name} {'starts' if trials.newest_run(run.folder) is None else 'goes on'}")
 

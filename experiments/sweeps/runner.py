@@ -78,7 +78,7 @@ class Runner:
         else:
             devices = self._free.pop(0)
             command = trial_command(self.sweep, number, assignment)
-            trial = Trial(number, folder, lock, command, environment(self.sweep, devices))
+            trial = Trial(folder, lock, command, environment(self.sweep, devices))
             self._running[number] = (trial, devices)
             _say(f"{trial_name(number)} {'starts' if state is None else 'goes on'}: {_shown(assignment)}")
 

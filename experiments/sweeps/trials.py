@@ -56,17 +56,14 @@ class Trial:
     """A running trial: a keeper that leads a session, and in it the run with all its processes.
 
     Args:
-        number: Number of the trial in its study.
         folder: ``trials/trial_NNNN``; what the run prints goes to ``stderr.txt`` and ``stdout.txt`` there.
         lock: The trial's lock, from ``try_lock``.
         command: What to run.
         environment: Its environment.
     """
 
-    def __init__(
-        self, number: int, folder: Path, lock: BinaryIO, command: Sequence[str], environment: Mapping[str, str]
-    ) -> None:
-        self.number, self.folder, self._lock = number, folder, lock
+    def __init__(self, folder: Path, lock: BinaryIO, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.folder, self._lock = folder, lock
         with (folder / "stdout.txt").open("ab") as out, (folder / "stderr.txt").open("ab") as errors:
             self._said_before = errors.tell()
             self._process = subprocess.Popen(
