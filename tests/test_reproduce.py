@@ -349,6 +349,7 @@ def test_a_number_is_taken_at_its_clock(trained):
     assert clocks == [[96], [48], []]
     first, second = (findings.numbers[i][1][0].scores[EMBEDDED]["value"] for i in (0, 1))
     assert first != second
+    assert trained.measure(trained.runs[0]) is findings.rows["a"][0]  # loaded once, for all that needs it
     assert findings.numbers[2][2].word == "not run" and findings.claims[1][1].word == "not run"
     kept = next((trained.runs[0].directory() / "checkpoints").glob("kept_*"))
     kept.rename(kept.with_suffix(".gone"))

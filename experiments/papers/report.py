@@ -77,13 +77,16 @@ def write(study: Study, findings: Findings, own_parts: Sequence[str]) -> list[st
     titles = study.paper.rows
     lines = ["", f"{'row':<24} {'paper':>6}  {'ours':<42} verdict"]
     for number, found, verdict in findings.numbers:
-        paper = "-" if number.value is None else f"{number.value:g}"
-        lines.append(f"{number.row:<24} {paper:>6}  {_shown(found, _score(study, found)):<42} {verdict.word}")
+        lines.append(f"{number.row:<24} {_paper(number):>6}  {_shown(found, _score(study, found)):<42} {verdict.word}")
     lines.append("")
     for claim, verdict in findings.claims:
         said = f"{titles[claim.better].title} better than {titles[claim.worse].title} ({claim.source})"
         lines.append(f"{said}: {verdict.word}. {verdict.sentence}")
     return [*lines, "", f"numbers {study.folder / 'numbers.csv'}", f"report  {page}"]
+
+
+def _paper(number: Number) -> str:
+    return "-" if number.value is None else f"{number.value:g}"
 
 
 def _score(study: Study, found: Sequence[Measured]) -> str:
@@ -154,8 +157,7 @@ def _number_table(study: Study, findings: Findings) -> str:
     taken = [score for score in study.paper.columns if any(spread(found, score) for _, found, _ in findings.numbers)]
     rows = []
     for number, found, verdict in findings.numbers:
-        paper = "-" if number.value is None else f"{number.value:g}"
-        cells = [study.paper.rows[number.row].title, paper, number.after, number.section]
+        cells = [study.paper.rows[number.row].title, _paper(number), number.after, number.section]
         rows.append([*cells, *(_shown(found, score) for score in taken), verdict.word, verdict.sentence])
     titles = [study.paper.columns[score] for score in taken]
     return table(("row", "paper", "after", "section", *titles, "verdict", "why"), rows)

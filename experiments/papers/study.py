@@ -257,6 +257,7 @@ class Study:
         self.rows = {name: row for name, row in paper.rows.items() if name not in self.scale.without}
         self.runs = [self._planned(name, seed) for name in self.rows for seed in self.scale.seeds]
         self.configs = self._checked()
+        self._measured: dict[Path, Measured] = {}  # by run directory or checkpoint: rows, numbers and claims share them
 
     @cached_property
     def suite(self) -> Suite:
@@ -307,10 +308,14 @@ class Study:
         directory = run.directory()
         if directory is None:
             return None
-        goes_on = images is not None and self.configs[run]["schedule"]["total_images"] > images
-        target = _kept(directory, images) if goes_on and images is not None else directory
-        if target is None:
-            return None
+        target: Path | None = directory
+        if images is not None and images < self.configs[run]["schedule"]["total_images"]:
+            target = _kept(directory, images)
+        if target is not None and target not in self._measured:
+            self._measured[target] = self._measure(run, directory, target)
+        return self._measured[target] if target is not None else None
+
+    def _measure(self, run: Run, directory: Path, target: Path) -> Measured:
         trained = load_run(target, self._device)
         subject = Subject(trained.checkpoint, trained)
         data = real_data(self.suite, subject)
