@@ -4,7 +4,6 @@ Three cases: one process; Lightning starts the others from the first (``trainer.
 started all of them.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -20,9 +19,8 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from experiments.config import ConfigError, TrainerSettings
+from experiments.handing_down import forget, hand_down, handed_down, started_by_the_first_process
 from experiments.run_directory import Start, write_status
-
-_START = "MIRAGE_START"
 
 
 class ProcessDiedError(RuntimeError):
@@ -83,12 +81,7 @@ def world_size(settings: TrainerSettings, launcher: ClusterEnvironment | None) -
 
 def is_first_process(launcher: ClusterEnvironment | None) -> bool:
     """Tell whether this process creates directories and writes logs."""
-    return launcher.global_rank() == 0 if launcher is not None else _inherited() is None
-
-
-def started_by_the_first_process() -> bool:
-    """Tell whether Lightning started this process from the first one."""
-    return _inherited() is not None
+    return launcher.global_rank() == 0 if launcher is not None else not started_by_the_first_process()
 
 
 def let_the_first_process_speak() -> None:
@@ -99,7 +92,7 @@ def let_the_first_process_speak() -> None:
     """
     parent = os.getppid()
     deadline = time.monotonic() + 60.0
-    while _inherited() is not None and os.getppid() == parent and time.monotonic() < deadline:
+    while started_by_the_first_process() and os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
@@ -114,7 +107,7 @@ def ended_together(trainer: L.Trainer, directory: Path) -> Iterator[None]:
         ProcessDiedError: Instead of the broken connection that one process meets when another dies.
     """
     parent, over = os.getppid(), threading.Event()
-    started_by_parent = _inherited() is not None
+    started_by_parent = started_by_the_first_process()
 
     def dead() -> str | None:
         for rank, child in enumerate(_children(trainer), 1):
@@ -174,32 +167,20 @@ def agree_on_start(
 
     A time or a random id that every process computed for itself would differ between them.
     """
-    inherited = _inherited()
-    if launcher is None and inherited is not None:
-        return inherited
-    if launcher is None:
-        start = decide()
-        checkpoint = str(start.checkpoint) if start.checkpoint else None
-        # Lightning starts the other processes with this environment; the pid tells them from any later child.
-        os.environ[_START] = json.dumps([os.getpid(), str(start.directory), checkpoint])
-        return start
-    return _broadcast_start(launcher, settings, decide)
+    if launcher is not None:
+        return _broadcast_start(launcher, settings, decide)
+    inherited = handed_down()
+    if inherited is not None:
+        return Start(*inherited)
+    start = decide()
+    hand_down(start.directory, start.checkpoint)
+    return start
 
 
 def forget_start() -> None:
     """End the handing down of a start: runs that this process starts later are no part of the one that has ended."""
-    os.environ.pop(_START, None)
+    forget()
     _started.clear()
-
-
-def _inherited() -> Start | None:
-    text = os.environ.get(_START)
-    if not text:
-        return None
-    parent, directory, checkpoint = json.loads(text)
-    if parent != os.getppid():
-        return None
-    return Start(Path(directory), Path(checkpoint) if checkpoint else None)
 
 
 def _broadcast_start(launcher: ClusterEnvironment, settings: TrainerSettings, decide: Callable[[], Start]) -> Start:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from experiments.config import ConfigError, description, load, shipped
+from experiments.handing_down import started_by_the_first_process
 from experiments.redaction import RedactingFormatter
 
 EXIT_BAD_CONFIG = 2
@@ -172,8 +173,6 @@ def _preempted_by_signals() -> Iterator[None]:
 
 
 def _leave(number: int, frame: object) -> None:
-    from experiments.processes import started_by_the_first_process
-
     if started_by_the_first_process():
         os.kill(os.getppid(), number)  # whose exit code is the run's; this process ends with it
     else:

@@ -1,8 +1,10 @@
 """A signal ends a run after its step with a checkpoint and exit code 85; the resumed run ends with the same weights."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
@@ -97,10 +99,22 @@ def test_signal_before_training_ends_with_the_exit_code_for_it(tmp_path):
     assert reached(tmp_path / "runs") == -1
 
 
-def test_reading_processes_live_through_a_signal_to_all(tmp_path):
-    import os
-    import time
+def test_signal_while_torch_is_imported_ends_with_the_exit_code_for_it(tmp_path):
+    half = tmp_path / "packages" / "torch"
+    half.mkdir(parents=True)
+    (half / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.run", *tiny("dcgan", tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(half.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == run.EXIT_PREEMPTED, process.stderr
+    assert process.stderr == ""
 
+
+def test_reading_processes_live_through_a_signal_to_all(tmp_path):
     arguments = tiny("dcgan", tmp_path, "data.num_workers=2", "schedule.total_images=1000000", "resume=auto")
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *arguments], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
@@ -123,8 +137,6 @@ def test_reading_processes_live_through_a_signal_to_all(tmp_path):
 
 @pytest.mark.slow
 def test_signal_to_torchrun_saves_on_all_processes(tmp_path):
-    import time
-
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = tiny("dcgan", tmp_path, "trainer.devices=2", "schedule.total_images=1000000")
     process = subprocess.Popen([*torchrun, "-m", "experiments.run", *arguments], cwd=ROOT, stderr=subprocess.PIPE)
