@@ -1,6 +1,6 @@
-"""Writing files so that a kill leaves the old file or the new one, never half of one.
+"""Finding files, and writing them so that a kill leaves the old file or the new one, never half of one.
 
-The twin of ``callbacks/files.py``: the data packages import none of the others.
+Writing is the twin of ``callbacks/files.py``: the data packages import none of the others.
 """
 
 import json
@@ -9,6 +9,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from datamodules.pseudonyms import remember
+
+
+def find_files(root: Path, suffixes: set[str]) -> list[Path]:
+    """Return all files with one of the suffixes below a folder, sorted, without hidden ones."""
+    found = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+    remember(path.relative_to(root).as_posix() for path in found)
+    return found
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

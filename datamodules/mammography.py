@@ -16,19 +16,8 @@ import numpy as np
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
 from datamodules.dicom import read_dicom
-from datamodules.mammography_layouts import (
-    DICOM,
-    PICTURES,
-    REASONS,
-    UNKNOWN,
-    Found,
-    cbis_ddsm,
-    folder,
-    inbreast,
-    read_rows,
-    vindr,
-)
-from datamodules.readers import DataError, UnreadableImageError, open_picture, read_grey
+from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
+from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, is_deep, read_grey
 from datamodules.samplers import Schedule
 from datamodules.transforms import resize
 
@@ -242,12 +231,6 @@ def read_picture(path: Path, value_range: tuple[float, float] | None) -> np.ndar
             f"{path.name}: values {low:g} .. {high:g} lie outside data.value_range=[{black:g},{white:g}]"
         )
     return ((values - black) / (white - black)).astype(np.float32)
-
-
-def is_deep(path: Path) -> bool:
-    """Return whether an image file declares more than 8 bits per value."""
-    with open_picture(path) as image:
-        return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def breast_side(values: np.ndarray) -> Literal["left", "right"]:

@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from datamodules.dicom import read_dicom, read_header
+from datamodules.files import find_files
 from datamodules.pseudonyms import remember
-from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
+from datamodules.readers import (
+    DICOM,
+    PICTURES,
+    DataError,
+    UnreadableImageError,
+    read_grey,
+    read_table_bytes,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -31,7 +39,6 @@ Row = dict[str, str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-DICOM, PICTURES = {".dcm", ".dicom"}, {".png", ".jpg", ".jpeg"}
 UNKNOWN = "unknown patient of "  # begins the group of a file whose header cannot be read
 REASONS = ("implant", "magnification", "clips")
 SIDES = {"L": "LEFT", "R": "RIGHT", "LEFT": "LEFT", "RIGHT": "RIGHT"}
@@ -332,18 +339,7 @@ def _cbis_kind(path: Path, header: "Dataset | None", content: str) -> str:
     return kind
 
 
-# Files and CSVs ---------------------------------------------------------------------------------------------------
-
-
-def find_files(root: Path, suffixes: set[str]) -> list[Path]:
-    """Return all files with one of the suffixes below a folder, sorted, without hidden ones."""
-    found = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
-    remember(path.relative_to(root).as_posix() for path in found)
-    return found
+# CSVs -------------------------------------------------------------------------------------------------------------
 
 
 def read_cbis_csv(path: Path) -> list[Row]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+DICOM, PICTURES = {".dcm", ".dicom"}, {".png", ".jpg", ".jpeg"}
 MAX_PIXELS = 100_000_000  # four times the largest mammogram; more is a damaged or a hostile header
 MAX_TEXT = 2**28  # bytes of a table, unpacked; the largest of our data sets has 8 MB
 # Of Pillow's formats only these: EPS, for one, would be handed to Ghostscript, a program that runs what the file says.
@@ -76,6 +77,12 @@ def read_table_bytes(path: Path) -> bytes:
     if len(raw) > MAX_TEXT:
         raise DataError(f"{path}: holds more than {MAX_TEXT // 2**20} MiB, more than any table that is read here")
     return raw
+
+
+def is_deep(path: Path) -> bool:
+    """Return whether an image file declares more than 8 bits per value."""
+    with open_picture(path) as image:
+        return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def image_size(path: Path) -> tuple[int, int] | None:

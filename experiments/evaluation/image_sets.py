@@ -18,10 +18,17 @@ from torch.nn import functional as F
 from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
 from datamodules.dicom import read_dicom
-from datamodules.mammography import is_deep
-from datamodules.mammography_layouts import DICOM, PICTURES, find_files
+from datamodules.files import find_files
 from datamodules.pseudonyms import remember
-from datamodules.readers import UnreadableImageError, image_size, read_grey, read_table_bytes
+from datamodules.readers import (
+    DICOM,
+    PICTURES,
+    UnreadableImageError,
+    image_size,
+    is_deep,
+    read_grey,
+    read_table_bytes,
+)
 from datamodules.transforms import resize
 from experiments.config import ConfigError
 from experiments.loading import Trained, generate

@@ -25,9 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.dicom import read_dicom
-from datamodules.mammography import is_deep
-from datamodules.mammography_layouts import DICOM, find_files, view_of
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.files import find_files
+from datamodules.mammography_layouts import view_of
+from datamodules.readers import DICOM, DataError, UnreadableImageError, is_deep, read_grey
 from experiments.report import STYLE, inline_figure
 from experiments.run_directory import write_text
 from experiments.studies.moment_figures import COVERED, PAIRS, beyond_axes, contour_plots, scatter_matrix
