@@ -24,6 +24,7 @@ from experiments.loading import untrained
 from experiments.papers import report, training
 from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
 from experiments.papers.verdicts import of_claim, of_number, score_of, spread
+from experiments.sweeps import trials
 from experiments.training import build
 from experiments.training import train as train_run
 
@@ -55,7 +56,7 @@ def study_of(tmp_path, parallel=1, changes=None, scale="small", about="less", se
 @pytest.fixture
 def behave(monkeypatch):
     """Return a function that lets runs behave as told, by folder; see ``fake_trial.py``."""
-    monkeypatch.setattr(training, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(trials, "POLL_SECONDS", 0.02)
 
     def choose(of_folder):
         def command(self):

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from test_sweep import sweep_file
 
 from experiments.config import ConfigError
-from experiments.sweeps import runner
+from experiments.sweeps import runner, trials
 from experiments.sweeps.folder import prepare
 from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.runner import Runner, device_slots
@@ -32,7 +32,7 @@ SEEDS = {"seed": {"int": [0, 99]}}
 @pytest.fixture
 def sweep_of(tmp_path, monkeypatch):
     """Return a function that makes a sweep whose trials behave as told, by number."""
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(trials, "POLL_SECONDS", 0.02)
 
     def make(*behaviours, space=SEEDS, **settings):
         def command(sweep, number, assignment):

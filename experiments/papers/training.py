@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from experiments.papers.study import Run, Study
 from experiments.run import EXIT_PREEMPTED
 from experiments.sweeps import trials
-from experiments.sweeps.trials import Trial, device_slots, environment, stop_requests, try_lock
+from experiments.sweeps.trials import (
+    Trial,
+    device_slots,
+    environment,
+    stop_requests,
+    stop_trials,
+    try_lock,
+    was_interrupted,
+)
 
 ENDED = ("finished", "diverged")
-POLL_SECONDS = 0.5
-GRACE_SECONDS = 300.0  # for a checkpoint, after which a run is killed; it goes on from an older one
 
 
 def train(study: Study) -> int:
@@ -20,25 +26,31 @@ def train(study: Study) -> int:
     """
     waiting = [run for run in study.runs if run.state() not in ENDED]
     _say(f"{len(study.runs) - len(waiting)} of {len(study.runs)} runs have ended")
-    pool = _Pool(study)
     with stop_requests() as asked:
+        pool = _Pool(study, asked)
         while (waiting or pool.running) and not asked:
             while waiting and pool.free:
                 pool.start(waiting.pop(0))
             pool.settle()
-            time.sleep(POLL_SECONDS)
+            time.sleep(trials.POLL_SECONDS)
         if asked:
-            pool.stop(asked)
+            _say("stopping: the runs save a checkpoint (another Ctrl-C kills them)")
+            stop_trials(pool.trials, pool.settle, asked)
     if asked or pool.preempted:
         return EXIT_PREEMPTED
     return 1 if pool.failed or any(run.state() == "diverged" for run in study.runs) else 0
 
 
 class _Pool:
-    """The runs that train now, and the devices that are free."""
+    """The runs that train now, and the devices that are free.
 
-    def __init__(self, study: Study) -> None:
-        self.study, self.free = study, device_slots(study)
+    Args:
+        study: What is run.
+        asked: The signals so far that asked to stop.
+    """
+
+    def __init__(self, study: Study, asked: Sequence[int]) -> None:
+        self.study, self.free, self.asked = study, device_slots(study), asked
         self.running: list[tuple[Run, Trial, str | None]] = []
         self.failed, self.preempted = 0, False
 
@@ -63,7 +75,7 @@ class _Pool:
             code = trial.ended()
             if code is None:
                 continue
-            if code == EXIT_PREEMPTED:
+            if was_interrupted(code, self.asked):
                 self.preempted = True
                 _say(f"{run.folder.name} was interrupted and will go on from its newest checkpoint")
             elif code:
@@ -75,18 +87,9 @@ class _Pool:
             self.running.remove(entry)
             self.free.append(devices)
 
-    def stop(self, asked: Sequence[int]) -> None:
-        """Let the runs save a checkpoint and end; a second signal, or too long a wait, kills them."""
-        _say("stopping: the runs save a checkpoint (another Ctrl-C kills them)")
-        for _, trial, _ in self.running:
-            trial.ask_to_stop()
-        deadline = time.monotonic() + GRACE_SECONDS
-        while self.running:
-            if len(asked) > 1 or time.monotonic() > deadline:
-                for _, trial, _ in self.running:
-                    trial.kill()
-            self.settle()
-            time.sleep(POLL_SECONDS)
+    def trials(self) -> list[Trial]:
+        """Return those that run."""
+        return [trial for _, trial, _ in self.running]
 
 
 def _is_trained(run: Run) -> bool:

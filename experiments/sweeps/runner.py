@@ -14,10 +14,15 @@ from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.settings import Sweep, check_experiments
 from experiments.sweeps.space import EXPERIMENT, Assignment, label
 from experiments.sweeps.sweep_report import write_reports, write_table
-from experiments.sweeps.trials import Trial, device_slots, environment, stop_requests, trial_name
-
-POLL_SECONDS = 0.5
-GRACE_SECONDS = 300.0  # for a checkpoint, after which a trial is killed; it goes on from an older one
+from experiments.sweeps.trials import (
+    Trial,
+    device_slots,
+    environment,
+    stop_requests,
+    stop_trials,
+    trial_name,
+    was_interrupted,
+)
 
 
 class Runner:
@@ -46,9 +51,10 @@ class Runner:
         with stop_requests() as self._stops:
             while not self._stops and self._fill_slots():
                 self._poll(prune=True)
-                time.sleep(POLL_SECONDS)
+                time.sleep(trials.POLL_SECONDS)
             if self._stops:
-                self._stop_trials()
+                _say("stopping: the trials save a checkpoint (another Ctrl-C kills them)")
+                stop_trials(self._trials, lambda: self._poll(prune=False), self._stops)
         if self._stops:
             write_table(self.study)
             print(f"interrupted; the same command continues {self.sweep.folder}", file=sys.stderr)
@@ -93,7 +99,7 @@ class Runner:
                 self._settle(number, None, "its score was too bad to go on")
             elif code is None:
                 continue
-            elif code == EXIT_PREEMPTED or (self._stops and code < 0):
+            elif was_interrupted(code, self._stops):
                 _say(f"{trial_name(number)} was interrupted and will go on from its newest checkpoint")
             else:
                 self._settle(number, code, trial.reason(code) if code else "")
@@ -150,18 +156,8 @@ class Runner:
             parts.append(f"about {minutes:.0f} min left here")
         return ", ".join(parts)
 
-    def _stop_trials(self) -> None:
-        """Let the trials save a checkpoint and end; a second signal, or too long a wait, kills them."""
-        _say("stopping: the trials save a checkpoint (another Ctrl-C kills them)")
-        for trial, _ in self._running.values():
-            trial.ask_to_stop()
-        deadline = time.monotonic() + GRACE_SECONDS
-        while self._running:
-            if len(self._stops) > 1 or time.monotonic() > deadline:
-                for trial, _ in self._running.values():
-                    trial.kill()
-            self._poll(prune=False)
-            time.sleep(POLL_SECONDS)
+    def _trials(self) -> list[Trial]:
+        return [trial for trial, _ in self._running.values()]
 
 
 WORDS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "was pruned", TrialState.FAIL: "failed"}

@@ -8,17 +8,22 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from experiments.config import ConfigError
+from experiments.run import EXIT_PREEMPTED
 from experiments.run_directory import read_status
 from experiments.sweeps.settings import STORAGE_VARIABLE
 from experiments.tracking import read_rows
 
 log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 300.0  # for a checkpoint, after which a trial is killed; it goes on from an older one
 
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|MemoryError|[Cc]an(?:no|')t allocate memory")
 
@@ -227,3 +232,27 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_trials(running: Callable[[], Sequence[Trial]], settle: Callable[[], None], asked: Sequence[int]) -> None:
+    """Let trials save a checkpoint and end; a second signal, or too long a wait, kills them.
+
+    Args:
+        running: Returns those that run.
+        settle: Writes down what has ended, after which ``running`` no longer returns it.
+        asked: The signals so far, from ``stop_requests``.
+    """
+    for trial in running():
+        trial.ask_to_stop()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while left := running():
+        if len(asked) > 1 or time.monotonic() > deadline:
+            for trial in left:
+                trial.kill()
+        settle()
+        time.sleep(POLL_SECONDS)
+
+
+def was_interrupted(code: int, asked: Sequence[int]) -> bool:
+    """Tell whether a trial that ended with an exit code will go on: it saved, or was killed since a stop was asked."""
+    return code == EXIT_PREEMPTED or (bool(asked) and code < 0)
