@@ -321,7 +321,8 @@ def completed(node: Node) -> Node:
     parameters = _parameters(locate(node[TARGET], object))
     nested = {name: completed(value) for name, value in node.items() if isinstance(value, dict) and TARGET in value}
     defaults = {name: default for name, (_, default) in parameters.items() if _is_plain(default)}
-    return {**defaults, **node, **nested}
+    values = {**defaults, **node, **nested}
+    return {TARGET: node[TARGET], **{name: values[name] for name in parameters if name in values}, **values}
 
 
 def closed_settings(node: Node) -> Node:

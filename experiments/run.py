@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from experiments.config import ConfigError, description, load, shipped
+from experiments.config import ConfigError, description, experiment, load, shipped
 from experiments.handing_down import started_by_the_first_process
 from experiments.redaction import RedactingFormatter
 
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single values")
     parser.add_argument("--list", action="store_true", help="show the shipped experiments")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--show-defaults", action="store_true", help="the same, checked and with every default")
     parser.add_argument(
         "--plan", action="store_true", help="measure time and memory of every stage and stop (budget=60s: for how long)"
     )
@@ -58,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         overrides = [text for text in options.overrides if not (options.plan and text.startswith("budget="))]
         config = load(options.experiment, overrides)
-        if options.show:
+        if options.show_defaults:
+            config = _with_defaults(config)
+        if options.show or options.show_defaults:
             from omegaconf import OmegaConf
 
             print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
@@ -79,6 +82,16 @@ def name_among_overrides(options: argparse.Namespace) -> None:
     if named:
         options.experiment = named[-1].removeprefix("experiment=")
         options.overrides = [word for word in words if word not in named]
+
+
+def _with_defaults(config: dict) -> dict:
+    """Import the heavy packages, and return the configuration as a run records it."""
+    from experiments.training import problems_of_nodes, recorded
+
+    checked = experiment(config)
+    if problems := problems_of_nodes(checked):
+        raise ConfigError(problems)
+    return recorded(checked)
 
 
 def _plan(config: dict, budget: str) -> int:
@@ -163,7 +176,7 @@ def _preempted_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.signal(number, _leave) for number in numbers]
     try:
         yield

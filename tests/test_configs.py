@@ -1,6 +1,7 @@
 """Every shipped experiment runs; what is wrong with a configuration is said at once."""
 
 import pytest
+import yaml
 from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 
 from experiments import config as cfg
@@ -60,12 +61,21 @@ def test_every_shipped_experiment_says_what_it_is_and_how_to_run_it(name):
 def test_list_show_and_help(capsys):
     assert run.main(["--list"]) == 0
     assert all(name in capsys.readouterr().out for name in ("demo",))
-    assert run.main(["demo", "--show", "schedule.batch_size=7"]) == 0
+    assert run.main(["demo", "--show", "schedule.batch_sizes=7"]) == 0
     shown = capsys.readouterr().out
-    assert "batch_size: 7" in shown and shown.startswith("name: demo")
+    assert "batch_sizes: 7" in shown and shown.startswith("name: demo") and "channel_base" not in shown
     with pytest.raises(SystemExit) as stop:
         run.main(["--help"])
     assert stop.value.code == 0
+
+
+def test_defaults_are_shown_for_what_no_file_sets(capsys):
+    assert run.main(["demo", "--show-defaults", "schedule.batch_sizes=7"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["schedule"]["batch_sizes"] == 7
+    assert shown["module"]["channel_base"] == 8192
+    assert run.main(["demo", "--show-defaults", "schedule.batch_size=7"]) == run.EXIT_BAD_CONFIG
+    assert "schedule.batch_size=7" in capsys.readouterr().err
 
 
 def test_all_errors_come_at_once_with_key_value_type_and_nearest_name(tmp_path, capsys):

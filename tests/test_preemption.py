@@ -85,13 +85,14 @@ def test_second_ctrl_c_ends_at_once(tmp_path, with_callback):
     assert read_status(directory)["state"] == "running"  # as after a kill
 
 
-def test_signal_before_training_ends_with_the_exit_code_for_it(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_before_training_ends_with_the_exit_code_for_it(tmp_path, number):
     arguments = tiny("dcgan", tmp_path, "data.count=200000")
     process = subprocess.Popen([sys.executable, "-m", "experiments.run", *arguments], cwd=ROOT, stderr=subprocess.PIPE)
     try:
         while not list((tmp_path / "runs").glob("*/*/log.txt")):  # the images are being drawn
             assert process.poll() is None, process.stderr.read().decode()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         process.communicate(timeout=60)
     finally:
         process.kill()

@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 SWEEPS = [line.split("#")[0] for line in LINES if "-m experiments.sweep" in line]
+EXAMPLE = next(block for block in BLOCKS if block.startswith("# my_experiment.yaml"))
 RUNS = [line.split("#")[0] for line in LINES if "-m experiments.run" in line and not line.startswith("$")]
 
 
@@ -33,7 +34,7 @@ def test_command_is_valid(line, tmp_path, capsys):
         assert run.main(given) == 0
         return
     if given[0] == "my_experiment.yaml":
-        (tmp_path / given[0]).write_text("extends: demo\n")
+        (tmp_path / given[0]).write_text(EXAMPLE)
         given[0] = str(tmp_path / given[0])
     overrides = [argument for argument in given[1:] if not argument.startswith(("--", "budget="))]
     build(cfg.experiment(cfg.load(given[0], overrides)))
@@ -113,6 +114,13 @@ def test_every_shipped_experiment_is_in_the_table():
 def test_every_shipped_sweep_is_named():
     for name in cfg.shipped(cfg.SWEEPS):
         assert f"`{name}`" in README
+
+
+def test_every_link_within_the_page_has_its_heading():
+    headings = re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = set(re.findall(r"\]\(#(.*?)\)", README))
+    assert len(named) > 15 and named <= anchors
 
 
 def test_every_picture_exists():
