@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # LAPACK spins with more on small machines, and sums keep their order
 os.environ["WANDB_MODE"] = "offline"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared to the bit with those of other processes
 for name in ("MIRAGE_START", "MIRAGE_CT_KIDNEY", "MIRAGE_CHESTXRAY14", "MIRAGE_MAMMOGRAPHY", "WANDB_API_KEY"):
     os.environ.pop(name, None)
 
@@ -21,6 +22,11 @@ SHARED = ROOT.parent / "shared" / "data"
 CLASSES = ("Cyst", "Normal", "Stone", "Tumor")
 
 torch.set_num_threads(1)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and that still run, by the system's list."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,7 @@ STEPS = [
     "trainer.accelerator=cpu",
     "tracking=disabled",
 ]
-if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
     STEPS.append("trainer.precision=32-true")  # this processor emulates bf16, many times slower
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, cut_in_half, flip_a_bit, tiny_config
+from conftest import ROOT, children, cut_in_half, flip_a_bit, tiny_config
 from PIL import Image
 
 from experiments import generate as verb
@@ -68,8 +68,7 @@ def job(*arguments):
 
 def workers(pid):
     """Processes that generate below a process, by the system's list."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def is_alive(pid):

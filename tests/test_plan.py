@@ -18,7 +18,7 @@ def parts_of(family, tmp_path, *overrides):
 
 
 def test_plan_of_a_growing_run(tmp_path, capsys):
-    assert run.main([*tiny("progressive", tmp_path), "--plan", "budget=60s"]) == 0
+    assert run.main([*tiny("progressive", tmp_path), "--plan", "budget=1h"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("progressive: 1 x ") and "32-true" in lines[0]
     assert [line.split()[1] for line in lines[2:5]] == ["5x4", "10x8", "20x16"]

@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_modules.schedules import ConstantSchedule, ProgressiveSchedule
@@ -95,6 +95,7 @@ def schedules(draw):
     )
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_growth_is_continuous_monotone_and_whole(drawn):
     world_size, schedule = drawn
