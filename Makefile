@@ -23,7 +23,7 @@ demo: install ## train a small GAN on phantoms: minutes on a laptop, no data nee
 	$(BIN)/python -m experiments.run demo
 
 test: install ## quick tests, minutes, on all cores
-	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 8 --dist loadscope
 
 test-all: test ## all tests, the whole resume matrix included
 	$(BIN)/python -m pytest -m slow
