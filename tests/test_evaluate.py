@@ -170,6 +170,23 @@ def test_copies_in_a_folder_are_named(suite, tmp_path):
     assert scores(output)["copied_share"]["verdict"] == "worse than the floor"
 
 
+def test_listed_copies_are_those_that_the_score_counts(suite, tmp_path):
+    names = ("real", "held_out", "judged")
+    real, held_out, judged = (write_pngs(tmp_path / name, 100, seed) for seed, name in enumerate(names))
+    few = ["extractors.random_conv=null", "images=100"]
+    few += [f"scores.{name}=null" for name in ("frechet", "precision_recall", "moments", "ratio")]
+    folders = [f"against={real}", f"held_out={held_out}", f"output={tmp_path / 'out'}"]
+    out = evaluate(str(judged), load_suite(suite, [*few, *folders, "scores.copies.false_alarms=0.2"]))
+    listed = list(csv.DictReader((out / "copies.csv").open()))
+    assert len(listed) == round(100 * scores(out)["copied_share"]["value"]) > 5
+    assert "than all but 19 of 100 held-out real images" in (out / "report.html").read_text()
+    without = ["scores.ratio={_target_: lightning_modules.metrics.memorisation.NeighbourDistanceRatio}"]
+    without += ["extractors.random_conv={_target_: lightning_modules.metrics.features.RandomConvNet}"]
+    evaluate(str(judged), load_suite(suite, [*few, *folders, "scores.copies=null", *without]))
+    assert not (out / "copies.csv").exists()
+    assert "the suite leaves their score out" in (out / "report.html").read_text()
+
+
 def test_16_bit_files_meet_8_bit_ones(suite, tmp_path):
     real = write_pngs(tmp_path / "real", 130, 0)
     deep = write_pngs(tmp_path / "deep", 130, 0, np.uint16)
