@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from conftest import ROOT, tiny_config, write_kidney
 from PIL import Image
 
 from experiments import compare
+from experiments.config import ConfigError
 from experiments.evaluate import main
 from experiments.evaluation.evaluation import evaluate
 from experiments.evaluation.settings import load_suite
+from experiments.evaluation.subject import Subject, sets_of
 from experiments.evaluation.vectors import VectorCache
 from experiments.generation import Request, generate_files
 from experiments.training import train
@@ -185,6 +188,28 @@ def test_listed_copies_are_those_that_the_score_counts(suite, tmp_path):
     evaluate(str(judged), load_suite(suite, [*few, *folders, "scores.copies=null", *without]))
     assert not (out / "copies.csv").exists()
     assert "the suite leaves their score out" in (out / "report.html").read_text()
+
+
+def test_held_out_patients_and_files_must_be_new(suite, tmp_path):
+    real, held_out = write_pngs(tmp_path / "real", 20, 0), write_pngs(tmp_path / "held_out", 20, 1)
+    loaded = load_suite(suite, [f"against={real}", f"held_out={held_out}", f"groups={tmp_path / 'patients.csv'}"])
+
+    def check(patient_of, suite=loaded):
+        names = sorted({path.name for folder in (real, held_out) for path in folder.iterdir()})
+        (tmp_path / "patients.csv").write_text("file,group\n" + "".join(f"{n},{patient_of(n)}\n" for n in names))
+        return sets_of(suite, Subject(real, None), real)
+
+    assert len(check(lambda name: name[:-5]).held_out) == 20  # 0_00, 0_01; 1_00, 1_01
+    with pytest.raises(ConfigError, match=r"held_out=.*: 2 of its 2 patients also have images in .*, e.g. 00;"):
+        check(lambda name: name[2:-5])
+    (real / "1_003.png").write_bytes((real / "0_003.png").read_bytes())  # a name that the other folder has too
+    with pytest.raises(ConfigError, match=r"1 of its 2 patients .*, e.g. 1_00; .* no file of one folder is called as"):
+        check(lambda name: name[:-5])
+    (real / "1_003.png").rename(real / "0_020.png")
+    (held_out / "1_020.png").write_bytes((real / "0_004.png").read_bytes())
+    for of in (loaded, replace(loaded, groups=None)):
+        with pytest.raises(ConfigError, match=r"1 of its 21 files also lie in against=.*, e.g. 1_020.png as 0_004.png"):
+            check(lambda name: name[:-5], of)
 
 
 def test_16_bit_files_meet_8_bit_ones(suite, tmp_path):
