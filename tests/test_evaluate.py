@@ -16,10 +16,10 @@ from conftest import ROOT, tiny_config, write_kidney
 from PIL import Image
 
 from experiments import compare
-from experiments.config import ConfigError
+from experiments.config import SUITES, ConfigError, shipped
 from experiments.evaluate import main
 from experiments.evaluation.evaluation import evaluate
-from experiments.evaluation.settings import load_suite
+from experiments.evaluation.settings import build_tools, load_suite
 from experiments.evaluation.subject import Subject, sets_of
 from experiments.evaluation.vectors import VectorCache
 from experiments.generation import Request, generate_files
@@ -257,22 +257,16 @@ def test_what_cannot_be_measured_is_refused(run, suite, arguments, said, capsys)
 
 def test_suites_are_listed_and_shown(capsys):
     assert main(["--list"]) == 0
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {
-        "full",
-        "quick",
-        "sahakyan2024",
-        "standard",
-    }
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == shipped(SUITES)
     assert main(["x", "suite=full", "--show"]) == 0
     assert "InceptionV3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["quick", "standard", "full"])
+@pytest.mark.parametrize("name", shipped(SUITES))
 def test_shipped_suites_build(name):
-    from experiments.evaluation.settings import build_tools
-
-    tools = build_tools(load_suite(name, []))
-    assert len(tools.instruments) >= 8 and tools.extractors
+    suite = load_suite(name, [])
+    tools = build_tools(suite)
+    assert tools.instruments.keys() == suite.scores.keys() and len(tools.instruments) >= 4 and tools.extractors
 
 
 @pytest.mark.slow
