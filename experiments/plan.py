@@ -22,7 +22,7 @@ from tqdm import tqdm
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes
-from experiments.benchmarks.bare_step import bare_step
+from experiments.bare_step import bare_step
 from experiments.config import ConfigError, Node
 from experiments.training import Parts, build, problems_of_shape, problems_of_sharing
 from lightning_modules.schedules import Point
