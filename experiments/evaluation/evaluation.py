@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from callbacks.fid import code_version
+from callbacks.version import code_version
 from datamodules.pseudonyms import Pseudonyms
 from experiments import config as cfg
 from experiments.config import ConfigError

@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.fid import code_version
 from callbacks.files import append_rows
+from callbacks.version import code_version
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.resampling import halves, interval
 from experiments.evaluation.vectors import VectorCache, key_of
