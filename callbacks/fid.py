@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from callbacks.clock import check_cadence, crossed, log_numbers
 from callbacks.divergence import assert_finite
 from callbacks.files import Rows, training_goes_on, write_atomically
 from callbacks.real_images import real_images
+from callbacks.version import code_version
 from lightning_modules.gan import GANModule
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
 from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
@@ -202,14 +202,6 @@ def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None
         log.warning("%s cannot be used (%s); the statistics are computed again", path, type(error).__name__)
         return None
     return GaussianStatistics(mean, covariance, count)
-
-
-def code_version() -> str:
-    """Return the version of Mirage, for the fingerprint of a score."""
-    try:
-        return version("mirage-gan")
-    except PackageNotFoundError:
-        return "unknown"  # used from a folder, without installation
 
 
 def _broadcast_buffers(trainer: L.Trainer, module: GANModule) -> None:

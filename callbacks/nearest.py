@@ -13,7 +13,7 @@ from callbacks.divergence import assert_finite
 from callbacks.real_images import real_images, spread
 from callbacks.sample_grid import enlarged, write_grid
 from lightning_modules.gan import GANModule
-from lightning_modules.metrics.neighbours import nearest
+from lightning_modules.metrics.neighbours import nearest_images
 
 
 class NearestTraining(L.Callback):
@@ -55,13 +55,13 @@ class NearestTraining(L.Callback):
     def _write(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         data = real_images(trainer)
         images = F.interpolate(pl_module.sample(self.count, seed=self.seed), pl_module.image_size)
-        distances, neighbours = nearest(images, data.images("train", 64))
+        distances, neighbours = nearest_images(images, data.images("train", 64))
         pairs = enlarged(torch.stack([images, neighbours], dim=1).flatten(0, 1))
         path = Path(trainer.default_root_dir) / "samples" / f"nearest_{pl_module.images_seen:012d}.png"
         write_grid(pairs, path, 2 * self.columns)
         numbers = {"nearest/distance": float(distances.mean())}
         if data.size(self.split):
             held_out = spread(data, self.split, self.count).to(images.device)
-            usual, _ = nearest(held_out, data.images("train", 64))
+            usual, _ = nearest_images(held_out, data.images("train", 64))
             numbers["nearest/ratio"] = float(distances.mean() / usual.mean())
         log_numbers(trainer, pl_module, numbers)

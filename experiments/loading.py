@@ -87,11 +87,11 @@ def generate(
     seed: int,
     truncation: float = 1.0,
     labels: Tensor | None = None,
-    ema: bool = True,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield images start .. start + count - 1 of a seed's list, each batch (n, C, H, W) with its first index.
 
-    Always in float32 and in the same chunks (see ``in_chunks``), so that image i is a function of (seed, i).
+    They are the averaged generator's. Always in float32 and in the same chunks (see ``in_chunks``), so that image i is
+    a function of (seed, i).
 
     Args:
         module: The family, in evaluation mode.
@@ -100,14 +100,13 @@ def generate(
         seed: Names the list.
         truncation: See ``GANModule.sample``.
         labels: One multi-hot row (K,) that all images are given, or None.
-        ema: Use the averaged generator, else the live one.
     """
     size = chunk_size(module.schedule.at(module.images_seen).resolution)
     repeated = None if labels is None else labels.expand(size, -1)
 
     def make(first: int) -> Tensor:
         with torch.autocast(module.device.type, enabled=False), same_bits_each_time(module.device):
-            return module.sample(size, repeated, truncation, seed, ema, start=first)
+            return module.sample(size, repeated, truncation, seed, start=first)
 
     yield from in_chunks(make, start, count, size)
 

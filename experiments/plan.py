@@ -22,12 +22,13 @@ from tqdm import tqdm
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes
-from experiments.benchmarks.bare_step import bare_step
+from experiments.bare_step import bare_step
 from experiments.config import ConfigError, Node
 from experiments.training import Parts, build, problems_of_shape, problems_of_sharing
 from lightning_modules.schedules import Point
 
 GIB, GB = 2**30, 10**9
+ADVICE_SECONDS = 60.0  # for measuring one stage after memory ran out
 START_SECONDS = 20.0  # for a process to build its networks; not part of the budget
 ADAM_BYTES = 12  # per trained parameter: gradient and two averages, float32
 
@@ -97,7 +98,7 @@ def plan(config: Node, budget_seconds: float) -> list[str]:
     ]
 
 
-def advice(config: Node, images_seen: int, budget_seconds: float = 60.0) -> str:
+def advice(config: Node, images_seen: int) -> str:
     """Return what the stage at a clock needs, measured, and what to lower if that is too much."""
     parts = build(cfg.experiment(config))
     devices = processes.world_size(parts.settings, processes.external_launcher())
@@ -106,7 +107,7 @@ def advice(config: Node, images_seen: int, budget_seconds: float = 60.0) -> str:
     available = available_memory(gpu) / share
     row = stages(parts, devices)[parts.schedule.at(images_seen).stage]
     _start_server()
-    row.found = _in_child(config, row, gpu, share, available, budget_seconds)
+    row.found = _in_child(config, row, gpu, share, available, ADVICE_SECONDS)
     batch_key = "schedule.batch_sizes" if "batch_sizes" in config["schedule"] else "schedule.batch_size"
     lower = f"lower {batch_key}"
     if "checkpoint_from" in cfg.completed(config["module"]):

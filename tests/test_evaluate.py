@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from conftest import ROOT, tiny_config, write_kidney
 from PIL import Image
 
 from experiments import compare
+from experiments.config import SUITES, ConfigError, shipped
 from experiments.evaluate import main
 from experiments.evaluation.evaluation import evaluate
-from experiments.evaluation.settings import load_suite
+from experiments.evaluation.settings import build_tools, load_suite
+from experiments.evaluation.subject import Subject, sets_of
 from experiments.evaluation.vectors import VectorCache
 from experiments.generation import Request, generate_files
 from experiments.training import train
@@ -170,6 +173,45 @@ def test_copies_in_a_folder_are_named(suite, tmp_path):
     assert scores(output)["copied_share"]["verdict"] == "worse than the floor"
 
 
+def test_listed_copies_are_those_that_the_score_counts(suite, tmp_path):
+    names = ("real", "held_out", "judged")
+    real, held_out, judged = (write_pngs(tmp_path / name, 100, seed) for seed, name in enumerate(names))
+    few = ["extractors.random_conv=null", "images=100"]
+    few += [f"scores.{name}=null" for name in ("frechet", "precision_recall", "moments", "ratio")]
+    folders = [f"against={real}", f"held_out={held_out}", f"output={tmp_path / 'out'}"]
+    out = evaluate(str(judged), load_suite(suite, [*few, *folders, "scores.copies.false_alarms=0.2"]))
+    listed = list(csv.DictReader((out / "copies.csv").open()))
+    assert len(listed) == round(100 * scores(out)["copied_share"]["value"]) > 5
+    assert "than all but 19 of 100 held-out real images" in (out / "report.html").read_text()
+    without = ["scores.ratio={_target_: lightning_modules.metrics.memorisation.NeighbourDistanceRatio}"]
+    without += ["extractors.random_conv={_target_: lightning_modules.metrics.features.RandomConvNet}"]
+    evaluate(str(judged), load_suite(suite, [*few, *folders, "scores.copies=null", *without]))
+    assert not (out / "copies.csv").exists()
+    assert "the suite leaves their score out" in (out / "report.html").read_text()
+
+
+def test_held_out_patients_and_files_must_be_new(suite, tmp_path):
+    real, held_out = write_pngs(tmp_path / "real", 20, 0), write_pngs(tmp_path / "held_out", 20, 1)
+    loaded = load_suite(suite, [f"against={real}", f"held_out={held_out}", f"groups={tmp_path / 'patients.csv'}"])
+
+    def check(patient_of, suite=loaded):
+        names = sorted({path.name for folder in (real, held_out) for path in folder.iterdir()})
+        (tmp_path / "patients.csv").write_text("file,group\n" + "".join(f"{n},{patient_of(n)}\n" for n in names))
+        return sets_of(suite, Subject(real, None), real)
+
+    assert len(check(lambda name: name[:-5]).held_out) == 20  # 0_00, 0_01; 1_00, 1_01
+    with pytest.raises(ConfigError, match=r"held_out=.*: 2 of its 2 patients also have images in .*, e.g. 00;"):
+        check(lambda name: name[2:-5])
+    (real / "1_003.png").write_bytes((real / "0_003.png").read_bytes())  # a name that the other folder has too
+    with pytest.raises(ConfigError, match=r"1 of its 2 patients .*, e.g. 1_00; .* no file of one folder is called as"):
+        check(lambda name: name[:-5])
+    (real / "1_003.png").rename(real / "0_020.png")
+    (held_out / "1_020.png").write_bytes((real / "0_004.png").read_bytes())
+    for of in (loaded, replace(loaded, groups=None)):
+        with pytest.raises(ConfigError, match=r"1 of its 21 files also lie in against=.*, e.g. 1_020.png as 0_004.png"):
+            check(lambda name: name[:-5], of)
+
+
 def test_16_bit_files_meet_8_bit_ones(suite, tmp_path):
     real = write_pngs(tmp_path / "real", 130, 0)
     deep = write_pngs(tmp_path / "deep", 130, 0, np.uint16)
@@ -215,22 +257,16 @@ def test_what_cannot_be_measured_is_refused(run, suite, arguments, said, capsys)
 
 def test_suites_are_listed_and_shown(capsys):
     assert main(["--list"]) == 0
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {
-        "full",
-        "quick",
-        "sahakyan2024",
-        "standard",
-    }
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == shipped(SUITES)
     assert main(["x", "suite=full", "--show"]) == 0
     assert "InceptionV3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["quick", "standard", "full"])
+@pytest.mark.parametrize("name", shipped(SUITES))
 def test_shipped_suites_build(name):
-    from experiments.evaluation.settings import build_tools
-
-    tools = build_tools(load_suite(name, []))
-    assert len(tools.instruments) >= 8 and tools.extractors
+    suite = load_suite(name, [])
+    tools = build_tools(suite)
+    assert tools.instruments.keys() == suite.scores.keys() and len(tools.instruments) >= 4 and tools.extractors
 
 
 @pytest.mark.slow

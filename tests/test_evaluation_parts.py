@@ -277,6 +277,46 @@ def test_equal_names_are_told_apart(tmp_path):
     assert names == ["shift_mean_a", "shift_mean_b"]
 
 
+class OfPairs(Shift):
+    """Keeps what it is given; image i has the value i / 1000, and its pair that of the even one."""
+
+    unit = "pair"
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def measure(self, real, generated):
+        found = super().measure(real, generated)
+        self.given.append([set((1000 * rows[:, 0]).round().int().tolist()) for rows in (real, generated)])
+        return found
+
+
+def test_halves_of_pairs_share_neither_images_nor_patients(tmp_path):
+    patients = np.random.default_rng(0).permutation(np.arange(201) // 3)
+    numbers = Numbers(np.arange(201) / 1000, patients)
+    of_pairs = OfPairs()
+    one = scorer(tmp_path, Sets(numbers, Numbers(np.arange(201) / 1000), None, None), replicates=20)
+    (row,) = one.measure({"pairs": of_pairs})
+    (whole, generated), *halved = of_pairs.given
+    assert generated == set(range(0, 200, 2)) and len(whole) >= 16
+    taken = [patients[i + j] for i in whole for j in (0, 1)]
+    assert all(i % 2 == 0 for i in whole) and len(set(taken)) == 2 * len(whole)  # no patient twice
+    floors = [(a, b) for a, b in halved if a | b <= whole and not a & b]
+    assert len(floors) >= 20 and row["freedom"] == min(20, len(whole)) - 1
+    kept = torch.arange(201) != 3
+    one.values({"pairs": of_pairs}, kept)
+    assert of_pairs.given[-1][1] == set(range(0, 200, 2)) - {2}
+
+
+def test_few_pairs_are_said_to_be_pairs(tmp_path):
+    few = Numbers(np.arange(40) / 1000, np.arange(40) % 10)
+    (row,) = scorer(tmp_path, Sets(few, few, None, None)).measure({"pairs": OfPairs()})
+    assert "low" not in row and "5 pairs of real images of different groups are too few" in row["warnings"][-1]
+    (row,) = scorer(tmp_path, Sets(few, Numbers([0.1, 0.2, 0.3]), None, None)).measure({"pairs": OfPairs()})
+    assert row["value"] is None and row["refused"] == "OfPairs needs at least 4 pairs of each set, got 1"
+
+
 def test_few_patients_make_no_interval(tmp_path):
     few = sets()
     few = Sets(Numbers(normal(200, 0), np.arange(200) // 40), few.generated, few.train, few.held_out)

@@ -7,7 +7,7 @@ from conftest import tiny, tiny_config
 from experiments import config as cfg
 from experiments import plan as plans
 from experiments import run
-from experiments.benchmarks.bare_step import bare_step
+from experiments.bare_step import bare_step
 from experiments.config import ConfigError
 from experiments.plan import GIB, duration, extrapolate, seconds_of, stages, table
 from experiments.training import build

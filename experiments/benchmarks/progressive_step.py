@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.bare_step import bare_step
+from experiments.bare_step import bare_step
 from experiments.benchmarks.timing import average_loop, rates, repeated, show
 from lightning_modules.losses import WassersteinGP
 from lightning_modules.networks.layers import EqualizedConv2d

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from experiments.benchmarks.bare_step import bare_step
+from experiments.bare_step import bare_step
 from experiments.benchmarks.timing import average_loop, rates, repeated, show
 from lightning_modules.schedules import ConstantSchedule
 from lightning_modules.wgan_gp import WGANGP

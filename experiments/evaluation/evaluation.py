@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from callbacks.fid import code_version
+from callbacks.version import code_version
 from datamodules.pseudonyms import Pseudonyms
 from experiments import config as cfg
 from experiments.config import ConfigError
@@ -22,9 +22,8 @@ from experiments.evaluation.vectors import VectorCache, key_of
 from experiments.report import csv_cell
 from experiments.run_directory import write_text
 from experiments.studies.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
-from lightning_modules.metrics.memorisation import Copy, copies
+from lightning_modules.metrics.memorisation import Copies, Copy, copies
 from lightning_modules.metrics.moments import Moments
-from lightning_modules.metrics.pixels import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +62,14 @@ def evaluate(target: str, suite: Suite) -> Path:
     _write_csv(output / "scores.csv", rows)
     for name in ("copies.csv", "moments.csv"):  # of an earlier evaluation
         (output / name).unlink(missing_ok=True)
-    near = near_copies(sets, cache)
+    near = near_copies(sets, cache, tools.copies)
     if near is not None:
         _write_copies(output / "copies.csv", near, sets, pseudonyms)
     study, pruning = moments_of(sets, cache, scorer, tools, suite.seed)
     if study is not None:
         write_text(output / "moments.csv", tables_csv(study, pruning))
-    write_page(output / "report.html", said, rows, Gallery(sets, cache, pseudonyms, near), study, pruning)
+    gallery = Gallery(sets, cache, pseudonyms, tools.copies, near)
+    write_page(output / "report.html", said, rows, gallery, study, pruning)
     finished.unlink(missing_ok=True)
     return output
 
@@ -103,14 +103,14 @@ def moments_of(
         return None, None
 
 
-def near_copies(sets: Sets, vectors: VectorCache) -> list[Copy] | None:
-    """Return the generated images that are near copies of training images, in pixels; None = it cannot be told."""
-    if sets.train is None or sets.held_out is None or len(sets.held_out) < 2:
+def near_copies(sets: Sets, vectors: VectorCache, score: Copies | None) -> list[Copy] | None:
+    """Return the generated images that a suite's score counts as copies; None = it has none, or it cannot be told."""
+    if score is None or sets.train is None or sets.held_out is None or len(sets.held_out) < 2:
         return None
-    pixels = Pixels()
+    pixels = score.reads
     try:
         train, held_out = vectors.vectors(sets.train, pixels), vectors.vectors(sets.held_out, pixels)
-        return copies(train, held_out, vectors.vectors(sets.generated, pixels))
+        return copies(train, held_out, vectors.vectors(sets.generated, pixels), score.false_alarms)
     except ValueError as error:
         log.warning("near copies cannot be told: %s", error)
         return None

@@ -183,8 +183,13 @@ class FolderImages(ImageSet):
         self.what = "folder of images"
 
     @cached_property
+    def contents(self) -> list[str]:
+        """SHA-256 of each file."""
+        return content_hashes(self.files, self.hashes)
+
+    @cached_property
     def _fingerprint(self) -> str:
-        return hashlib.sha256("".join(content_hashes(self.files, self.hashes)).encode()).hexdigest()[:20]
+        return hashlib.sha256("".join(self.contents).encode()).hexdigest()[:20]
 
     def identity(self) -> dict[str, Any]:
         """Return a hash of the contents in order, and how they are read."""

@@ -21,7 +21,7 @@ from experiments.report import STYLE, inline_figure, inline_image, text_of
 from experiments.run_directory import write_text
 from experiments.studies.moments import MomentStudy, PruningEffect, pruning_section, sections
 from lightning_modules.metrics.distances import nearest
-from lightning_modules.metrics.memorisation import Copy, threshold_rank
+from lightning_modules.metrics.memorisation import Copies, Copy, threshold_rank
 from lightning_modules.metrics.pixels import Pixels
 
 PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
@@ -47,12 +47,14 @@ class Gallery:
         sets: The images.
         vectors: Their vectors.
         pseudonyms: What is shown in place of names.
-        copies: Generated images that are near copies of training images, the nearest first; None = not looked for.
+        score: The suite's score of near copies; None = it has none.
+        copies: What it counts, the nearest first; None = not looked for.
     """
 
     sets: Sets
     vectors: VectorCache
     pseudonyms: Pseudonyms
+    score: Copies | None
     copies: list[Copy] | None
 
 
@@ -215,9 +217,11 @@ def _neighbours(gallery: Gallery) -> str:
 
 def _copies(gallery: Gallery, pool: ImageSet) -> str:
     held_out = gallery.sets.held_out
+    if gallery.score is None:
+        return "<p>Near copies were not looked for: the suite leaves their score out.</p>"
     if gallery.copies is None or held_out is None:
         return "<p>Near copies were not looked for: that needs the training images, and held-out ones.</p>"
-    count, rank = len(gallery.sets.generated), threshold_rank(len(held_out))
+    count, rank = len(gallery.sets.generated), threshold_rank(len(held_out), gallery.score.false_alarms)
     others = f"all but {rank - 1}" if rank > 1 else "all"
     said = (
         f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image, in pixels, "

@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from callbacks.fid import code_version
 from callbacks.files import append_rows
+from callbacks.version import code_version
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.resampling import halves, interval
 from experiments.evaluation.vectors import VectorCache, key_of
@@ -125,7 +125,8 @@ class Scorer:
             for label, extractor in self._read_by(instrument).items():
                 with suppress(ValueError):
                     measure, real, _, generated = self._prepared(instrument, extractor)
-                    measured = measure(real, generated[kept[: len(generated)]])
+                    rows = kept[:-1:2] & kept[1::2] if instrument.unit == "pair" else kept
+                    measured = measure(real, generated[rows[: len(generated)]])
                     found |= {title(name, extractor, label): value for name, value in measured.items()}
         return found
 
@@ -190,9 +191,8 @@ class Scorer:
         count = len(set(groups))
         if count < FEW_GROUPS:
             bar.update(self.replicates)
-            return _Resampled(
-                [], [], [], f"no interval and no floor: {count} groups of real images are too few to halve"
-            )
+            what = "groups of real images" if instrument.unit == "image" else "pairs of real images of different groups"
+            return _Resampled([], [], [], f"no interval and no floor: {count} {what} are too few to halve")
         found = _Resampled([], [], [], "")
         each = [str(i) for i in range(len(generated))]
         for k in range(self.replicates):
@@ -221,6 +221,9 @@ class Scorer:
             return _Prepared(partial(instrument.measure, train), real, groups, generated)
         assert isinstance(instrument, DistributionScore)
         real, groups = self._of(self.sets.real, extractor, instrument.at_most)
+        if instrument.unit == "pair":
+            chosen = _pairs(groups)
+            real, groups, generated = real[chosen], [groups[i] for i in chosen], generated[:-1:2]
         if instrument.one_per_group:
             first = sorted({group: i for i, group in reversed(list(enumerate(groups)))}.values())
             real, groups, generated = real[first], [groups[i] for i in first], generated[: len(first)]
@@ -277,7 +280,20 @@ def _interval(row: Row, instrument: Instrument, prepared: _Prepared) -> tuple[fl
 
 def _too_few(instrument: Instrument, prepared: _Prepared) -> list[str]:
     found, enough = min(len(prepared.real), len(prepared.generated)), instrument.enough(prepared.real.shape[1])
-    return [f"{found} images are few: from about {enough} on the value is steady"] if found < enough else []
+    few = f"{found} {instrument.unit}s are few: from about {enough} on the value is steady"
+    return [few] if found < enough else []
+
+
+def _pairs(groups: Sequence[str]) -> list[int]:
+    """Return the first places 2i of pairs (2i, 2i + 1) of two groups that are in no pair before."""
+    taken: set[str] = set()
+    found = []
+    for i in range(0, len(groups) - 1, 2):
+        pair = {groups[i], groups[i + 1]}
+        if len(pair) == 2 and not pair & taken:
+            found.append(i)
+            taken |= pair
+    return found
 
 
 def _with_different_names(rows: list[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ import torch
 from experiments import config as cfg
 from experiments.config import SUITES, ConfigError, Node
 from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.metrics.memorisation import Copies
 from lightning_modules.metrics.score import Instrument
 
 
@@ -76,6 +77,11 @@ class Tools:
 
     extractors: Mapping[str, FeatureExtractor]
     instruments: Mapping[str, Instrument]
+
+    @property
+    def copies(self) -> Copies | None:
+        """The first score of near copies; None = the suite leaves it out."""
+        return next((one for one in self.instruments.values() if isinstance(one, Copies)), None)
 
     def load(self, device: torch.device | str) -> None:
         """Fetch what extractors need, and bring them to a device.

@@ -81,7 +81,8 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
     """Return the sets of images that are compared, after a look at the first of each.
 
     Raises:
-        ConfigError: If generated and real images do not fit each other.
+        ConfigError: If generated and real images do not fit each other, or patients or files of the
+            training images are held out.
         DataError: If a file cannot be used.
     """
     seed, images = suite.seed, suite.images
@@ -101,6 +102,7 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
             train = FolderImages(data, seed, None, groups, suite.value_range, real.size, hashes)
             folder = Path(suite.held_out)
             held_out = FolderImages(folder, seed, None, groups, suite.value_range, real.size, hashes)
+            _check_held_out(train, held_out, groups)
     if subject.trained is not None:
         _refuse(suite, "these are for a folder that is evaluated", "generated_value_range")
         generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
@@ -135,6 +137,27 @@ def _differences(data: ImageDataModule, trained: Trained) -> str:
 def _size_of(trained: Trained) -> tuple[int, int]:
     height, width = trained.module.image_size
     return height, width
+
+
+def _check_held_out(train: FolderImages, held_out: FolderImages, groups: Path | None) -> None:
+    problems = []
+    shared = sorted(set(train.groups) & set(held_out.groups)) if groups else []
+    if shared:
+        problems.append(
+            f"held_out={held_out.folder}: {len(shared)} of its {len(set(held_out.groups))} patients also have images "
+            f"in against={train.folder}, e.g. {shared[0]}; hold out whole patients, and see to it that no file of one "
+            f"folder is called as one of the other, for groups={groups} gives both the same patient"
+        )
+    name = dict(zip(train.contents, train.names, strict=True))
+    pairs = zip(held_out.contents, held_out.names, strict=True)
+    equal = [(ours, name[content]) for content, ours in pairs if content in name]
+    if equal:
+        problems.append(
+            f"held_out={held_out.folder}: {len(equal)} of its {len(held_out)} files also lie in "
+            f"against={train.folder}, e.g. {equal[0][0]} as {equal[0][1]}; remove them from one of the folders"
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_fit(real: ImageSet, generated: ImageSet) -> None:

@@ -34,12 +34,10 @@ class VectorCache:
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.folder, self.device = folder, torch.device(device)
 
-    def vectors(
-        self, images: ImageSet, extractor: FeatureExtractor, at_most: int | None = None, title: str = ""
-    ) -> Tensor:
+    def vectors(self, images: ImageSet, extractor: FeatureExtractor, at_most: int | None = None) -> Tensor:
         """Return the vectors (N, D) float32 of the first ``at_most`` images of a set, or of all."""
         count = len(images) if at_most is None else min(at_most, len(images))
-        self.compute(images, [(extractor, count)], title)
+        self.compute(images, [(extractor, count)])
         found = []
         for start, stop in _shards(len(images)):
             if start < count:
@@ -51,13 +49,13 @@ class VectorCache:
                 found.append(vectors)
         return torch.cat(found)[:count]
 
-    def compute(self, images: ImageSet, wanted: Sequence[tuple[FeatureExtractor, int]], title: str) -> None:
+    def compute(self, images: ImageSet, wanted: Sequence[tuple[FeatureExtractor, int]], title: str = "") -> None:
         """Compute what is missing; each image is read at most once.
 
         Args:
             images: The set.
             wanted: Loaded extractors, and of how many images (the first ones) each is wanted.
-            title: What the progress bar says.
+            title: What the progress bar says; without it there is none.
         """
         last = max(count for _, count in wanted)
         with tqdm(total=last, desc=title, unit="img", disable=None if title else True, leave=False) as bar:

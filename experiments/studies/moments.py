@@ -123,11 +123,7 @@ class PruningEffect:
 
 
 def pruning_effect(
-    real: Tensor,
-    generated: Tensor,
-    scores: Callable[[Tensor], dict[str, float]],
-    seed: int = 0,
-    quantile: float = QUANTILE,
+    real: Tensor, generated: Tensor, scores: Callable[[Tensor], dict[str, float]], seed: int = 0
 ) -> PruningEffect:
     """Compute scores with all generated images, without some at random, and without those outside the real support.
 
@@ -139,12 +135,11 @@ def pruning_effect(
         scores: Called with a bool mask (M,) of the generated images that are kept; may leave out what cannot be
             measured.
         seed: Of the random choice.
-        quantile: Of ``outside_support``.
 
     Raises:
-        TooFewImagesError: If there are too few real images for the quantile, or what ``scores`` raises for few images.
+        TooFewImagesError: If there are too few real images for ``QUANTILE``, or what ``scores`` raises for few images.
     """
-    outside = outside_support(real, generated, quantile)
+    outside = outside_support(real, generated, QUANTILE)
     order = torch.randperm(len(outside), generator=torch.Generator().manual_seed(seed))
     at_random = torch.ones(len(outside), dtype=torch.bool)
     at_random[order[: int(outside.sum())]] = False

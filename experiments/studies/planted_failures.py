@@ -136,7 +136,7 @@ def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder
         sets = Sets(real, images, train, held_out)
         scorer = Scorer(sets, vectors, tools.extractors, suite.replicates, suite.seed, folder / "scores.partial.jsonl")
         rows = scorer.measure(tools.instruments)
-        found[name] = Result(rows, {copy.generated for copy in near_copies(sets, vectors) or ()})
+        found[name] = Result(rows, {copy.generated for copy in near_copies(sets, vectors, tools.copies) or ()})
         print(f"{name}: {len(images)} images, {len(found[name].named)} named as near copies", flush=True)
     return found
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lightning_modules.metrics.score import DistributionScore
 
+SMALLEST = 0.2  # share of the generated images in the smallest set of ``frechet_infinity``'s line
+
 
 @dataclass(frozen=True)
 class GaussianStatistics:
@@ -94,7 +96,7 @@ def frechet_distance_of(real: Tensor, generated: Tensor) -> float:
     return frechet_distance(_statistics(real), _statistics(generated))
 
 
-def frechet_infinity(real: Tensor, generated: Tensor, points: int = 5, smallest: float = 0.2, seed: int = 0) -> float:
+def frechet_infinity(real: Tensor, generated: Tensor, points: int = 5) -> float:
     """Return what the Frechet distance would be with infinitely many generated images.
 
     Chong and Forsyth 2020 (arXiv:1911.07023, section 3 and algorithm 1): the distance of N generated images is a
@@ -105,9 +107,8 @@ def frechet_infinity(real: Tensor, generated: Tensor, points: int = 5, smallest:
     Args:
         real: Features (N, D).
         generated: Features (M, D).
-        points: Sizes on the line, at least 2.
-        smallest: The smallest size, as a share of the generated images. Below D images the line bends.
-        seed: Of the random order.
+        points: Sizes on the line, at least 2; the smallest is a fifth of the generated images. Below D images the line
+            bends.
 
     Returns:
         The intercept. It may be slightly negative where the distributions are equal.
@@ -116,12 +117,12 @@ def frechet_infinity(real: Tensor, generated: Tensor, points: int = 5, smallest:
         ValueError: If the smallest set would have fewer than two images, or features are of different lengths.
     """
     count = len(generated)
-    if int(smallest * count) < 2:
-        raise ValueError(f"the smallest of {points} sets would have {int(smallest * count)} of {count} images, not 2")
+    if int(SMALLEST * count) < 2:
+        raise ValueError(f"the smallest of {points} sets would have {int(SMALLEST * count)} of {count} images, not 2")
     if real.shape[1] != generated.shape[1]:
         raise ValueError(f"features of different lengths: {real.shape[1]} and {generated.shape[1]}")
-    sizes = sorted({round(count / inverse) for inverse in np.linspace(1.0, 1.0 / smallest, points)})
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    sizes = sorted({round(count / inverse) for inverse in np.linspace(1.0, 1.0 / SMALLEST, points)})
+    order = torch.from_numpy(np.random.default_rng(0).permutation(count))
     if len(real) * count <= real.shape[1] ** 2:
         distances = [frechet_distance_of(real, generated[order[:size]]) for size in sizes]
     else:

@@ -179,6 +179,7 @@ class Copies(MemorisationScore):
 
     better = "lower"
     bounds = (0.0, 1.0)
+    reads: Pixels
 
     def __init__(self, false_alarms: float = 0.01) -> None:
         if not 0.0 < false_alarms < 1.0:

@@ -47,45 +47,61 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     return value
 
 
-class NeighbourSimilarity(FeatureExtractor):
-    """Similarity of each image to the next one of its batch, and of the last to the first.
+class PairSimilarity(FeatureExtractor):
+    """Similarity of images 2i and 2i + 1 of a batch, in the rows of both.
 
-    A batch of N images is N pairs, and each image is in two of them: batches must be drawn at random, and of the same
-    size in all sets.
+    Pairs share no image, so that similarities of images drawn at random are independent.
     """
 
-    score_name = "neighbour_similarity"
+    score_name = "pair_similarity"
     dimensions = 1
 
     def identity(self) -> dict[str, str]:
         """Return name, "none" for the weights, and preprocessing."""
         return {
-            "extractor": "ms_ssim_of_neighbours",
+            "extractor": "ms_ssim_of_disjoint_pairs",
             "weights_sha256": "none",
             "preprocessing": "own resolution; 5 scales from 176 pixels on the shorter side, 4 from 88, 3 from 44, 2 "
             "from 22, else 1, weights divided by their sum",
         }
 
     def features(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W), N at least 2, to similarities (N, 1)."""
+        """Map images (N, C, H, W), N at least 2, to similarities (N, 1); the last of an odd number gets NaN."""
         if len(images) < 2:
-            raise ValueError("a single image has no neighbour; give batches of at least 2")
-        return ms_ssim(images, images.roll(-1, dims=0)).float()[:, None]
+            raise ValueError("a single image makes no pair; give batches of at least 2")
+        found = images.new_full((len(images), 1), torch.nan)
+        similarities = ms_ssim(images[:-1:2], images[1::2]).float()
+        found[: 2 * len(similarities), 0] = similarities.repeat_interleave(2)
+        return found
 
 
 class Diversity(DistributionScore):
-    """Mean structural similarity of pairs of generated images: above real images' where a generator repeats itself."""
+    """Mean structural similarity of pairs of generated images: above real images' where a generator repeats itself.
+
+    Each image is in one pair at most. The pair is what is resampled, and real pairs share no patient, so that the
+    deviation over halves is the standard error of the mean, and halves of real images share neither images nor
+    patients. (With each image in two pairs, the error was 1.2 to 1.3 times the reported one.)
+    """
 
     better = "as real"
+    unit = "pair"
     bounds = (-1.0, 1.0)
     steady_from = 100  # similarities of pairs spread widely, and with fewer a collapse in part is not seen
     at_most = 2_000
 
     def __init__(self) -> None:
-        self.reads = NeighbourSimilarity()
+        self.reads = PairSimilarity()
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
-        """Return ``ms_ssim`` of the generated images."""
+        """Return ``ms_ssim`` of the generated images.
+
+        Args:
+            real: Similarities (N, 1), one per pair; they say how many there are, no more.
+            generated: Similarities (M, 1), one per pair.
+
+        Raises:
+            TooFewImagesError: If a set has fewer than ``at_least`` pairs.
+        """
         self.check(real, generated)
         return {"ms_ssim": float(generated.double().mean())}
 

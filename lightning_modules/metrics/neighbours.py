@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def nearest(queries: Tensor, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def nearest_images(queries: Tensor, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Return each query's nearest image and how far it is.
 
     The distance is the root mean square difference of pixels: it finds copies, not resemblance. Images that differ by a

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_modules.metrics.features import FeatureExtractor
 
 Better = Literal["lower", "higher", "as real"]
+Unit = Literal["image", "pair"]
 
 
 class TooFewImagesError(ValueError):
@@ -29,6 +30,8 @@ class Instrument(ABC):
         steady_from: Images of each set below which a value comes with a warning; see ``enough``.
         at_most: Images of each set that are used; None = all.
         bounds: Where the values end: no interval goes beyond.
+        unit: What a row of a set is, and what is resampled: an image; or a pair, images 2i and 2i + 1 of the set, whose
+            vector is that of image 2i. Of real images only pairs that share no patient are taken.
         one_per_group: Take one image of each patient: for what learns from images, and would know a patient again.
     """
 
@@ -38,6 +41,7 @@ class Instrument(ABC):
     steady_from: int = 2
     at_most: int | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    unit: Unit = "image"
     one_per_group: bool = False
 
     def enough(self, dimensions: int) -> int:
@@ -52,7 +56,7 @@ class Instrument(ABC):
         """Check shapes and sizes.
 
         Raises:
-            TooFewImagesError: If a set has fewer than ``at_least`` images.
+            TooFewImagesError: If a set has fewer than ``at_least`` images, or pairs.
             ValueError: If a set is no (N, D) of finite numbers, or lengths of vectors differ.
         """
         for vectors in sets:
@@ -60,7 +64,9 @@ class Instrument(ABC):
                 raise ValueError(f"expected sets of vectors (N, D) with one D, got {[tuple(s.shape) for s in sets]}")
             if len(vectors) < self.at_least:
                 name = type(self).__name__
-                raise TooFewImagesError(f"{name} needs at least {self.at_least} images of each set, got {len(vectors)}")
+                raise TooFewImagesError(
+                    f"{name} needs at least {self.at_least} {self.unit}s of each set, got {len(vectors)}"
+                )
             if not vectors.isfinite().all():
                 raise ValueError(f"{type(self).__name__}: a vector holds values that are not finite")
 

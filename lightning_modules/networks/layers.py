@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from lightning_modules.networks.convolution import conv2d
 
 SMALLEST_GRID = 4
+STD = 0.02  # of initial weights (Radford 2016, section 4)
+GROUP = 4  # images that share a deviation, as in the reference implementation of Karras 2018
 
 
 def base_grid(image_size: Sequence[int]) -> tuple[tuple[int, int], int]:
@@ -42,13 +44,13 @@ def check_shape(images: Tensor, channels: int, image_size: Sequence[int]) -> Non
         raise ValueError(f"got images of shape {tuple(images.shape)}, expected (N, {', '.join(map(str, expected))})")
 
 
-def init_normal(network: nn.Module, std: float = 0.02) -> None:
+def init_normal(network: nn.Module) -> None:
     """Draw weights from N(0, 0.02^2), batch-norm scales from N(1, 0.02^2); biases are 0 (Radford 2016, section 4)."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.normal_(layer.weight, 0.0, std)
+            nn.init.normal_(layer.weight, 0.0, STD)
         elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.weight, 1.0, std)
+            nn.init.normal_(layer.weight, 1.0, STD)
         else:
             continue
         if layer.bias is not None:
@@ -112,23 +114,22 @@ def pixel_norm(features: Tensor) -> Tensor:
     return features * (features.float().square().mean(dim=1, keepdim=True) + 1e-8).rsqrt().to(features.dtype)
 
 
-def minibatch_std(features: Tensor, parts: int = 1, group_size: int = 4) -> Tensor:
+def minibatch_std(features: Tensor, parts: int = 1) -> Tensor:
     """Append one channel: how much the images of a group differ from each other (Karras 2018, section 3).
 
-    Standard deviation over a group for each feature and pixel, averaged over features and pixels. A part that cannot be
-    cut into groups is one group; a group of one image has a deviation of 0 (up to rounding).
+    Standard deviation over a group of four for each feature and pixel, averaged over features and pixels. A part that
+    cannot be cut into groups is one group; a group of one image has a deviation of 0 (up to rounding).
 
     Args:
         features: (N, C, H, W).
         parts: The batch consists of so many equal parts (real and generated images, say) that share no statistic.
-        group_size: Images in a group.
 
     Returns:
         Features (N, C + 1, H, W).
     """
     n, channels, height, width = features.shape
     size = n // parts
-    group = group_size if size % group_size == 0 else size
+    group = GROUP if size % GROUP == 0 else size
     groups = features.float().reshape(parts, group, size // group, channels, height, width)
     # The constant keeps the derivative of the root finite where all images of a group are equal.
     deviation = (groups.var(dim=1, correction=0) + 1e-8).sqrt().mean(dim=(2, 3, 4))

@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as oracle
 
 from datamodules.phantom_drawings import chest_xray
-from lightning_modules.metrics.ms_ssim import WEIGHTS, Diversity, NeighbourSimilarity, ms_ssim
+from lightning_modules.metrics.ms_ssim import WEIGHTS, Diversity, PairSimilarity, ms_ssim
 from lightning_modules.metrics.score import TooFewImagesError
 
 
@@ -59,32 +59,44 @@ def test_agrees_with_torchmetrics(shape):
     torch.testing.assert_close(ms_ssim(a, b).float(), expected, rtol=0.0, atol=0.01)
 
 
-def test_each_image_meets_its_neighbour():
-    images = drawings(3, 48)
-    found = NeighbourSimilarity()(images)
-    expected = [float(ms_ssim(images[i : i + 1], images[j : j + 1])) for i, j in ((0, 1), (1, 2), (2, 0))]
-    assert found.shape == (3, 1) and found.dtype == torch.float32
-    assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+def test_each_image_is_in_one_pair():
+    images = drawings(5, 48)
+    found = PairSimilarity()(images)
+    one, other = (float(ms_ssim(images[i : i + 1], images[i + 1 : i + 2])) for i in (0, 2))
+    assert found.shape == (5, 1) and found.dtype == torch.float32
+    assert found[:, 0].tolist() == pytest.approx([one, one, other, other, float("nan")], abs=1e-5, nan_ok=True)
+    torch.testing.assert_close(PairSimilarity()(images[:4]), found[:4])
+
+
+def test_pairs_are_independent():
+    """400 sets of 20 images: the standard error by the spread within a set is the spread of the means of sets."""
+    random, net = torch.Generator().manual_seed(0), PairSimilarity()
+    pattern = torch.rand(16, 16, generator=random) * 2 - 1
+    # Contrast differs from image to image, so that one image makes all its pairs alike or unlike.
+    contrast = torch.rand(400, 20, 1, 1, 1, generator=random)
+    pairs = torch.stack([net(images)[::2, 0] for images in contrast * pattern]).double()
+    reported = (pairs.var(dim=1).mean() / pairs.shape[1]).sqrt()
+    assert float(pairs.mean(dim=1).std() / reported) == pytest.approx(1.0, abs=0.1)
 
 
 def test_repetition_is_seen():
-    various, net = drawings(12, 48), NeighbourSimilarity()
+    various, net = drawings(24, 48)[::2], PairSimilarity()  # of twelve patients
     collapsed = various[:1] + 0.02 * torch.randn(12, 1, 48, 48, generator=torch.Generator().manual_seed(0))
     (usual,), (repeated,) = (
-        Diversity().measure(net(various), net(x.clamp(-1, 1))).values() for x in (various, collapsed)
+        Diversity().measure(net(various)[::2], net(x.clamp(-1, 1))[::2]).values() for x in (various, collapsed)
     )
     assert repeated > usual + 0.05
 
 
 def test_too_small_and_too_few_are_refused():
     with pytest.raises(ValueError, match="at least 11 pixels a side, got 10"):
-        NeighbourSimilarity()(torch.zeros(2, 1, 10, 40))
+        PairSimilarity()(torch.zeros(2, 1, 10, 40))
     with pytest.raises(ValueError, match="batches of at least 2"):
-        NeighbourSimilarity()(torch.zeros(1, 1, 40, 40))
+        PairSimilarity()(torch.zeros(1, 1, 40, 40))
     with pytest.raises(ValueError, match="different shapes"):
         ms_ssim(torch.zeros(2, 1, 20, 20), torch.zeros(2, 1, 20, 21))
     values = torch.tensor([[0.2], [0.4]])
     assert Diversity().measure(values, values) == {"ms_ssim": pytest.approx(0.3)}
-    assert isinstance(Diversity().reads, NeighbourSimilarity)
-    with pytest.raises(TooFewImagesError, match="Diversity needs at least 2"):
+    assert isinstance(Diversity().reads, PairSimilarity)
+    with pytest.raises(TooFewImagesError, match="Diversity needs at least 2 pairs of each set, got 1"):
         Diversity().measure(values, values[:1])
