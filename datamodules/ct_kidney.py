@@ -89,7 +89,7 @@ class CTKidney(ImageDataModule):
         records = []
         for folder in self._class_folders:
             label = folder.name.capitalize()
-            files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+            files = [path for path in _shown(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
             for path in sorted(files, key=_by_number):
                 name = path.relative_to(self.root).as_posix()
                 remember((name,))
@@ -113,7 +113,7 @@ class CTKidney(ImageDataModule):
         """Class folders below the root, the Kaggle download's doubled levels included, in class order."""
         found, level = [], [Path(self.root)]
         for _ in range(4):
-            level = sorted(folder for parent in level for folder in parent.iterdir() if folder.is_dir())
+            level = sorted(folder for parent in level for folder in _shown(parent) if folder.is_dir())
             found += [folder for folder in level if folder.name.capitalize() in self.classes]
             level = [folder for folder in level if folder.name.capitalize() not in self.classes]
         return sorted(found, key=lambda folder: (folder.name.capitalize(), folder))
@@ -178,6 +178,11 @@ def read_classes(path: Path, classes: tuple[str, ...]) -> dict[str, str]:
     if not found:
         raise DataError(f"{path}: holds no row")
     return found
+
+
+def _shown(folder: Path) -> list[Path]:
+    """Return what lies in a folder without what is hidden, e.g. the ._ files that macOS leaves."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _by_number(path: Path) -> tuple[int, str]:

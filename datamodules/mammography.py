@@ -16,6 +16,7 @@ import numpy as np
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
 from datamodules.dicom import read_dicom
+from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, is_deep, read_grey
 from datamodules.samplers import Schedule
@@ -125,7 +126,7 @@ class Mammography(ImageDataModule):
         if not Path(self.root).is_dir():
             raise DataError(f"data.root={self.root}: there is no such folder. {expected}")
         suffixes = DICOM if self.layout == "inbreast" else DICOM | PICTURES
-        if not any(path.suffix.lower() in suffixes for path in Path(self.root).rglob("*")):
+        if not any(path.suffix.lower() in suffixes for path in walk_files(Path(self.root))):
             raise DataError(f"data.root={self.root}: holds no such file. {expected}")
         for key, path in (("csv", self.csv), ("exclude_csv", self.exclude_csv)):
             if path is not None and not Path(path).is_file():

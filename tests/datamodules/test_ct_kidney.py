@@ -57,6 +57,13 @@ def test_batch_keeps_the_contract(kidney_root, tmp_path):
     assert CLASSES[int(batch["label"][1].argmax())] in batch["id"][1]
 
 
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=2)
+    shutil.copytree(class_folder(root, "Cyst"), root / ".trash" / "Cyst")
+    (class_folder(root, "Cyst") / "._Cyst- (1).jpg").write_bytes(b"what macOS leaves beside a file")
+    assert len(kidney(root, tmp_path).records()) == 8
+
+
 @pytest.mark.parametrize("depth", ["flat", "single"])
 def test_other_depths_are_found(kidney_root, tmp_path, depth):
     target = tmp_path / "copy" if depth == "flat" else tmp_path / "copy" / "inner"

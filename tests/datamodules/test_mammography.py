@@ -440,6 +440,36 @@ def test_quirk_18_inbreast_csv_with_semicolons_and_padded_blanks(tmp_path, caplo
     assert caplog.text.count("contradicts") == 1 and "side contradicts the CSV" in caplog.text
 
 
+@pytest.mark.parametrize("layout", ["cbis_ddsm", "inbreast", "vindr", "folder"])
+def test_linked_folders_are_followed(tmp_path, layout):
+    plain = data(write_layout(tmp_path / "elsewhere", layout), tmp_path, layout).records()
+    (tmp_path / "root").mkdir()
+    for path in (tmp_path / "elsewhere").iterdir() if layout == "vindr" else [tmp_path / "elsewhere"]:
+        (tmp_path / "root" / path.name).symlink_to(path)
+    linked = data(tmp_path / "root", tmp_path, layout).records()
+    assert len(linked) == 40 and [record.group for record in linked] == [record.group for record in plain]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "text"),
+    [
+        (
+            "cbis_ddsm",
+            "mass_case_description_test_set.csv",
+            "patient_id,image file path,cropped image file path,ROI mask file path,pathology\nP_1,Mass-Test_P_9/1,c,m,B\n",
+        ),
+        ("inbreast", "INbreast.csv", "File Name;View\n999;CC\n"),
+    ],
+)
+def test_lists_in_linked_folders_are_followed(tmp_path, layout, name, text):
+    root = write_layout(tmp_path / "root", layout)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / name).write_text(text)
+    (root / "lists").symlink_to(tmp_path / "lists")
+    with pytest.raises(DataError, match="1 of 1 listed images are not on disk"):
+        data(root, tmp_path, layout).records()
+
+
 # Settings ---------------------------------------------------------------------------------------------------------
 
 
