@@ -115,6 +115,27 @@ def test_files_named_after_a_patient_are_grouped_by_patient(tmp_path):
     assert groups["P9_LA_F_S_I01.jpg"] == "P9"
 
 
+def test_renamed_copies_with_a_number_at_the_end_form_the_same_blocks(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=12)
+    of_download = [record.group for record in kidney(root, tmp_path, block_size=5).records()]
+    for label in CLASSES:
+        for path in class_folder(root, label).iterdir():
+            path.rename(path.with_name(f"{label}-{int(path.stem.split('(')[1][:-1]):04}.jpg"))
+    records = kidney(root, tmp_path, block_size=5).records()
+    assert [record.group for record in records] == of_download
+    assert {record.group for record in records if "Cyst-0007" in record.name} == {"Cyst block 1"}
+    assert len({record.group for record in records}) == 4 * 3
+
+
+def test_files_whose_neighbours_are_not_known_are_refused(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=2)
+    folder = class_folder(root, "Stone")
+    for name in ("a", "b"):
+        shutil.copy(folder / "Stone- (1).jpg", folder / f"{name}.jpg")
+    with pytest.raises(DataError, match=r"names of 2 files .* e.g. .*Stone/a.jpg: .* neighbouring slices would leak"):
+        kidney(root, tmp_path).records()
+
+
 def test_damaged_and_stray_files_are_skipped_by_name_up_to_the_limit(tmp_path, caplog):
     root = write_kidney(tmp_path / "root")
     folder = class_folder(root, "Tumor")
