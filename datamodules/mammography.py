@@ -50,7 +50,7 @@ class Mammography(ImageDataModule):
         view: Which views are used; images of unknown view are left out unless it is "both".
         flip_to: Mirror images so that all breasts lie at this border; None = off. Where the breast lies is seen from
             the pixels (the brighter half), because what "left" means differs between data sets: some show the left
-            breast at the left border, some at the right, some are mirrored.
+            breast at the left border, some at the right, some are mirrored. With it, augmentation must not flip.
         isolate_breast: Set everything but the breast to background: labels, markers, white strips of film scanners.
         value_range: PNG and JPEG: the stored values that are black and white. Needed for 16-bit files, whose values
             may fill 12 bits as well as 16; None = 0 to 255, for 8-bit files.
@@ -113,6 +113,11 @@ class Mammography(ImageDataModule):
             raise ValueError(f"missing_ok={missing_ok}: is a share, it lies in 0 to 1")
         if window < 0:
             raise ValueError(f"window={window}: must not be negative")
+        if flip_to is not None and self.augmentation.limits.flip_lr > 0:
+            raise ValueError(
+                f"flip_to={flip_to}: augmentation.flip_lr={self.augmentation.limits.flip_lr:g} would mirror breasts "
+                "back to the other border; set data.augmentation.flip_lr=0, or data.flip_to=null"
+            )
         self.root, self.layout, self.csv, self.content = root, layout, csv, content
         self.view, self.flip_to, self.isolate_breast = view, flip_to, isolate_breast
         self.value_range, self.window = value_range, window

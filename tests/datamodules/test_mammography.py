@@ -10,6 +10,8 @@ from dicom_files import code, write_mammogram
 from PIL import Image
 
 from datamodules import mammography_layouts
+from datamodules.augmentation import Augmentation
+from datamodules.base import ImageDataModule
 from datamodules.mammography import (
     Mammography,
     breast_side,
@@ -19,6 +21,7 @@ from datamodules.mammography import (
 )
 from datamodules.mammography_layouts import read_cbis_csv, read_rows
 from datamodules.readers import DataError, UnreadableImageError
+from experiments import config as cfg
 from lightning_modules.schedules import ConstantSchedule
 
 SMALL = ConstantSchedule((160, 128), 4, 8)
@@ -456,7 +459,7 @@ def test_linked_folders_are_followed(tmp_path, layout):
         (
             "cbis_ddsm",
             "mass_case_description_test_set.csv",
-            "patient_id,image file path,cropped image file path,ROI mask file path,pathology\nP_1,Mass-Test_P_9/1,c,m,B\n",
+            "patient_id,image file path,cropped image file path,ROI mask file path,pathology\nP,Mass-Test_P_9,c,m,M\n",
         ),
         ("inbreast", "INbreast.csv", "File Name;View\n999;CC\n"),
     ],
@@ -483,11 +486,29 @@ def test_lists_in_linked_folders_are_followed(tmp_path, layout, name, text):
         ({"value_range": (4095, 0)}, "black must be below white"),
         ({"missing_ok": 2}, "missing_ok=2"),
         ({"window": -1}, "window=-1"),
+        (
+            {"flip_to": "left", "augmentation": Augmentation("mammogram")},
+            r"flip_to=left: augmentation.flip_lr=0.5 .*set data.augmentation.flip_lr=0",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, arguments, match):
     with pytest.raises(ValueError, match=match):
         data(tmp_path, tmp_path, **arguments)
+
+
+def test_flips_of_the_preset_are_switched_off_on_the_command_line(tmp_path):
+    settings = ["augmentation.preset=mammogram", "flip_to=left", f"root={tmp_path}", f"cache_dir={tmp_path}"]
+
+    def built(*more):
+        overrides = [f"data.{setting}" for setting in (*settings, *more)]
+        node = cfg.load("progressive_mammography_1280x1024_cc", overrides)["data"]
+        return cfg.build(node, "data", ImageDataModule, schedule=SMALL, seed=0)
+
+    with pytest.raises(cfg.ConfigError, match=r"data\.flip_to=left: "):
+        built()
+    limits = built("augmentation.flip_lr=0").augmentation.limits
+    assert limits.flip_lr == 0 and limits.max_zoom > 0
 
 
 @pytest.mark.parametrize("layout", ["cbis_ddsm", "inbreast", "vindr", "folder"])
