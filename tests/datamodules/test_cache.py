@@ -1,3 +1,4 @@
+import hashlib
 import json
 import multiprocessing
 import os
@@ -236,6 +237,23 @@ def test_hashes_follow_the_content_and_are_remembered(tmp_path):
     second = content_hashes(paths, memo)
     assert second[0] == first[0] and second[1] != first[1]
     assert len(json.loads(memo.read_text())) == 2
+
+
+def test_file_that_cannot_be_opened_is_hashed_once_it_can(tmp_path, monkeypatch):
+    path, memo = tmp_path / "a", tmp_path / "hashes.json"
+    path.write_bytes(b"x")
+    opened = type(path).open
+
+    def refused(self, *arguments, **named):
+        if self == path:
+            raise PermissionError(self)
+        return opened(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "open", refused)
+        assert content_hashes([path], memo) == [f"cannot be opened: {path}"]
+    assert content_hashes([path], memo) == [hashlib.sha256(b"x").hexdigest()]
+    assert json.loads(memo.read_text()).keys() == {str(path)}
 
 
 def test_damaged_memory_of_hashes_is_ignored(tmp_path):
