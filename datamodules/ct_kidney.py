@@ -78,7 +78,7 @@ class CTKidney(ImageDataModule):
         """Raise DataError unless the class folders are there."""
         if not self.root:
             raise DataError(f"data.root is not set: pass data.root=FOLDER or set MIRAGE_CT_KIDNEY. {self._help()}")
-        if not Path(self.root).is_dir():
+        if not self._root.is_dir():
             raise DataError(f"data.root={self.root}: there is no such folder. {self._help()}")
         missing = sorted(set(self.classes) - {folder.name.capitalize() for folder in self._class_folders})
         if missing:
@@ -91,7 +91,7 @@ class CTKidney(ImageDataModule):
             label = folder.name.capitalize()
             files = [path for path in _shown(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
             for path in sorted(files, key=_by_number):
-                name = path.relative_to(self.root).as_posix()
+                name = path.relative_to(self._root).as_posix()
                 remember((name,))
                 group = self._group(label, path.stem)
                 if group is None:
@@ -118,10 +118,14 @@ class CTKidney(ImageDataModule):
             )
         return values[None]
 
+    @property
+    def _root(self) -> Path:
+        return Path(self.root).expanduser()
+
     @cached_property
     def _class_folders(self) -> list[Path]:
         """Class folders below the root, the Kaggle download's doubled levels included, in class order."""
-        found, level = [], [Path(self.root)]
+        found, level = [], [self._root]
         for _ in range(4):
             level = sorted(folder for parent in level for folder in _shown(parent) if folder.is_dir())
             found += [folder for folder in level if folder.name.capitalize() in self.classes]
@@ -143,7 +147,7 @@ class CTKidney(ImageDataModule):
         return None if number is None else f"{label} block {number // self.block_size}"
 
     def _compare_with_csv(self, records: list[Record]) -> None:
-        path = Path(self.root) / "kidneyData.csv"
+        path = self._root / "kidneyData.csv"
         if not path.is_file():
             return
         listed = read_classes(path, self.classes)

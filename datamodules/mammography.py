@@ -128,18 +128,19 @@ class Mammography(ImageDataModule):
         expected = f"Expected for data.layout={self.layout} are {EXPECTED[self.layout]}"
         if not self.root:
             raise DataError(f"data.root is not set: pass data.root=FOLDER or set MIRAGE_MAMMOGRAPHY. {expected}")
-        if not Path(self.root).is_dir():
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
             raise DataError(f"data.root={self.root}: there is no such folder. {expected}")
         suffixes = DICOM if self.layout == "inbreast" else DICOM | PICTURES
-        if not any(path.suffix.lower() in suffixes for path in walk_files(Path(self.root))):
+        if not any(path.suffix.lower() in suffixes for path in walk_files(root)):
             raise DataError(f"data.root={self.root}: holds no such file. {expected}")
         for key, path in (("csv", self.csv), ("exclude_csv", self.exclude_csv)):
-            if path is not None and not Path(path).is_file():
+            if path is not None and not Path(path).expanduser().is_file():
                 raise DataError(f"data.{key}={path}: there is no such file")
 
     def records(self) -> list[Record]:
         """Return the images that are to be used; those left out are counted in the log."""
-        root, records, left_out = Path(self.root), [], Counter[str]()
+        root, records, left_out = Path(self.root).expanduser(), [], Counter[str]()
         listed = self._listed_exclusions()
         for found in self._find(root):
             name = found.path.relative_to(root).as_posix()
@@ -191,12 +192,12 @@ class Mammography(ImageDataModule):
             return inbreast(root, self.missing_ok)
         if self.layout == "vindr":
             return vindr(root, self.missing_ok)
-        return folder(root, Path(self.csv) if self.csv else None, self.missing_ok)
+        return folder(root, Path(self.csv).expanduser() if self.csv else None, self.missing_ok)
 
     def _listed_exclusions(self) -> set[str]:
         if self.exclude_csv is None:
             return set()
-        path = Path(self.exclude_csv)
+        path = Path(self.exclude_csv).expanduser()
         rows = read_rows(path, ())
         column = next((name for name in ("file", "image_id") if name in rows[0]), None)
         if column is None:

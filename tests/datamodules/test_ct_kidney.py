@@ -64,6 +64,11 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     assert len(kidney(root, tmp_path).records()) == 8
 
 
+def test_tilde_is_the_home_folder(kidney_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(kidney_root.parent))
+    assert kidney(f"~/{kidney_root.name}", tmp_path).records() == kidney(kidney_root, tmp_path).records()
+
+
 @pytest.mark.parametrize("depth", ["flat", "single"])
 def test_other_depths_are_found(kidney_root, tmp_path, depth):
     target = tmp_path / "copy" if depth == "flat" else tmp_path / "copy" / "inner"

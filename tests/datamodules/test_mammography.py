@@ -311,6 +311,15 @@ def test_wrong_csv_is_refused(tmp_path, text, match):
         with_csv(tmp_path, text, "IM1.png").records()
 
 
+def test_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pictures(tmp_path, "IM1.png", "IM2.png")
+    (tmp_path / "list.csv").write_text("file,patient\nIM1.png,A\nIM2.png,B\n")
+    (tmp_path / "out.csv").write_text("file\nIM2.png\n")
+    module = data("~/root", tmp_path, csv="~/list.csv", exclude_csv="~/out.csv")
+    assert [record.path for record in module.records()] == [tmp_path / "root" / "IM1.png"]
+
+
 def test_missing_files_are_counted_up_to_the_limit(tmp_path, caplog):
     text = "file,patient\nIM1.png,A\nIM9.png,A\n"
     assert len(with_csv(tmp_path, text, "IM1.png", missing_ok=0.5).records()) == 1
