@@ -98,6 +98,39 @@ def test_byte_identical_duplicates_are_dropped_and_counted(tmp_path, caplog):
     assert sum(data.size(split) for split in ("train", "val", "test")) == 40
 
 
+def test_byte_identical_files_of_two_classes_are_left_out_and_counted(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root")
+    shutil.copy(class_folder(root, "Cyst") / "Cyst- (2).jpg", class_folder(root, "Tumor") / "Tumor- (2).jpg")
+    data = prepared(root, tmp_path)
+    assert "left out 2 byte-identical duplicates with different labels" in caplog.text
+    names = [record.name for split in ("train", "val", "test") for record in data.split_records(split)]
+    assert sorted(name.rsplit("/")[-1] for name in names if "(2)" in name) == ["Normal- (2).jpg", "Stone- (2).jpg"]
+    assert len(names) == 38
+
+
+def test_blocks_that_share_a_file_stay_together(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root", per_class=60)
+    folder = class_folder(root, "Cyst")
+    for number, other in ((2, 12), (13, 22), (42, 31)):  # blocks of ten: 0, 1 and 2 become one, 3 and 4 another
+        shutil.copy(folder / f"Cyst- ({number}).jpg", folder / f"Cyst- ({other}).jpg")
+    parts = set()
+    for seed in range(8):
+        data = CTKidney(SCHEDULE, seed, str(root), str(tmp_path / "cache"), 10, val_fraction=0.2, test_fraction=0.3)
+        data.setup()
+        split_of = {
+            record.name.rsplit(" ")[-1]: split
+            for split in ("train", "val", "test")
+            for record in data.split_records(split)
+            if record.labels == ("Cyst",)
+        }
+        assert len(split_of) == 57
+        assert len({split_of[f"({number}).jpg"] for number in (1, 11, 21)}) == 1
+        assert len({split_of[f"({number}).jpg"] for number in (31, 41)}) == 1
+        parts.add(split_of["(31).jpg"])
+    assert len(parts) > 1
+    assert "Cyst block 1 with Cyst block 0, Cyst block 2 with Cyst block 0" in caplog.text
+
+
 def test_blocks_of_neighbours_stay_together(tmp_path):
     root = write_kidney(tmp_path / "root", per_class=60)
     data = prepared(root, tmp_path, block_size=5, val_fraction=0.2, test_fraction=0.2)
