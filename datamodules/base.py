@@ -31,6 +31,10 @@ from datamodules.transforms import resize
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
 
+# Part of cache key and fingerprint. Raise it when the same file gives other pixels than before, in any data set or in
+# ``resize``: caches are built anew, and runs on the old pixels are not resumed. Drawings have a version of their own.
+READING_VERSION = 1
+
 
 def _outlive_a_signal(worker: int) -> None:
     """Let a reading process live through the first signal of each kind.
@@ -247,7 +251,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
-        digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())
+        digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self._reading()}".encode())
         for row in self._rows[split]:
             digest.update(self._kept[row][1].encode())
         return digest.hexdigest()[:20]
@@ -350,6 +354,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
             next(hashes) if record.path is not None else f"{record.name} {self.read_settings()}" for record in records
         ]
 
+    def _reading(self) -> dict[str, Any]:
+        """Return what the pixels depend on besides the files; version 1 is not said, as it was before there was one."""
+        version = {"reading": READING_VERSION} if READING_VERSION > 1 else {}
+        return {**version, **self.read_settings()}
+
     def _open_caches(self) -> dict[tuple[int, int], ImageCache]:
         """Return a cache per resolution of the schedule; missing ones are built in one pass over the files."""
         records, contents = self._scanned()
@@ -390,7 +399,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "format": 2,  # of the cache's files
             "size": [height, width],
             "intensity": asdict(self.intensity),
-            **self.read_settings(),
+            **self._reading(),
         }
         key = cache_key(settings, names, contents)
         return self.cache_dir / "images" / f"{self._name}-{height}x{width}-{key}"

@@ -8,6 +8,7 @@ import torch
 from conftest import CLASSES, SHARED, write_kidney
 from PIL import Image
 
+from datamodules import base
 from datamodules.ct_kidney import CTKidney, read_classes
 from datamodules.readers import DataError
 from lightning_modules.schedules import ConstantSchedule
@@ -216,6 +217,16 @@ def test_changed_file_changes_the_fingerprint(tmp_path):
         path = class_folder(root, label) / f"{label}- (1).jpg"
         Image.fromarray(np.full((64, 64), 7, np.uint8)).save(path)
     assert prepared(root, tmp_path).fingerprint("train") != before
+
+
+def test_new_reading_version_rebuilds_the_cache_and_changes_the_fingerprint(tmp_path, monkeypatch):
+    root = write_kidney(tmp_path / "root")
+    before = prepared(root, tmp_path).facts()
+    monkeypatch.setattr(base, "READING_VERSION", base.READING_VERSION + 1)
+    monkeypatch.setattr(CTKidney, "read", lambda self, record: np.full((1, 64, 64), 255, np.float32))
+    after = prepared(root, tmp_path)
+    assert float(next(after.images("train", 4)).min()) == 1
+    assert after.facts()["fingerprint"] != before["fingerprint"]
 
 
 CSV = "{},image_id,path,diag,target,Class\n"
