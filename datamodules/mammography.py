@@ -55,8 +55,9 @@ class Mammography(ImageDataModule):
         value_range: PNG and JPEG: the stored values that are black and white. Needed for 16-bit files, whose values
             may fill 12 bits as well as 16; None = 0 to 255, for 8-bit files.
         window: DICOM: which of the file's windows or VOI LUTs is used, counted from 0.
-        exclude: Reasons, of "implant", "magnification" (also partial views) and "clips", for which images are left out,
-            according to their tags or to the column exclude of ``csv``.
+        exclude: Reasons, of "implant", "magnification" (also partial views), "clips" and "for_processing" (the
+            detector's raw image, which looks unlike what is shown to readers), for which images are left out, according
+            to their tags or to the column exclude of ``csv``.
         exclude_csv: A CSV with a column file or image_id that lists images to leave out.
         missing_ok: Share of the images listed by CSVs that may be absent.
         val_fraction: Share of the images held out for validation, by patient.
@@ -86,7 +87,7 @@ class Mammography(ImageDataModule):
         isolate_breast: bool = False,
         value_range: tuple[float, float] | None = None,
         window: int = 0,
-        exclude: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = ("for_processing",),
         exclude_csv: str | None = None,
         missing_ok: float = 0.0,
         val_fraction: float = 0.1,

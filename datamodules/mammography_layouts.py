@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 UNKNOWN = "unknown patient of "  # begins the group of a file whose header cannot be read
-REASONS = ("implant", "magnification", "clips")
+REASONS = ("implant", "magnification", "clips", "for_processing")
 SIDES = {"L": "LEFT", "R": "RIGHT", "LEFT": "LEFT", "RIGHT": "RIGHT"}
 MAGNIFIED_FROM = 1.2  # a contact view has about 1.07: the breast lies some centimetres above the detector
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
@@ -297,6 +297,7 @@ def tag_reasons(header: "Dataset") -> tuple[str, ...]:
         "implant": str(header.get("BreastImplantPresent") or "").strip().upper() == "YES",
         "magnification": magnified,
         "clips": bool(_CLIPS.search(comments)),
+        "for_processing": str(header.get("PresentationIntentType") or "").strip().upper() == "FOR PROCESSING",
     }
     return tuple(reason for reason in REASONS if reasons[reason])
 

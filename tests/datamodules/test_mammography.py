@@ -245,6 +245,18 @@ def test_exclusion_by_tags_is_applied_if_asked_for_and_counted(tmp_path, caplog,
     assert (f"left out 1 images: {reason}" in caplog.text) == (reason is not None)
 
 
+def test_raw_images_are_left_out_and_counted_unless_they_are_wanted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root = tmp_path / "root"
+    for number, intent in enumerate(("FOR PROCESSING", "FOR PRESENTATION")):
+        write_mammogram(root / f"{number}.dcm", breast(number=number), bits=12, PresentationIntentType=intent)
+    assert [record.name for record in data(root, tmp_path).records()] == ["1.dcm"]
+    assert "left out 1 images: for_processing" in caplog.text
+    assert len(data(root, tmp_path, exclude=()).records()) == 2
+    node = cfg.load("progressive_mammography_1280x1024_mlo")["data"]
+    assert "for_processing" in node["exclude"]
+
+
 def test_exclude_csv_lists_files_or_image_ids(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     root = write_layout(tmp_path / "root", "folder")
