@@ -1,6 +1,8 @@
 """Finding files below a folder, and writing them."""
 
-from datamodules.files import find_files
+import os
+
+from datamodules.files import find_files, write_atomically
 
 
 def names(root):
@@ -50,3 +52,10 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     root = tmp_path / ".hidden root"
     touch(root / "a.png", root / "._a.png", root / ".thumbs" / "a.png", root / "b" / ".c" / "d" / "a.png")
     assert names(root) == ["a.png"]
+
+
+def test_file_and_then_its_folder_are_brought_to_the_disk(tmp_path, monkeypatch):
+    target, synced = tmp_path / "a", []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, target.exists())))
+    write_atomically(target, lambda file: file.write(b"x"))
+    assert synced == [(target.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
