@@ -21,6 +21,7 @@ from datamodules.mammography import (
 )
 from datamodules.mammography_layouts import read_cbis_csv, read_rows
 from datamodules.readers import DataError, UnreadableImageError
+from datamodules.samplers import BatchRequest
 from experiments import config as cfg
 from lightning_modules.schedules import ConstantSchedule
 
@@ -107,8 +108,6 @@ def write_layout(root, layout):
 
 @pytest.mark.parametrize("layout", ["cbis_ddsm", "inbreast", "vindr", "folder"])
 def test_whole_way_from_dicom_files_to_batches(tmp_path, layout):
-    from datamodules.samplers import BatchRequest
-
     module = prepared(write_layout(tmp_path / "root", layout), tmp_path, layout)
     records = module.records()
     assert len(records) == 40 and len({record.group for record in records}) == 10
@@ -183,6 +182,18 @@ def test_isolation_survives_empty_pictures(value):
 def test_isolation_keeps_a_picture_without_background():
     values = np.random.default_rng(0).uniform(0.4, 0.8, (300, 200)).astype(np.float32)
     np.testing.assert_array_equal(isolate_breast(values), values)
+
+
+def test_random_flips_exchange_the_sides_in_the_labels_and_keep_the_views(tmp_path):
+    root = write_layout(tmp_path / "root", "folder")
+    request = BatchRequest(0, np.arange(24), np.arange(24), (160, 128))
+    plain = prepared(root, tmp_path).train_images()[request]
+    flipped = prepared(root, tmp_path, augmentation=Augmentation(flip_lr=1.0)).train_images()[request]
+    assert torch.equal(flipped["image"], plain["image"].flip(-1))
+    assert flipped["id"] == plain["id"]
+    left, right, cc, mlo = plain["label"].T
+    assert torch.equal(flipped["label"], torch.stack([right, left, cc, mlo], dim=1))
+    assert 0 < left.sum() < 24 and 0 < cc.sum() < 24
 
 
 # Sides, views, reasons --------------------------------------------------------------------------------------------
