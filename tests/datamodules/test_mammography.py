@@ -1,6 +1,7 @@
 """Mammograms in their four layouts, and quirks 10 to 18 of the real files."""
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -455,7 +456,13 @@ def test_quirk_16_eight_bit_grey_stored_as_rgb_jpeg(tmp_path):
 
 def test_quirk_17_masks_are_left_out_and_exam_lists_are_never_unpickled(tmp_path, caplog):
     root = pictures(tmp_path, "0_L-CC.png", "0_R-CC_benign.png", "0_L-CC_malignant.png")
-    (root / "exam_list.pkl").write_bytes(b"cos\nsystem\n(S'touch /tmp/unpickled'\ntR.")
+    marker = tmp_path / "unpickled"
+    payload = f"cos\nmkdir\n(S'{marker}'\ntR.".encode()
+    (root / "exam_list.pkl").write_bytes(payload)
+    module = prepared(root, tmp_path, val_fraction=0.0, test_fraction=0.0)
+    assert module.size("train") == 1 and not marker.exists()
+    pickle.loads(payload)
+    assert marker.exists()
     assert [record.name for record in data(root, tmp_path).records()] == ["0_L-CC.png"]
     assert "2 files: left out, they are masks of lesions" in caplog.text
     assert "import pickle" not in open(mammography_layouts.__file__).read()
