@@ -10,7 +10,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,10 @@ from datamodules.transforms import resize
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+
+# Part of cache key and fingerprint. Raise it when the same file gives other pixels than before, in any data set or in
+# ``resize``: caches are built anew, and runs on the old pixels are not resumed. Drawings have a version of their own.
+READING_VERSION = 1
 
 
 def _outlive_a_signal(worker: int) -> None:
@@ -247,7 +251,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
-        digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())
+        digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self._reading()}".encode())
         for row in self._rows[split]:
             digest.update(self._kept[row][1].encode())
         return digest.hexdigest()[:20]
@@ -286,7 +290,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     # Mechanics ------------------------------------------------------------------------------------------------------
 
     def _scanned(self) -> tuple[list[Record], list[str]]:
-        """Return the records without byte-identical duplicates, and the hash of each one's content."""
+        """Return the records that are used, and the hash of each one's content."""
         if self._scan is None:
             records = self.records()
             files = [record for record in records if record.path is not None]
@@ -297,14 +301,51 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 contents = self._contents(records)
             except OSError as error:
                 raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
-            first: dict[str, str] = {}
-            pairs = list(zip(records, contents, strict=True))
-            unique = [pair for pair in pairs if first.setdefault(pair[1], pair[0].name) == pair[0].name]
-            dropped = [record.name for record, content in pairs if first[content] != record.name]
-            if dropped:
-                log.warning("%s: dropped %d byte-identical duplicates: %s", self._name, len(dropped), _some(dropped))
-            self._scan = [record for record, _ in unique], [content for _, content in unique]
+            self._scan = self._without_duplicates(records, contents)
         return self._scan
+
+    def _without_duplicates(self, records: list[Record], contents: list[str]) -> tuple[list[Record], list[str]]:
+        """Keep the first of byte-identical files, or none if they have different labels: which are right is not known.
+
+        Groups that share a file become one group, whose first name it gets: it is one patient under several names, who
+        would else lie in several splits.
+        """
+        copies: dict[str, list[Record]] = {}
+        for record, content in zip(records, contents, strict=True):
+            copies.setdefault(content, []).append(record)
+        joined: dict[str, str] = {}
+
+        def group_of(record: Record) -> str:
+            group = record.group
+            while group in joined:
+                group = joined[group]
+            return group
+
+        kept: dict[str, Record] = {}
+        dropped: list[str] = []
+        contradicting: list[str] = []
+        for content, (first, *others) in copies.items():
+            for other in others:
+                if group_of(other) != group_of(first):
+                    joined[group_of(other)] = group_of(first)
+            if any(set(other.labels) != set(first.labels) for other in others):
+                contradicting += [record.name for record in (first, *others)]
+            else:
+                kept[content] = first
+                dropped += [record.name for record in others]
+        if dropped:
+            log.warning("%s: dropped %d byte-identical duplicates: %s", self._name, len(dropped), _some(dropped))
+        if contradicting:
+            log.warning(
+                "%s: left out %d byte-identical duplicates with different labels, none of which can be trusted: %s",
+                self._name,
+                len(contradicting),
+                _some(contradicting),
+            )
+        if joined:
+            pairs = [f"{group} with {other}" for group, other in joined.items()]
+            log.warning("%s: joined groups that share byte-identical files: %s", self._name, _some(pairs))
+        return [replace(record, group=group_of(record)) for record in kept.values()], list(kept)
 
     def _contents(self, records: list[Record]) -> list[str]:
         paths = [record.path for record in records if record.path is not None]
@@ -312,6 +353,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return [
             next(hashes) if record.path is not None else f"{record.name} {self.read_settings()}" for record in records
         ]
+
+    def _reading(self) -> dict[str, Any]:
+        """Return what the pixels depend on besides the files; version 1 is not said, as it was before there was one."""
+        version = {"reading": READING_VERSION} if READING_VERSION > 1 else {}
+        return {**version, **self.read_settings()}
 
     def _open_caches(self) -> dict[tuple[int, int], ImageCache]:
         """Return a cache per resolution of the schedule; missing ones are built in one pass over the files."""
@@ -353,7 +399,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "format": 2,  # of the cache's files
             "size": [height, width],
             "intensity": asdict(self.intensity),
-            **self.read_settings(),
+            **self._reading(),
         }
         key = cache_key(settings, names, contents)
         return self.cache_dir / "images" / f"{self._name}-{height}x{width}-{key}"

@@ -271,7 +271,7 @@ def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
     """Return the SHA-256 of each file's bytes.
 
     A file whose size and modification time are those of the last time is not read again (``memo`` remembers). A file
-    that cannot be opened gets a placeholder; reading it will say what is wrong with it.
+    that cannot be opened gets a placeholder, which is not remembered; reading it will say what is wrong with it.
     """
     try:
         known: dict[str, list] = json.loads(memo.read_text())
@@ -282,7 +282,7 @@ def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
     stats = [path.stat() for path in paths]
     stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
-    def hash_of(i: int) -> str:
+    def hash_of(i: int) -> str | None:
         entry = known.get(str(paths[i]))
         if entry and entry[:2] == stamps[i]:
             return entry[2]
@@ -290,15 +290,15 @@ def content_hashes(paths: Sequence[Path], memo: Path) -> list[str]:
             with paths[i].open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
-            return f"cannot be opened: {paths[i]}"
+            return None
 
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(hash_of, range(len(paths))))
-    fresh = {str(path): [*stamp, value] for path, stamp, value in zip(paths, stamps, hashes, strict=True)}
+    fresh = {str(path): [*stamp, value] for path, stamp, value in zip(paths, stamps, hashes, strict=True) if value}
     if any(known.get(path) != entry for path, entry in fresh.items()):
         memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(memo, {**known, **fresh})
-    return hashes
+    return [value or f"cannot be opened: {path}" for path, value in zip(paths, hashes, strict=True)]
 
 
 @contextmanager

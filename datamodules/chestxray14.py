@@ -235,7 +235,8 @@ class ChestXray14(ImageDataModule):
             fractions = self.val_fraction, self.test_fraction
             return stratified_split(groups.tolist(), labels, *fractions, self.seed, self.cache_dir)
         _, test = self._official
-        held_out = np.array([record.name in test for record in records])
+        of_test = {record.group for record in records if record.name in test}  # groups that share a file are one
+        held_out = np.array([record.group in of_test for record in records])
         rest = ~held_out
         split = np.full(len(records), "train")
         split[held_out] = "test"

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = "https://www.kaggle.com/datasets/nazmul0087/ct-kidney-dataset-normal-cyst-tumor-and-stone"
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-_NUMBER = re.compile(r"\((\d+)\)")  # Cyst- (1219).jpg
+_NUMBER = re.compile(r"\((\d+)\)|(\d+)$")  # Cyst- (1219).jpg; a renamed copy: Cyst-1219.png
 _PATIENT = re.compile(r"^(P\d+)_")  # P143_RA_M_S_I01.jpg, as in the related Mendeley set
 
 
@@ -35,7 +35,7 @@ class CTKidney(ImageDataModule):
     The set has no patient ids and neighbouring numbers are neighbouring slices (their correlation exceeds 0.995), so a
     random split leaks. Blocks of ``block_size`` neighbouring numbers of a class are kept together instead; only the
     few slices at the border of two blocks still have a neighbour in another split. Files named after a patient are
-    grouped by patient.
+    grouped by patient. Files with neither number nor patient in their names are refused.
 
     Args:
         schedule: What depends on time.
@@ -78,7 +78,7 @@ class CTKidney(ImageDataModule):
         """Raise DataError unless the class folders are there."""
         if not self.root:
             raise DataError(f"data.root is not set: pass data.root=FOLDER or set MIRAGE_CT_KIDNEY. {self._help()}")
-        if not Path(self.root).is_dir():
+        if not self._root.is_dir():
             raise DataError(f"data.root={self.root}: there is no such folder. {self._help()}")
         missing = sorted(set(self.classes) - {folder.name.capitalize() for folder in self._class_folders})
         if missing:
@@ -86,14 +86,24 @@ class CTKidney(ImageDataModule):
 
     def records(self) -> list[Record]:
         """Return one record per image file, by class and number."""
-        records = []
+        records, unnumbered = [], []
         for folder in self._class_folders:
             label = folder.name.capitalize()
-            files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+            files = [path for path in _shown(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
             for path in sorted(files, key=_by_number):
-                name = path.relative_to(self.root).as_posix()
+                name = path.relative_to(self._root).as_posix()
                 remember((name,))
-                records.append(Record(name, self._group(label, path.stem), (label,), path))
+                group = self._group(label, path.stem)
+                if group is None:
+                    unnumbered.append(name)
+                else:
+                    records.append(Record(name, group, (label,), path))
+        if unnumbered:
+            raise DataError(
+                f"data.root={self.root}: the names of {len(unnumbered)} files hold neither the slice's number nor a "
+                f"patient, e.g. {unnumbered[0]}: split one by one, neighbouring slices would leak from training into "
+                "test. Name them like the download's, Cyst- (12).jpg, or like P143_RA_M_S_I01.jpg, by patient"
+            )
         self._compare_with_csv(records)
         return records
 
@@ -108,12 +118,16 @@ class CTKidney(ImageDataModule):
             )
         return values[None]
 
+    @property
+    def _root(self) -> Path:
+        return Path(self.root).expanduser()
+
     @cached_property
     def _class_folders(self) -> list[Path]:
         """Class folders below the root, the Kaggle download's doubled levels included, in class order."""
-        found, level = [], [Path(self.root)]
+        found, level = [], [self._root]
         for _ in range(4):
-            level = sorted(folder for parent in level for folder in parent.iterdir() if folder.is_dir())
+            level = sorted(folder for parent in level for folder in _shown(parent) if folder.is_dir())
             found += [folder for folder in level if folder.name.capitalize() in self.classes]
             level = [folder for folder in level if folder.name.capitalize() not in self.classes]
         return sorted(found, key=lambda folder: (folder.name.capitalize(), folder))
@@ -125,14 +139,15 @@ class CTKidney(ImageDataModule):
         sizes = Counter(size for size in found if size is not None)
         return max(sizes, key=lambda size: (sizes[size], size)) if sizes else (0, 0)
 
-    def _group(self, label: str, stem: str) -> str:
+    def _group(self, label: str, stem: str) -> str | None:
+        """Return patient or block, or None if the name tells neither."""
         if patient := _PATIENT.match(stem):
             return patient.group(1)
-        number = _NUMBER.search(stem)
-        return f"{label} block {int(number.group(1)) // self.block_size}" if number else f"{label} {stem}"
+        number = _number(stem)
+        return None if number is None else f"{label} block {number // self.block_size}"
 
     def _compare_with_csv(self, records: list[Record]) -> None:
-        path = Path(self.root) / "kidneyData.csv"
+        path = self._root / "kidneyData.csv"
         if not path.is_file():
             return
         listed = read_classes(path, self.classes)
@@ -180,6 +195,16 @@ def read_classes(path: Path, classes: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _shown(folder: Path) -> list[Path]:
+    """Return what lies in a folder without what is hidden, e.g. the ._ files that macOS leaves."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def _by_number(path: Path) -> tuple[int, str]:
-    number = _NUMBER.search(path.stem)
-    return (int(number.group(1)) if number else -1, path.name)
+    number = None if _PATIENT.match(path.stem) else _number(path.stem)
+    return (-1 if number is None else number, path.name)
+
+
+def _number(stem: str) -> int | None:
+    number = _NUMBER.search(stem)
+    return int(number.group(1) or number.group(2)) if number else None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_DEFLATED = 2**28  # bytes that a file may unpack to as it is opened: the pixels at 2 bytes each, and a header
 HEADER = (
     "Modality",
+    "PresentationIntentType",
     "SeriesDescription",
     "PatientID",
     "Rows",

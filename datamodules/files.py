@@ -5,7 +5,7 @@ Writing is the twin of ``callbacks/files.py``: the data packages import none of 
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,13 +13,28 @@ from typing import Any, BinaryIO
 from datamodules.pseudonyms import remember
 
 
+def walk_files(root: Path) -> Iterator[Path]:
+    """Yield all files below a folder, also through links, without hidden ones and those in hidden folders.
+
+    A folder is entered once, by its own place rather than by a link to it: links in a circle end, names stay.
+    """
+    entered: set[tuple[int, int]] = set()
+    starts = [root]
+    for start in starts:  # grows with the links that are found
+        for folder, inside, names in os.walk(start):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                inside.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            starts += [path for name in inside if (path := Path(folder, name)).is_symlink()]
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
 def find_files(root: Path, suffixes: set[str]) -> list[Path]:
-    """Return all files with one of the suffixes below a folder, sorted, without hidden ones."""
-    found = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    """Return what ``walk_files`` finds with one of the suffixes, sorted."""
+    found = sorted(path for path in walk_files(root) if path.suffix.lower() in suffixes and path.is_file())
     remember(path.relative_to(root).as_posix() for path in found)
     return found
 
@@ -34,9 +49,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_directory(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_link(path: Path) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
 from datamodules.dicom import read_dicom
+from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, is_deep, read_grey
 from datamodules.samplers import Schedule
@@ -49,13 +50,14 @@ class Mammography(ImageDataModule):
         view: Which views are used; images of unknown view are left out unless it is "both".
         flip_to: Mirror images so that all breasts lie at this border; None = off. Where the breast lies is seen from
             the pixels (the brighter half), because what "left" means differs between data sets: some show the left
-            breast at the left border, some at the right, some are mirrored.
+            breast at the left border, some at the right, some are mirrored. With it, augmentation must not flip.
         isolate_breast: Set everything but the breast to background: labels, markers, white strips of film scanners.
         value_range: PNG and JPEG: the stored values that are black and white. Needed for 16-bit files, whose values
             may fill 12 bits as well as 16; None = 0 to 255, for 8-bit files.
         window: DICOM: which of the file's windows or VOI LUTs is used, counted from 0.
-        exclude: Reasons, of "implant", "magnification" (also partial views) and "clips", for which images are left out,
-            according to their tags or to the column exclude of ``csv``.
+        exclude: Reasons, of "implant", "magnification" (also partial views), "clips" and "for_processing" (the
+            detector's raw image, which looks unlike what is shown to readers), for which images are left out, according
+            to their tags or to the column exclude of ``csv``.
         exclude_csv: A CSV with a column file or image_id that lists images to leave out.
         missing_ok: Share of the images listed by CSVs that may be absent.
         val_fraction: Share of the images held out for validation, by patient.
@@ -85,7 +87,7 @@ class Mammography(ImageDataModule):
         isolate_breast: bool = False,
         value_range: tuple[float, float] | None = None,
         window: int = 0,
-        exclude: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = ("for_processing",),
         exclude_csv: str | None = None,
         missing_ok: float = 0.0,
         val_fraction: float = 0.1,
@@ -112,6 +114,11 @@ class Mammography(ImageDataModule):
             raise ValueError(f"missing_ok={missing_ok}: is a share, it lies in 0 to 1")
         if window < 0:
             raise ValueError(f"window={window}: must not be negative")
+        if flip_to is not None and self.augmentation.limits.flip_lr > 0:
+            raise ValueError(
+                f"flip_to={flip_to}: augmentation.flip_lr={self.augmentation.limits.flip_lr:g} would mirror breasts "
+                "back to the other border; set data.augmentation.flip_lr=0, or data.flip_to=null"
+            )
         self.root, self.layout, self.csv, self.content = root, layout, csv, content
         self.view, self.flip_to, self.isolate_breast = view, flip_to, isolate_breast
         self.value_range, self.window = value_range, window
@@ -122,18 +129,19 @@ class Mammography(ImageDataModule):
         expected = f"Expected for data.layout={self.layout} are {EXPECTED[self.layout]}"
         if not self.root:
             raise DataError(f"data.root is not set: pass data.root=FOLDER or set MIRAGE_MAMMOGRAPHY. {expected}")
-        if not Path(self.root).is_dir():
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
             raise DataError(f"data.root={self.root}: there is no such folder. {expected}")
         suffixes = DICOM if self.layout == "inbreast" else DICOM | PICTURES
-        if not any(path.suffix.lower() in suffixes for path in Path(self.root).rglob("*")):
+        if not any(path.suffix.lower() in suffixes for path in walk_files(root)):
             raise DataError(f"data.root={self.root}: holds no such file. {expected}")
         for key, path in (("csv", self.csv), ("exclude_csv", self.exclude_csv)):
-            if path is not None and not Path(path).is_file():
+            if path is not None and not Path(path).expanduser().is_file():
                 raise DataError(f"data.{key}={path}: there is no such file")
 
     def records(self) -> list[Record]:
         """Return the images that are to be used; those left out are counted in the log."""
-        root, records, left_out = Path(self.root), [], Counter[str]()
+        root, records, left_out = Path(self.root).expanduser(), [], Counter[str]()
         listed = self._listed_exclusions()
         for found in self._find(root):
             name = found.path.relative_to(root).as_posix()
@@ -185,12 +193,12 @@ class Mammography(ImageDataModule):
             return inbreast(root, self.missing_ok)
         if self.layout == "vindr":
             return vindr(root, self.missing_ok)
-        return folder(root, Path(self.csv) if self.csv else None, self.missing_ok)
+        return folder(root, Path(self.csv).expanduser() if self.csv else None, self.missing_ok)
 
     def _listed_exclusions(self) -> set[str]:
         if self.exclude_csv is None:
             return set()
-        path = Path(self.exclude_csv)
+        path = Path(self.exclude_csv).expanduser()
         rows = read_rows(path, ())
         column = next((name for name in ("file", "image_id") if name in rows[0]), None)
         if column is None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from datamodules.dicom import read_dicom, read_header
-from datamodules.files import find_files
+from datamodules.files import find_files, walk_files
 from datamodules.pseudonyms import remember
 from datamodules.readers import (
     DICOM,
@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 UNKNOWN = "unknown patient of "  # begins the group of a file whose header cannot be read
-REASONS = ("implant", "magnification", "clips")
+REASONS = ("implant", "magnification", "clips", "for_processing")
 SIDES = {"L": "LEFT", "R": "RIGHT", "LEFT": "LEFT", "RIGHT": "RIGHT"}
 MAGNIFIED_FROM = 1.2  # a contact view has about 1.07: the breast lies some centimetres above the detector
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
@@ -108,7 +108,7 @@ def cbis_ddsm(root: Path, content: Literal["full", "crops"], missing_ok: float) 
             named = (case.group(3), case.group(2))
             found.append(_found(path, headers[path], case.group(1), notes, ("its case", named)))
     column = "image_file_path" if content == "full" else "cropped_image_file_path"
-    lists = sorted(root.rglob("*case_description*.csv"))
+    lists = sorted(path for path in walk_files(root) if path.match("*case_description*.csv"))
     listed = {row[column].split("/")[0] for path in lists for row in read_cbis_csv(path)}
     _check_missing(f"the CSVs of {root}", listed, listed - cases, missing_ok)
     notes.log(root)
@@ -118,7 +118,8 @@ def cbis_ddsm(root: Path, content: Literal["full", "crops"], missing_ok: float) 
 def inbreast(root: Path, missing_ok: float) -> list[Found]:
     """INbreast: ``<image>_<patient's hash>_MG_<L|R>_<CC|ML>_ANON.dcm``; its ML is the oblique view (MLO)."""
     notes, found, images = _Notes(), [], set()
-    rows = [row for path in sorted(root.rglob("INbreast*.csv")) for row in read_rows(path, ("File Name",))]
+    lists = sorted(path for path in walk_files(root) if path.match("INbreast*.csv"))
+    rows = [row for path in lists for row in read_rows(path, ("File Name",))]
     by_image = {row["File Name"]: row for row in rows}
     paths = find_files(root, DICOM)
     for path, header in zip(paths, _in_threads(_header_or_none, paths), strict=True):
@@ -296,6 +297,7 @@ def tag_reasons(header: "Dataset") -> tuple[str, ...]:
         "implant": str(header.get("BreastImplantPresent") or "").strip().upper() == "YES",
         "magnification": magnified,
         "clips": bool(_CLIPS.search(comments)),
+        "for_processing": str(header.get("PresentationIntentType") or "").strip().upper() == "FOR PROCESSING",
     }
     return tuple(reason for reason in REASONS if reasons[reason])
 

@@ -13,7 +13,9 @@ from callbacks.ema import GeneratorEMA
 from callbacks.fid import FrechetScore
 from callbacks.loss_log import LossLog
 from callbacks.sample_grid import SampleGrid, write_grid
+from datamodules.augmentation import Augmentation
 from datamodules.phantoms import Phantoms
+from datamodules.samplers import BatchRequest
 from experiments.tracking import read_rows
 from experiments.training import train
 from lightning_modules.gan import LossRecord
@@ -191,10 +193,17 @@ def test_run_directory_holds_what_later_verbs_need(finished):
 
 
 def test_augmentation_changes_training_images_only(tmp_path):
-    data = Phantoms(ConstantSchedule((32, 32), 8, 80), 0, str(tmp_path), kind="kidney_ct", count=20)
-    data.prepare_data()
-    data.setup()
-    assert torch.equal(next(data.images("train", 4)), next(data.images("train", 4)))
+    def phantoms(augmentation):
+        data = Phantoms(ConstantSchedule((32, 32), 8, 80), 0, str(tmp_path), "kidney_ct", 20, augmentation=augmentation)
+        data.setup()
+        return data
+
+    plain, changed = phantoms(None), phantoms(Augmentation("kidney_ct"))
+    request = BatchRequest(0, np.arange(4), np.arange(4), (32, 32))
+    before, after = (data.train_images()[request] for data in (plain, changed))
+    assert all(not torch.equal(one, other) for one, other in zip(before["image"], after["image"], strict=True))
+    assert before["id"] == after["id"] and torch.equal(before["label"], after["label"])
+    assert torch.equal(next(plain.images("train", 4)), next(changed.images("train", 4)))
 
 
 def test_nearest_training_images_lie_beside_the_generated(tmp_path):

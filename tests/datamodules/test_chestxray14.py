@@ -200,6 +200,15 @@ def test_quirk_7_official_test_patients_are_the_list_and_validation_is_cut_from_
     assert not patients_of(data, "val") & patients_of(data, "train")
 
 
+def test_training_patient_who_shares_a_file_with_a_test_patient_is_tested(tmp_path, caplog):
+    root = write_nih(tmp_path / "root")
+    (root / "images" / name_of(5)).write_bytes((root / "images" / name_of(4, 1)).read_bytes())  # with equal labels
+    data = prepared(root, tmp_path)
+    assert name_of(5, 1) in [record.name for record in data.split_records("test")]
+    assert sum(data.size(split) for split in ("train", "val", "test")) == 79
+    assert "joined groups that share byte-identical files: 00000005 with 00000004" in caplog.text
+
+
 def test_quirk_8_images_that_are_not_on_disk_are_refused_or_left_out_as_wished(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     root = write_nih(tmp_path / "root", images=False)

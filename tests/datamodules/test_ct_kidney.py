@@ -8,6 +8,7 @@ import torch
 from conftest import CLASSES, SHARED, write_kidney
 from PIL import Image
 
+from datamodules import base
 from datamodules.ct_kidney import CTKidney, read_classes
 from datamodules.readers import DataError
 from lightning_modules.schedules import ConstantSchedule
@@ -57,6 +58,18 @@ def test_batch_keeps_the_contract(kidney_root, tmp_path):
     assert CLASSES[int(batch["label"][1].argmax())] in batch["id"][1]
 
 
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=2)
+    shutil.copytree(class_folder(root, "Cyst"), root / ".trash" / "Cyst")
+    (class_folder(root, "Cyst") / "._Cyst- (1).jpg").write_bytes(b"what macOS leaves beside a file")
+    assert len(kidney(root, tmp_path).records()) == 8
+
+
+def test_tilde_is_the_home_folder(kidney_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(kidney_root.parent))
+    assert kidney(f"~/{kidney_root.name}", tmp_path).records() == kidney(kidney_root, tmp_path).records()
+
+
 @pytest.mark.parametrize("depth", ["flat", "single"])
 def test_other_depths_are_found(kidney_root, tmp_path, depth):
     target = tmp_path / "copy" if depth == "flat" else tmp_path / "copy" / "inner"
@@ -86,6 +99,39 @@ def test_byte_identical_duplicates_are_dropped_and_counted(tmp_path, caplog):
     assert sum(data.size(split) for split in ("train", "val", "test")) == 40
 
 
+def test_byte_identical_files_of_two_classes_are_left_out_and_counted(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root")
+    shutil.copy(class_folder(root, "Cyst") / "Cyst- (2).jpg", class_folder(root, "Tumor") / "Tumor- (2).jpg")
+    data = prepared(root, tmp_path)
+    assert "left out 2 byte-identical duplicates with different labels" in caplog.text
+    names = [record.name for split in ("train", "val", "test") for record in data.split_records(split)]
+    assert sorted(name.rsplit("/")[-1] for name in names if "(2)" in name) == ["Normal- (2).jpg", "Stone- (2).jpg"]
+    assert len(names) == 38
+
+
+def test_blocks_that_share_a_file_stay_together(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root", per_class=60)
+    folder = class_folder(root, "Cyst")
+    for number, other in ((2, 12), (13, 22), (42, 31)):  # blocks of ten: 0, 1 and 2 become one, 3 and 4 another
+        shutil.copy(folder / f"Cyst- ({number}).jpg", folder / f"Cyst- ({other}).jpg")
+    parts = set()
+    for seed in range(8):
+        data = CTKidney(SCHEDULE, seed, str(root), str(tmp_path / "cache"), 10, val_fraction=0.2, test_fraction=0.3)
+        data.setup()
+        split_of = {
+            record.name.rsplit(" ")[-1]: split
+            for split in ("train", "val", "test")
+            for record in data.split_records(split)
+            if record.labels == ("Cyst",)
+        }
+        assert len(split_of) == 57
+        assert len({split_of[f"({number}).jpg"] for number in (1, 11, 21)}) == 1
+        assert len({split_of[f"({number}).jpg"] for number in (31, 41)}) == 1
+        parts.add(split_of["(31).jpg"])
+    assert len(parts) > 1
+    assert "Cyst block 1 with Cyst block 0, Cyst block 2 with Cyst block 0" in caplog.text
+
+
 def test_blocks_of_neighbours_stay_together(tmp_path):
     root = write_kidney(tmp_path / "root", per_class=60)
     data = prepared(root, tmp_path, block_size=5, val_fraction=0.2, test_fraction=0.2)
@@ -106,6 +152,27 @@ def test_files_named_after_a_patient_are_grouped_by_patient(tmp_path):
     groups = {record.name.rsplit("/")[-1]: record.group for record in kidney(root, tmp_path).records()}
     assert groups["P143_RA_M_S_I01.jpg"] == groups["P143_RA_M_S_I02.jpg"] == "P143"
     assert groups["P9_LA_F_S_I01.jpg"] == "P9"
+
+
+def test_renamed_copies_with_a_number_at_the_end_form_the_same_blocks(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=12)
+    of_download = [record.group for record in kidney(root, tmp_path, block_size=5).records()]
+    for label in CLASSES:
+        for path in class_folder(root, label).iterdir():
+            path.rename(path.with_name(f"{label}-{int(path.stem.split('(')[1][:-1]):04}.jpg"))
+    records = kidney(root, tmp_path, block_size=5).records()
+    assert [record.group for record in records] == of_download
+    assert {record.group for record in records if "Cyst-0007" in record.name} == {"Cyst block 1"}
+    assert len({record.group for record in records}) == 4 * 3
+
+
+def test_files_whose_neighbours_are_not_known_are_refused(tmp_path):
+    root = write_kidney(tmp_path / "root", per_class=2)
+    folder = class_folder(root, "Stone")
+    for name in ("a", "b"):
+        shutil.copy(folder / "Stone- (1).jpg", folder / f"{name}.jpg")
+    with pytest.raises(DataError, match=r"names of 2 files .* e.g. .*Stone/a.jpg: .* neighbouring slices would leak"):
+        kidney(root, tmp_path).records()
 
 
 def test_damaged_and_stray_files_are_skipped_by_name_up_to_the_limit(tmp_path, caplog):
@@ -150,6 +217,16 @@ def test_changed_file_changes_the_fingerprint(tmp_path):
         path = class_folder(root, label) / f"{label}- (1).jpg"
         Image.fromarray(np.full((64, 64), 7, np.uint8)).save(path)
     assert prepared(root, tmp_path).fingerprint("train") != before
+
+
+def test_new_reading_version_rebuilds_the_cache_and_changes_the_fingerprint(tmp_path, monkeypatch):
+    root = write_kidney(tmp_path / "root")
+    before = prepared(root, tmp_path).facts()
+    monkeypatch.setattr(base, "READING_VERSION", base.READING_VERSION + 1)
+    monkeypatch.setattr(CTKidney, "read", lambda self, record: np.full((1, 64, 64), 255, np.float32))
+    after = prepared(root, tmp_path)
+    assert float(next(after.images("train", 4)).min()) == 1
+    assert after.facts()["fingerprint"] != before["fingerprint"]
 
 
 CSV = "{},image_id,path,diag,target,Class\n"

@@ -1,6 +1,7 @@
 """Mammograms in their four layouts, and quirks 10 to 18 of the real files."""
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from dicom_files import code, write_mammogram
 from PIL import Image
 
 from datamodules import mammography_layouts
+from datamodules.augmentation import Augmentation
+from datamodules.base import ImageDataModule
 from datamodules.mammography import (
     Mammography,
     breast_side,
@@ -19,6 +22,8 @@ from datamodules.mammography import (
 )
 from datamodules.mammography_layouts import read_cbis_csv, read_rows
 from datamodules.readers import DataError, UnreadableImageError
+from datamodules.samplers import BatchRequest
+from experiments import config as cfg
 from lightning_modules.schedules import ConstantSchedule
 
 SMALL = ConstantSchedule((160, 128), 4, 8)
@@ -104,8 +109,6 @@ def write_layout(root, layout):
 
 @pytest.mark.parametrize("layout", ["cbis_ddsm", "inbreast", "vindr", "folder"])
 def test_whole_way_from_dicom_files_to_batches(tmp_path, layout):
-    from datamodules.samplers import BatchRequest
-
     module = prepared(write_layout(tmp_path / "root", layout), tmp_path, layout)
     records = module.records()
     assert len(records) == 40 and len({record.group for record in records}) == 10
@@ -182,6 +185,18 @@ def test_isolation_keeps_a_picture_without_background():
     np.testing.assert_array_equal(isolate_breast(values), values)
 
 
+def test_random_flips_exchange_the_sides_in_the_labels_and_keep_the_views(tmp_path):
+    root = write_layout(tmp_path / "root", "folder")
+    request = BatchRequest(0, np.arange(24), np.arange(24), (160, 128))
+    plain = prepared(root, tmp_path).train_images()[request]
+    flipped = prepared(root, tmp_path, augmentation=Augmentation(flip_lr=1.0)).train_images()[request]
+    assert torch.equal(flipped["image"], plain["image"].flip(-1))
+    assert flipped["id"] == plain["id"]
+    left, right, cc, mlo = plain["label"].T
+    assert torch.equal(flipped["label"], torch.stack([right, left, cc, mlo], dim=1))
+    assert 0 < left.sum() < 24 and 0 < cc.sum() < 24
+
+
 # Sides, views, reasons --------------------------------------------------------------------------------------------
 
 
@@ -240,6 +255,18 @@ def test_exclusion_by_tags_is_applied_if_asked_for_and_counted(tmp_path, caplog,
     kept = data(root, tmp_path, exclude=("implant", "magnification", "clips")).records()
     assert [record.name for record in kept] == (["b.dcm"] if reason else ["a.dcm", "b.dcm"])
     assert (f"left out 1 images: {reason}" in caplog.text) == (reason is not None)
+
+
+def test_raw_images_are_left_out_and_counted_unless_they_are_wanted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root = tmp_path / "root"
+    for number, intent in enumerate(("FOR PROCESSING", "FOR PRESENTATION")):
+        write_mammogram(root / f"{number}.dcm", breast(number=number), bits=12, PresentationIntentType=intent)
+    assert [record.name for record in data(root, tmp_path).records()] == ["1.dcm"]
+    assert "left out 1 images: for_processing" in caplog.text
+    assert len(data(root, tmp_path, exclude=()).records()) == 2
+    node = cfg.load("progressive_mammography_1280x1024_mlo")["data"]
+    assert "for_processing" in node["exclude"]
 
 
 def test_exclude_csv_lists_files_or_image_ids(tmp_path, caplog):
@@ -306,6 +333,15 @@ def test_csv_gives_patient_view_side_and_reason(tmp_path, separator):
 def test_wrong_csv_is_refused(tmp_path, text, match):
     with pytest.raises(DataError, match=match):
         with_csv(tmp_path, text, "IM1.png").records()
+
+
+def test_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pictures(tmp_path, "IM1.png", "IM2.png")
+    (tmp_path / "list.csv").write_text("file,patient\nIM1.png,A\nIM2.png,B\n")
+    (tmp_path / "out.csv").write_text("file\nIM2.png\n")
+    module = data("~/root", tmp_path, csv="~/list.csv", exclude_csv="~/out.csv")
+    assert [record.path for record in module.records()] == [tmp_path / "root" / "IM1.png"]
 
 
 def test_missing_files_are_counted_up_to_the_limit(tmp_path, caplog):
@@ -420,7 +456,13 @@ def test_quirk_16_eight_bit_grey_stored_as_rgb_jpeg(tmp_path):
 
 def test_quirk_17_masks_are_left_out_and_exam_lists_are_never_unpickled(tmp_path, caplog):
     root = pictures(tmp_path, "0_L-CC.png", "0_R-CC_benign.png", "0_L-CC_malignant.png")
-    (root / "exam_list.pkl").write_bytes(b"cos\nsystem\n(S'touch /tmp/unpickled'\ntR.")
+    marker = tmp_path / "unpickled"
+    payload = f"cos\nmkdir\n(S'{marker}'\ntR.".encode()
+    (root / "exam_list.pkl").write_bytes(payload)
+    module = prepared(root, tmp_path, val_fraction=0.0, test_fraction=0.0)
+    assert module.size("train") == 1 and not marker.exists()
+    pickle.loads(payload)
+    assert marker.exists()
     assert [record.name for record in data(root, tmp_path).records()] == ["0_L-CC.png"]
     assert "2 files: left out, they are masks of lesions" in caplog.text
     assert "import pickle" not in open(mammography_layouts.__file__).read()
@@ -440,6 +482,36 @@ def test_quirk_18_inbreast_csv_with_semicolons_and_padded_blanks(tmp_path, caplo
     assert caplog.text.count("contradicts") == 1 and "side contradicts the CSV" in caplog.text
 
 
+@pytest.mark.parametrize("layout", ["cbis_ddsm", "inbreast", "vindr", "folder"])
+def test_linked_folders_are_followed(tmp_path, layout):
+    plain = data(write_layout(tmp_path / "elsewhere", layout), tmp_path, layout).records()
+    (tmp_path / "root").mkdir()
+    for path in (tmp_path / "elsewhere").iterdir() if layout == "vindr" else [tmp_path / "elsewhere"]:
+        (tmp_path / "root" / path.name).symlink_to(path)
+    linked = data(tmp_path / "root", tmp_path, layout).records()
+    assert len(linked) == 40 and [record.group for record in linked] == [record.group for record in plain]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "text"),
+    [
+        (
+            "cbis_ddsm",
+            "mass_case_description_test_set.csv",
+            "patient_id,image file path,cropped image file path,ROI mask file path,pathology\nP,Mass-Test_P_9,c,m,M\n",
+        ),
+        ("inbreast", "INbreast.csv", "File Name;View\n999;CC\n"),
+    ],
+)
+def test_lists_in_linked_folders_are_followed(tmp_path, layout, name, text):
+    root = write_layout(tmp_path / "root", layout)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / name).write_text(text)
+    (root / "lists").symlink_to(tmp_path / "lists")
+    with pytest.raises(DataError, match="1 of 1 listed images are not on disk"):
+        data(root, tmp_path, layout).records()
+
+
 # Settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -453,11 +525,29 @@ def test_quirk_18_inbreast_csv_with_semicolons_and_padded_blanks(tmp_path, caplo
         ({"value_range": (4095, 0)}, "black must be below white"),
         ({"missing_ok": 2}, "missing_ok=2"),
         ({"window": -1}, "window=-1"),
+        (
+            {"flip_to": "left", "augmentation": Augmentation("mammogram")},
+            r"flip_to=left: augmentation.flip_lr=0.5 .*set data.augmentation.flip_lr=0",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, arguments, match):
     with pytest.raises(ValueError, match=match):
         data(tmp_path, tmp_path, **arguments)
+
+
+def test_flips_of_the_preset_are_switched_off_on_the_command_line(tmp_path):
+    settings = ["augmentation.preset=mammogram", "flip_to=left", f"root={tmp_path}", f"cache_dir={tmp_path}"]
+
+    def built(*more):
+        overrides = [f"data.{setting}" for setting in (*settings, *more)]
+        node = cfg.load("progressive_mammography_1280x1024_cc", overrides)["data"]
+        return cfg.build(node, "data", ImageDataModule, schedule=SMALL, seed=0)
+
+    with pytest.raises(cfg.ConfigError, match=r"data\.flip_to=left: "):
+        built()
+    limits = built("augmentation.flip_lr=0").augmentation.limits
+    assert limits.flip_lr == 0 and limits.max_zoom > 0
 
 
 @pytest.mark.parametrize("layout", ["cbis_ddsm", "inbreast", "vindr", "folder"])
