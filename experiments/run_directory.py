@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from callbacks.checkpoint import is_intact
 from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
-from experiments.config import ConfigError, Node
+from experiments.config import ConfigError, Node, load
 from experiments.untrusted import read_yaml
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,17 @@ def create(directory: Path, config: Node) -> None:
         shutil.copy2(old, directory / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
     write_text(directory / "config.yaml", text)
     write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def recorded_config(directory: Path) -> Node:
+    """Return the configuration that a run has recorded, resolved.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    # Older runs recorded where they were tracked; a file may not say "online".
+    config = load(str(directory / "config.yaml"), ["tracking=disabled"])
+    return {key: value for key, value in config.items() if key != "tracking"}
 
 
 def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:

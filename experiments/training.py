@@ -138,7 +138,8 @@ def problems_of_nodes(experiment: Experiment) -> list[str]:
 
 def recorded(experiment: Experiment) -> Node:
     """Return the configuration as a run keeps it: every default written out, nothing that belongs to one launch."""
-    config = {key: value for key, value in vars(experiment).items() if key not in ("resume", "run_id", "allow_changes")}
+    of_a_launch = ("resume", "run_id", "allow_changes", "tracking")
+    config = {key: value for key, value in vars(experiment).items() if key not in of_a_launch}
     for key in ("schedule", "data", "module"):
         config[key] = cfg.completed(config[key])
     callbacks = {name: node and cfg.completed(node) for name, node in experiment.callbacks.items()}
