@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.divergence import DivergedError, DivergenceWatch
+from callbacks.ema import GeneratorEMA
 from callbacks.fade_in import FadeIn
 from callbacks.files import append_rows
 from callbacks.preemption import Preempted, Preemption
@@ -183,9 +184,9 @@ def problems_of_sharing(schedule: Schedule, world_size: int) -> list[str]:
 
 
 def problems_of_shape(parts: Parts) -> list[str]:
-    """Return what keeps schedule, networks and callbacks from having one size, or from growing together."""
+    """Return what keeps schedule, networks and callbacks from having one size, or from changing together."""
     final, size = parts.schedule.resolutions()[-1], parts.module.image_size
-    problems = _problems_of_growth(parts)
+    problems = _problems_of_growth(parts) + _problems_of_average(parts)
     if tuple(size) != tuple(final):
         problems.append(f"module.image_size={list(size)}: schedule.resolution is {list(final)}")
     return problems
@@ -201,6 +202,17 @@ def _problems_of_growth(parts: Parts) -> list[str]:
     if not isinstance(parts.schedule, ProgressiveSchedule):
         return [f"schedule={schedule}: {family} grows; use lightning_modules.schedules.ProgressiveSchedule"]
     return [] if has_callback else [f"callbacks: {family} grows and needs callbacks.fade_in.FadeIn"]
+
+
+def _problems_of_average(parts: Parts) -> list[str]:
+    count = sum(isinstance(callback, GeneratorEMA) for callback in parts.callbacks)
+    if count == 1:
+        return []
+    return [
+        f"callbacks: {count} are a callbacks.ema.GeneratorEMA, exactly one must be: scores, pictures and exports are "
+        "of the averaged generator (callbacks.ema.decay_per_step=0 with half_life_images=null and ramp_up=null keeps "
+        "it equal to the live one)"
+    ]
 
 
 def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
@@ -252,8 +264,8 @@ def build_trainer(
             deterministic=settings.deterministic,
             # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
             sync_batchnorm=several and processes.uses_gpu(settings),
-            # Networks grow before any other callback looks at them.
-            callbacks=[preemption, *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
+            # Networks grow, then the average moves, before any other callback looks at them.
+            callbacks=[preemption, *sorted(callbacks, key=_place)],
             logger=list(loggers),
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,
@@ -266,6 +278,10 @@ def build_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+
+
+def _place(callback: L.Callback) -> int:
+    return 0 if isinstance(callback, FadeIn) else 1 if isinstance(callback, GeneratorEMA) else 2
 
 
 def fit(

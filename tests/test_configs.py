@@ -144,7 +144,7 @@ def test_sizes_and_channels_must_agree(tmp_path):
     ]
 
 
-def test_networks_schedule_and_callback_must_grow_together(tmp_path, capsys):
+def test_networks_schedule_and_callbacks_must_change_together(tmp_path, capsys):
     (tmp_path / "growing_dcgan.yaml").write_text(
         f"extends: [{TINY_YAML}, {TINY_PROGRESSIVE}]\ncallbacks: {{fade_in: null}}\n"
         "module: {_target_: lightning_modules.dcgan.DCGAN, image_size: '${schedule.resolution}'}\n"
@@ -161,6 +161,11 @@ def test_networks_schedule_and_callback_must_grow_together(tmp_path, capsys):
             "DCGAN does not grow; use lightning_modules.schedules.ConstantSchedule",
         ),
         ([str(tmp_path / "constant.yaml")], "grows; use lightning_modules.schedules.ProgressiveSchedule"),
+        (tiny("dcgan", tmp_path, "callbacks.ema=null"), "0 are a callbacks.ema.GeneratorEMA, exactly one must be"),
+        (
+            tiny("dcgan", tmp_path, "callbacks.second={_target_: callbacks.ema.GeneratorEMA, half_life_images: 9}"),
+            "2 are a callbacks.ema.GeneratorEMA, exactly one must be",
+        ),
     ):
         assert run.main(arguments) == 2
         assert message in capsys.readouterr().err

@@ -61,6 +61,20 @@ def test_ema_equals_the_live_generator_until_its_start(tmp_path):
         assert torch.equal(state[f"generator_ema.{key}"], state[f"generator.{key}"]) is same
 
 
+def test_average_without_decay_is_the_live_generator(tmp_path):
+    none = ["callbacks.ema.half_life_images=null", "callbacks.ema.ramp_up=null", "callbacks.ema.decay_per_step=0"]
+    state = torch.load(newest_checkpoint(train(tiny_config("dcgan", tmp_path, *none))), weights_only=True)["state_dict"]
+    live = {key: value for key, value in state.items() if key.startswith("generator.")}
+    assert live and all(torch.equal(state[f"generator_ema{key[9:]}"], value) for key, value in live.items())
+
+
+def test_average_moves_before_it_is_scored_whatever_the_order_in_the_file(finished, tmp_path):
+    config = tiny_config("dcgan", tmp_path)
+    config["callbacks"] = {"score": config["callbacks"]["score"], **config["callbacks"]}
+    assert next(iter(config["callbacks"])) == "score"
+    assert read_rows(train(config) / "scores.jsonl") == read_rows(finished / "scores.jsonl")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
