@@ -114,7 +114,9 @@ class PeriodicCheckpoint(Checkpoint):
             and self._save(trainer, directory / f"images_{pl_module.images_seen:012d}.ckpt")
             and trainer.is_global_zero
         ):
-            for old in sorted(directory.glob("images_*.ckpt"))[: -self.keep]:
+            # What lies behind the present clock is of another past and does not count as newer.
+            present = f"images_{pl_module.images_seen:012d}.ckpt"
+            for old in sorted(path for path in directory.glob("images_*.ckpt") if path.name <= present)[: -self.keep]:
                 old.unlink()
 
     def state_dict(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def find_start(runs_dir: Path, name: str, resume: str | None, run_id: str | None
         return Start(path.parent.parent, path)
     if (path / "config.yaml").is_file():
         refuse_links(path)
-        return Start(path, newest_usable_checkpoint(path))
+        return Start(path, _where_to_go_on(path))
     raise ConfigError([f"resume={resume}: expected auto, a run directory, or a checkpoint in its folder checkpoints/"])
 
 
@@ -248,8 +248,21 @@ def _newest_unfinished(runs_dir: Path, name: str, run_id: str | None) -> Start |
                     "resume"
                 ]
             )
-        return Start(directory.absolute(), newest_usable_checkpoint(directory))
+        return Start(directory.absolute(), _where_to_go_on(directory))
     return None
+
+
+def _where_to_go_on(directory: Path) -> Path | None:
+    """Return the newest usable checkpoint, or None if the run was killed before its first one."""
+    checkpoint = newest_usable_checkpoint(directory)
+    damaged = sorted((directory / "checkpoints").glob("images_*.ckpt"))
+    if checkpoint is None and damaged:
+        others = [*(directory / "checkpoints").glob("best.ckpt"), *(directory / "checkpoints").glob("kept_*.ckpt")]
+        usable = " or ".join(f"resume={path}" for path in sorted(others) if is_intact(path))
+        names = ", ".join(path.name for path in damaged)
+        what_to_do = f"go on from an older one with {usable}" if usable else "start anew without resume"
+        raise ConfigError([f"{directory}: all checkpoints are damaged ({names}); {what_to_do}"])
+    return checkpoint
 
 
 def matters(key: str) -> bool:

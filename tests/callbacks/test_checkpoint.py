@@ -91,6 +91,40 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog):
     assert is_intact(newest_checkpoint(whole))
 
 
+@pytest.mark.parametrize("resume", ["auto", "directory"])
+def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_its_place(tmp_path, resume, capsys):
+    whole = train(tiny_config("dcgan", tmp_path, "callbacks.checkpoint.keep=2", "callbacks.checkpoint.keep_at=[24]"))
+    (whole / "status.json").write_text('{"state": "running"}')
+    for path in (whole / "checkpoints").glob("*[0-9t].ckpt"):
+        if not path.name.startswith("kept"):
+            flip_a_bit(path)
+    resume = f"resume={whole if resume == 'directory' else 'auto'}"
+    assert run.main(tiny("dcgan", tmp_path, resume)) == run.EXIT_BAD_CONFIG
+    kept = whole / "checkpoints" / "kept_000000000024.ckpt"
+    said = capsys.readouterr().err
+    assert "all checkpoints are damaged (images_000000000088.ckpt, images_000000000096.ckpt)" in said
+    assert f"go on from an older one with resume={kept}\n" in said  # not with best.ckpt, which is damaged, too
+    assert train(tiny_config("dcgan", tmp_path, f"resume={kept}")) == whole
+    assert is_intact(newest_checkpoint(whole))
+    for path in (whole / "checkpoints").glob("*.ckpt"):
+        flip_a_bit(path)
+    (whole / "status.json").write_text('{"state": "running"}')
+    assert run.main(tiny("dcgan", tmp_path, resume)) == run.EXIT_BAD_CONFIG
+    assert "start anew without resume" in capsys.readouterr().err
+
+
+def test_new_checkpoint_is_kept_though_one_with_a_later_clock_lies_there(tmp_path, with_callback):
+    class Leave(training.L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            (tmp_path / "runs" / "dcgan" / "only" / "checkpoints").mkdir(exist_ok=True)
+            (tmp_path / "runs" / "dcgan" / "only" / "checkpoints" / "images_000000099999.ckpt").write_bytes(b"x")
+
+    with_callback(Leave())
+    directory = train(tiny_config("dcgan", tmp_path, "run_id=only", "callbacks.checkpoint.keep=1"))
+    names = sorted(path.name for path in (directory / "checkpoints").glob("images_*"))
+    assert names == ["images_000000000096.ckpt", "images_000000099999.ckpt"]
+
+
 class Poison(training.L.Callback):
     """Makes a weight or a loss NaN at a clock."""
 
