@@ -90,8 +90,11 @@ class PeriodicCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
-        """Start the stopwatch."""
+        """Start the stopwatch; forget a best score whose checkpoint is gone, so that a later one takes its place."""
         self._saved_at = time.monotonic()
+        best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        if not trainer.strategy.broadcast(best.is_file(), src=0):
+            self.best = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int

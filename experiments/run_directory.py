@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -119,6 +120,18 @@ def newest_usable_checkpoint(directory: Path) -> Path | None:
     return None
 
 
+def clock_of(checkpoint: Path) -> int:
+    """Return the images seen of a checkpoint.
+
+    Raises:
+        ConfigError: If the file is none of ours.
+    """
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
+    except Exception as error:  # unpickling raises nearly anything
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
+
+
 def read_status(directory: Path) -> dict[str, Any]:
     """Return the state of a run; a run that was killed is still "running"."""
     try:
@@ -181,15 +194,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def set_aside_overtaken(directory: Path, clock: int) -> None:
     """Move checkpoints and grids behind the clock that a run goes on from out of the way.
 
-    They belong to a future that is about to be replaced: kept in place, they would be taken for the newest ones.
+    They belong to a future that is about to be replaced: kept in place, they would be taken for the newest ones, or
+    for the best.
     """
     for folder in ("checkpoints", "samples"):
-        for path in (directory / folder).glob("*_*.*"):
-            number = path.stem.rpartition("_")[2]
-            if number.isdecimal() and int(number) > clock:
+        for path in [*(directory / folder).glob("*_*.*"), *(directory / folder).glob("best.ckpt")]:
+            if _is_overtaken(path, clock):
                 target = directory / folder / "overtaken" / path.name
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
+
+
+def _is_overtaken(path: Path, clock: int) -> bool:
+    if path.name != "best.ckpt":
+        number = path.stem.rpartition("_")[2]
+        return number.isdecimal() and int(number) > clock
+    try:
+        return clock_of(path) > clock
+    except ConfigError as error:
+        log.warning("%s; it is set aside", error)
+        return True
 
 
 def lock(directory: Path) -> BinaryIO:

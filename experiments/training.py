@@ -234,7 +234,7 @@ def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
             run_directory.create(start.directory, config)
             run_directory.write_status(start.directory, "running", pid=os.getpid())
             if start.checkpoint is not None:
-                run_directory.set_aside_overtaken(start.directory, clock_of(start.checkpoint))
+                run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(start.checkpoint))
     except OSError as error:
         raise ConfigError([f"runs_dir={experiment.runs_dir}: cannot be written to ({error})"]) from error
     return start
@@ -297,7 +297,7 @@ def fit(
         Preempted: If a signal stopped training before its end.
         FaultError: If the machine ended it, e.g. memory ran out.
     """
-    done = start.checkpoint is not None and clock_of(start.checkpoint) >= parts.schedule.total_images
+    done = start.checkpoint is not None and run_directory.clock_of(start.checkpoint) >= parts.schedule.total_images
     try:
         if done:  # a run that was killed between its last checkpoint and its report
             log.info(
@@ -320,7 +320,7 @@ def fit(
             raise FaultError(f"{fault} (images_seen={parts.module.images_seen})") from error
         raise
     finished = done or parts.module.images_seen >= parts.schedule.total_images
-    images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
+    images_seen = run_directory.clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
     if preemption.stopped and not finished:
         if first:
             run_directory.write_status(start.directory, "preempted", images_seen=images_seen)
@@ -361,8 +361,8 @@ def _fit_with_roll_backs(
                     parts.module.roll_backs,
                     allowed,
                 )
-                run_directory.set_aside_overtaken(start.directory, clock_of(checkpoint))
-                mark_resumed(start.directory, clock_of(checkpoint))
+                run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(checkpoint))
+                mark_resumed(start.directory, run_directory.clock_of(checkpoint))
 
 
 def check_fits(checkpoint: Path, module: GANModule) -> None:
@@ -391,18 +391,6 @@ def _reason(error: Exception, fault: str | None, pseudonyms: Pseudonyms) -> str:
     return redacted(pseudonyms.hide(fault or f"{type(error).__name__}: {error}"))
 
 
-def clock_of(checkpoint: Path) -> int:
-    """Return the images seen of a checkpoint.
-
-    Raises:
-        ConfigError: If the file is none of ours.
-    """
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
-    except Exception as error:  # unpickling raises nearly anything
-        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
-
-
 def announce(start: run_directory.Start) -> None:
     """Say where the run lies and mark in its records where it goes on."""
     if start.checkpoint is None:
@@ -410,7 +398,7 @@ def announce(start: run_directory.Start) -> None:
         clock = -1
     else:
         log.info("resuming from %s", start.checkpoint)
-        clock = clock_of(start.checkpoint)
+        clock = run_directory.clock_of(start.checkpoint)
     mark_resumed(start.directory, clock)
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import cut_in_half, flip_a_bit, newest_checkpoint, tiny, tiny_config
 
+from callbacks import fid
 from callbacks.checkpoint import AtomicCheckpointIO, PeriodicCheckpoint, is_intact
 from callbacks.divergence import DivergedError
 from experiments import run, training
-from experiments.run_directory import newest_usable_checkpoint, read_status
+from experiments.run_directory import clock_of, newest_usable_checkpoint, read_status
 from experiments.training import train
 
 
@@ -71,6 +72,40 @@ def test_newest_two_are_kept_and_the_best(tmp_path):
     assert torch.load(directory / "checkpoints" / "best.ckpt", weights_only=True)["images_seen"] == best["images_seen"]
 
 
+def scored(monkeypatch, values):
+    """Let the score be what a table says of its clock."""
+    monkeypatch.setattr(fid, "frechet_distance", lambda *_: next(values))
+
+
+def test_best_checkpoint_of_an_overtaken_future_is_set_aside_and_a_later_score_is_the_best_again(tmp_path, monkeypatch):
+    scored(monkeypatch, iter([9.0, 5.0, 1.0, 7.0, 8.0, 6.0]))  # at 0, 40, 80, 96 and again at 80, 96
+    directory = train(tiny_config("dcgan", tmp_path))
+    best = directory / "checkpoints" / "best.ckpt"
+    assert clock_of(best) == 80
+    checkpoint = directory / "checkpoints" / "images_000000000048.ckpt"
+    changes = ["module.learning_rate=1e-4", "allow_changes=true"]
+    train(tiny_config("dcgan", tmp_path, f"resume={checkpoint}", *changes))
+    assert clock_of(best.parent / "overtaken" / "best.ckpt") == 80
+    assert clock_of(best) == 96  # 6.0 is the lowest whose weights are there
+
+
+def test_best_checkpoint_before_the_one_that_a_run_goes_on_from_stays_the_best(tmp_path, monkeypatch):
+    scored(monkeypatch, iter([9.0, 5.0, 7.0, 8.0, 7.0, 6.0]))
+    directory = train(tiny_config("dcgan", tmp_path))
+    checkpoint = directory / "checkpoints" / "images_000000000048.ckpt"
+    train(tiny_config("dcgan", tmp_path, f"resume={checkpoint}"))
+    assert clock_of(directory / "checkpoints" / "best.ckpt") == 40
+
+
+def test_best_checkpoint_that_cannot_be_read_is_set_aside_with_a_warning(tmp_path, caplog):
+    directory = train(tiny_config("dcgan", tmp_path))
+    best = directory / "checkpoints" / "best.ckpt"
+    cut_in_half(best)
+    train(tiny_config("dcgan", tmp_path, f"resume={directory}/checkpoints/images_000000000088.ckpt"))
+    assert "best.ckpt: is no checkpoint of a Mirage run" in caplog.text
+    assert clock_of(best) == 96
+
+
 def test_checkpoint_after_a_time(tmp_path):
     overrides = ["callbacks.checkpoint.every_images=1_000_000", "callbacks.checkpoint.every_minutes=1e-9"]
     overrides += ["callbacks.checkpoint.keep_best=false", "schedule.total_images=200"]
@@ -95,7 +130,7 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog):
 def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_its_place(tmp_path, resume, capsys):
     whole = train(tiny_config("dcgan", tmp_path, "callbacks.checkpoint.keep=2", "callbacks.checkpoint.keep_at=[24]"))
     (whole / "status.json").write_text('{"state": "running"}')
-    for path in (whole / "checkpoints").glob("*[0-9t].ckpt"):
+    for path in (whole / "checkpoints").glob("*.ckpt"):
         if not path.name.startswith("kept"):
             flip_a_bit(path)
     resume = f"resume={whole if resume == 'directory' else 'auto'}"
