@@ -103,13 +103,14 @@ class FrechetScore(L.Callback):
         _broadcast_buffers(trainer, module)
         fake = self._statistics(trainer, module, self._generated(trainer, module))
         name = f"score/{self.extractor.score_name}"
+        fingerprint = self._fingerprint(trainer, module, fake.count)
         # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
-        value = trainer.strategy.broadcast(frechet_distance(self._real, fake), src=0)
-        module.scored_at, module.score = module.images_seen, (name, value)
+        value, key = trainer.strategy.broadcast((frechet_distance(self._real, fake), _hash(fingerprint)[:8]), src=0)
+        module.scored_at, module.score = module.images_seen, (f"{name} (fingerprint {key})", value)
         log_numbers(trainer, module, {name: value})
         if trainer.is_global_zero:
             row = {"images_seen": module.images_seen, "value": value, "generated_at": list(self._generated_at)}
-            row |= self._fingerprint(trainer, module, fake.count)
+            row |= fingerprint
             self._rows = self._rows or Rows(Path(trainer.default_root_dir) / "scores.jsonl")
             self._rows.append(row)
 
@@ -164,7 +165,7 @@ class FrechetScore(L.Callback):
 
     def _real_key(self, trainer: L.Trainer) -> str:
         what = [real_images(trainer).fingerprint(self.split), self.max_real, self.extractor.identity()]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+        return _hash(what)[:20]
 
     def _fingerprint(self, trainer: L.Trainer, module: GANModule, generated: int) -> dict[str, Any]:
         """Return what two scores must share to be compared."""
@@ -185,6 +186,10 @@ class FrechetScore(L.Callback):
             "generator": "ema",
             "seed": self.seed,
         }
+
+
+def _hash(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None:

@@ -323,9 +323,40 @@ def test_best_checkpoint_starts_anew_with_another_score():
         images_seen, scored_at, score = 8, 8, ("score/fid", 50.0)
 
     callback = PeriodicCheckpoint()
-    callback.load_state_dict({"best": ["score/frechet_random_conv", 0.3], "scored_at": 0})
+    callback.load_state_dict({"best": {"score/frechet_random_conv": 0.3}, "scored_at": 0})
     assert callback._is_best(Module())
-    assert callback.best == ("score/fid", 50.0)
+    assert callback.best == {"score/frechet_random_conv": 0.3, "score/fid": 50.0}
+    older = PeriodicCheckpoint()
+    older.load_state_dict({"best": ["score/fid", 0.3], "scored_at": 0})
+    assert older._is_best(Module())
+
+
+def test_two_scores_are_each_compared_with_their_own_kind():
+    from callbacks.checkpoint import PeriodicCheckpoint
+
+    class Module:
+        images_seen, scored_at, score = 0, 0, ("", 0.0)
+
+    callback, module, best = PeriodicCheckpoint(), Module(), []
+    for clock, score in enumerate([("a", 5.0), ("b", 50.0), ("a", 6.0), ("b", 51.0), ("b", 49.0), ("a", 4.0)]):
+        module.images_seen, module.scored_at, module.score = clock, clock, score
+        best.append(callback._is_best(module))
+    assert best == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "change", ["callbacks.score.count=6", "callbacks.score.max_real=20", "callbacks.score.split=val"]
+)
+def test_score_with_another_fingerprint_starts_anew(tmp_path, monkeypatch, change):
+    from callbacks import fid
+    from experiments.run_directory import clock_of
+
+    values = iter([9.0, 5.0, 3.0, 7.0, 8.0])  # at 0, 40, 80, 96 and, of another kind, at 96
+    monkeypatch.setattr(fid, "frechet_distance", lambda *_: next(values))
+    directory = train(tiny_config("dcgan", tmp_path))
+    first = directory / "checkpoints" / "images_000000000080.ckpt"
+    train(tiny_config("dcgan", tmp_path, f"resume={first}", change))
+    assert clock_of(directory / "checkpoints" / "best.ckpt") == 96
 
 
 def test_later_processes_are_no_part_of_a_run_that_has_ended(tmp_path):
