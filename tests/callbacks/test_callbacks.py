@@ -12,6 +12,7 @@ from callbacks.clock import crossed
 from callbacks.ema import GeneratorEMA
 from callbacks.fid import FrechetScore
 from callbacks.loss_log import LossLog
+from callbacks.real_images import even_rows
 from callbacks.sample_grid import SampleGrid, write_grid
 from datamodules.phantoms import Phantoms
 from experiments.tracking import read_rows
@@ -136,6 +137,48 @@ def test_another_split_or_number_has_other_statistics(tmp_path, monkeypatch):
         directory = train(tiny_config("dcgan", tmp_path, *short, override))
     assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 3
     assert read_rows(directory / "scores.jsonl")[0]["real"] == 5
+
+
+def test_real_images_of_a_limited_score_are_from_all_over_the_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_CACHE", str(tmp_path / "cache"))
+    taken = []
+    select = Phantoms.select
+    monkeypatch.setattr(Phantoms, "select", lambda data, *which: (taken.append(which), select(data, *which))[1])
+    statistics = FrechetScore._real_statistics
+    monkeypatch.setattr(
+        FrechetScore, "_real_statistics", lambda *of: (taken.clear(), statistics(*of), taken.append(0))[1]
+    )
+    few = ["callbacks.score.max_real=30", "callbacks.score.batch_size=7", "schedule.total_images=8"]
+    train(tiny_config("dcgan", tmp_path, *few))
+    calls = taken[: taken.index(0)]
+    rows = np.concatenate([rows for split, rows in calls if split == "train"]).tolist()
+    assert rows == [i * 40 // 30 for i in range(30)] and max(rows) == 38 and len(set(rows)) == 30
+
+
+@pytest.mark.parametrize("size, count", [(1, 1), (7, 3), (7, 7), (7, 100), (100, 60), (5, 4), (0, 3)])
+def test_even_rows_are_different_rows_at_even_distances(size, count):
+    rows = even_rows(size, count)
+    assert len(rows) == min(size, count) and len(set(rows.tolist())) == len(rows)
+    assert all(0 <= row < size for row in rows)
+    assert len(rows) < 2 or np.ptp(np.diff(rows)) <= 1
+
+
+def test_a_score_says_what_device_it_was_taken_on(finished, monkeypatch):
+    assert {row["device"] for row in read_rows(finished / "scores.jsonl")} == {"cpu"}
+
+    class Trainer:
+        class datamodule:
+            fingerprint = staticmethod(lambda split: split)
+
+    class Module:
+        device = torch.device("cpu")
+
+    class OnGPU:
+        device = torch.device("cuda")
+
+    score = FrechetScore()
+    assert score._real_key(Trainer(), Module()) == score._real_key(Trainer(), Module())
+    assert score._real_key(Trainer(), Module()) != score._real_key(Trainer(), OnGPU())
 
 
 def test_grids_are_pictures_of_the_generated_and_of_the_real(finished):
