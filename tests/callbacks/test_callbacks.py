@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import newest_checkpoint, tiny_config
+from conftest import assert_same_state, newest_checkpoint, tiny_config
 from PIL import Image
 
 from callbacks.clock import crossed
@@ -308,6 +308,30 @@ def test_optimizers_forget_at_a_new_stage_unless_told_otherwise(tmp_path, reset,
     state = torch.load(directory / "checkpoints" / "images_000000000032.ckpt", weights_only=True)
     for optimizer in state["optimizer_states"]:
         assert {float(entry["step"]) for entry in optimizer["state"].values()} == steps
+
+
+def steps_at(directory, clock):
+    """Steps that each optimizer's averages are of, in the checkpoint of a clock."""
+    state = torch.load(directory / "checkpoints" / f"images_{clock:012d}.ckpt", weights_only=True)
+    return [{float(entry["step"]) for entry in one["state"].values()} for one in state["optimizer_states"]]
+
+
+def test_optimizers_forget_at_a_stage_whose_start_is_not_hit_and_a_resume_there_is_exact(tmp_path):
+    """With batches of 3 from clock 40 on, the last stage is to begin at 60 and does so at 61."""
+    first = train(tiny_config("progressive", tmp_path))
+    smaller = ["schedule.batch_sizes=[3,3,3]", "allow_changes=true", "callbacks.checkpoint.every_images=1"]
+    train(tiny_config("progressive", tmp_path, *smaller, f"resume={first}/checkpoints/images_000000000040.ckpt"))
+    assert steps_at(first, 58) != [{1.0}, {1.0}] and steps_at(first, 64) == [{1.0}, {1.0}]
+    whole = newest_checkpoint(first)
+    train(tiny_config("progressive", tmp_path, *smaller, f"resume={first}/checkpoints/images_000000000061.ckpt"))
+    assert_same_state(newest_checkpoint(first), whole.parent / "overtaken" / whole.name)
+
+
+def test_optimizers_forget_at_a_stage_that_a_checkpoint_of_another_schedule_begins(tmp_path):
+    first = train(tiny_config("progressive", tmp_path))
+    shorter = ["schedule.stable_images=[16,16,12]", "allow_changes=true"]
+    train(tiny_config("progressive", tmp_path, *shorter, f"resume={first}/checkpoints/images_000000000016.ckpt"))
+    assert steps_at(first, 24) == [{1.0}, {1.0}]
 
 
 def test_record_shows_the_growth(tmp_path, caplog):
