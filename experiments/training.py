@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,10 @@ def train(config: Node) -> Path:
     settings = parts.settings
     check_together(parts, processes.world_size(settings, launcher))
     config = recorded(experiment)
-    start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config))
-    first = processes.is_first_process(launcher)
-    held = run_directory.lock(start.directory) if first else nullcontext()
-    with held, log_file(start.directory / "log.txt", parts.pseudonyms.hide) if first else quiet():
+    with ExitStack() as held:
+        start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config, held))
+        first = processes.is_first_process(launcher)
+        held.enter_context(log_file(start.directory / "log.txt", parts.pseudonyms.hide) if first else quiet())
         if first:
             announce(start)
         mirror = None
@@ -215,8 +215,13 @@ def _problems_of_average(parts: Parts) -> list[str]:
     ]
 
 
-def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
+def decide_start(experiment: Experiment, config: Node, held: ExitStack) -> run_directory.Start:
     """Find or name the run directory, refuse changed hyper-parameters, and create it. First process only.
+
+    Args:
+        experiment: The checked top level.
+        config: What the run records.
+        held: Keeps the lock of the run directory until it is closed.
 
     Raises:
         ConfigError: If the run cannot be continued with this configuration.
@@ -230,11 +235,11 @@ def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
             )
     try:
         start.directory.mkdir(parents=True, exist_ok=True)
-        with run_directory.lock(start.directory):
-            run_directory.create(start.directory, config)
-            run_directory.write_status(start.directory, "running", pid=os.getpid())
-            if start.checkpoint is not None:
-                run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(start.checkpoint))
+        held.enter_context(run_directory.lock(start.directory))
+        run_directory.create(start.directory, config)
+        run_directory.write_status(start.directory, "running", pid=os.getpid())
+        if start.checkpoint is not None:
+            run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(start.checkpoint))
     except OSError as error:
         raise ConfigError([f"runs_dir={experiment.runs_dir}: cannot be written to ({error})"]) from error
     return start

@@ -289,6 +289,24 @@ def test_a_run_directory_is_for_one_process(tmp_path, capsys):
     assert "process 1 is training in this run directory" in capsys.readouterr().err
 
 
+def test_the_lock_of_a_run_is_never_let_go_before_its_end(tmp_path, monkeypatch):
+    from experiments import run_directory, training
+
+    agree, held = training.processes.agree_on_start, []
+
+    def agreed(*arguments):
+        start = agree(*arguments)
+        with pytest.raises(ConfigError, match="is training in this run directory"):
+            run_directory.lock(start.directory).close()
+        held.append(start.directory)
+        return start
+
+    monkeypatch.setattr(training.processes, "agree_on_start", agreed)
+    directory = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
+    assert held == [directory]
+    run_directory.lock(directory).close()
+
+
 def test_recorded_configuration_holds_every_default(tmp_path):
     from omegaconf import OmegaConf
 
