@@ -329,7 +329,11 @@ def fit(
     if preemption.stopped and not finished:
         if first:
             run_directory.write_status(start.directory, "preempted", images_seen=images_seen)
-        raise Preempted(f"stopped by a signal at images_seen={images_seen}; resume={start.directory} goes on")
+        saves = any(isinstance(callback, L.pytorch.callbacks.Checkpoint) for callback in parts.callbacks)
+        what_next = (
+            f"resume={start.directory} goes on" if saves else "nothing was saved (no callback saves checkpoints)"
+        )
+        raise Preempted(f"stopped by a signal at images_seen={images_seen}; {what_next}")
     if first:
         run_directory.write_status(start.directory, "finished" if finished else "interrupted", images_seen=images_seen)
         write_report(start.directory)
