@@ -270,7 +270,7 @@ def test_nearest_training_images_lie_beside_the_generated(tmp_path):
 def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
     from callbacks.nearest import NearestTraining
 
-    logged = {}
+    logged, read = {}, []
 
     class Module:
         images_seen, image_size, latest, losses = 8, (8, 8), logged, LossRecord()
@@ -287,6 +287,7 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
             return 4
 
         def images(self, split, batch_size, rank=0, world_size=1):
+            read.append(split)
             return iter(IMAGES.split(batch_size)) if split == "train" else iter([HELD_OUT[rank::world_size]])
 
     class Strategy:
@@ -299,6 +300,7 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
     IMAGES, HELD_OUT = torch.rand(16, 1, 8, 8) * 2 - 1, torch.rand(4, 1, 8, 8) * 2 - 1
     NearestTraining(count=4).on_train_batch_end(Trainer(), Module(), None, None, 0)
     assert logged["nearest/ratio"] == 0.0
+    assert sorted(read) == ["train", "val"]  # each once: the other processes wait
 
 
 @pytest.mark.parametrize("reset, steps", [(True, {1.0}), (False, {1.0, 4.0})])
