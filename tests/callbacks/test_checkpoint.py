@@ -126,25 +126,26 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog):
     assert is_intact(newest_checkpoint(whole))
 
 
-@pytest.mark.parametrize("resume", ["auto", "directory"])
-def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_its_place(tmp_path, resume, capsys):
+def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_its_place(tmp_path, capsys):
     whole = train(tiny_config("dcgan", tmp_path, "callbacks.checkpoint.keep=2", "callbacks.checkpoint.keep_at=[24]"))
     (whole / "status.json").write_text('{"state": "running"}')
-    for path in (whole / "checkpoints").glob("*.ckpt"):
-        if not path.name.startswith("kept"):
-            flip_a_bit(path)
-    resume = f"resume={whole if resume == 'directory' else 'auto'}"
-    assert run.main(tiny("dcgan", tmp_path, resume)) == run.EXIT_BAD_CONFIG
+    for name in ("images_000000000088", "images_000000000096", "best"):
+        cut_in_half(whole / "checkpoints" / f"{name}.ckpt")
     kept = whole / "checkpoints" / "kept_000000000024.ckpt"
-    said = capsys.readouterr().err
-    assert "all checkpoints are damaged (images_000000000088.ckpt, images_000000000096.ckpt)" in said
-    assert f"go on from an older one with resume={kept}\n" in said  # not with best.ckpt, which is damaged, too
+    for resume in ("auto", whole):
+        assert run.main(tiny("dcgan", tmp_path, f"resume={resume}")) == run.EXIT_BAD_CONFIG
+        said = capsys.readouterr().err
+        assert "all checkpoints are damaged (images_000000000088.ckpt, images_000000000096.ckpt)" in said
+        assert f"go on from an older one with resume={kept}\n" in said  # not with best.ckpt, which is damaged, too
     assert train(tiny_config("dcgan", tmp_path, f"resume={kept}")) == whole
     assert is_intact(newest_checkpoint(whole))
+
+
+def test_run_without_any_usable_checkpoint_is_to_be_started_anew(tmp_path, capsys):
+    whole = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
     for path in (whole / "checkpoints").glob("*.ckpt"):
-        flip_a_bit(path)
-    (whole / "status.json").write_text('{"state": "running"}')
-    assert run.main(tiny("dcgan", tmp_path, resume)) == run.EXIT_BAD_CONFIG
+        cut_in_half(path)
+    assert run.main(tiny("dcgan", tmp_path, "schedule.total_images=8", f"resume={whole}")) == run.EXIT_BAD_CONFIG
     assert "start anew without resume" in capsys.readouterr().err
 
 
