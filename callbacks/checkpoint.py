@@ -62,7 +62,8 @@ class PeriodicCheckpoint(Checkpoint):
         every_images: Images between two checkpoints.
         every_minutes: Also save when this much time has passed; None = by images only.
         keep: Newest checkpoints that are kept.
-        keep_best: Also keep the checkpoint with the lowest score of the run as ``best.ckpt``.
+        keep_best: Also keep the checkpoint with the lowest score of the run as ``best.ckpt``. Scores with different
+            fingerprints are not compared: of several, the one that was the last to fall below its own lowest counts.
         keep_at: Clocks whose checkpoint is kept for good as ``kept_<clock>.ckpt``, e.g. one that a paper reports.
     """
 
@@ -85,13 +86,16 @@ class PeriodicCheckpoint(Checkpoint):
             check_cadence("keep_at", clock)
         self.every_images, self.every_minutes, self.keep, self.keep_best = every_images, every_minutes, keep, keep_best
         self.keep_at, self._owed = keep_at, False  # owed: a checkpoint to keep could not be written
-        self.best: tuple[str, float] | None = None  # name and value of the lowest score
+        self.best: dict[str, float] = {}  # lowest value of each score, which are not compared with each other
         self._scored_at = -1
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
-        """Start the stopwatch."""
+        """Start the stopwatch; forget a best score whose checkpoint is gone, so that a later one takes its place."""
         self._saved_at = time.monotonic()
+        best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        if not trainer.strategy.broadcast(best.is_file(), src=0):
+            self.best = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,27 +118,30 @@ class PeriodicCheckpoint(Checkpoint):
             and self._save(trainer, directory / f"images_{pl_module.images_seen:012d}.ckpt")
             and trainer.is_global_zero
         ):
-            for old in sorted(directory.glob("images_*.ckpt"))[: -self.keep]:
+            # What lies behind the present clock is of another past and does not count as newer.
+            present = f"images_{pl_module.images_seen:012d}.ckpt"
+            for old in sorted(path for path in directory.glob("images_*.ckpt") if path.name <= present)[: -self.keep]:
                 old.unlink()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score, so that a resumed run does not take a worse one for it, and what is owed."""
-        return {"best": list(self.best) if self.best else None, "scored_at": self._scored_at, "owed": self._owed}
+        return {"best": dict(self.best), "scored_at": self._scored_at, "owed": self._owed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the best score."""
-        self.best = tuple(state_dict["best"]) if state_dict["best"] else None
+        """Continue with the best score; older runs kept one, without the fingerprint that it could be compared by."""
+        self.best = dict(state_dict["best"]) if isinstance(state_dict["best"], dict) else {}
         self._scored_at = state_dict["scored_at"]
         self._owed = state_dict.get("owed", False)
 
     def _is_best(self, module: GANModule) -> bool:
-        """Tell whether a score that was taken at this clock is the lowest of its name yet, and remember it if so."""
+        """Tell whether a score that was taken at this clock is the lowest of its kind yet, and remember it if so."""
         if not self.keep_best or module.scored_at != module.images_seen or self._scored_at == module.scored_at:
             return False
         self._scored_at = module.scored_at
-        if self.best is not None and self.best[0] == module.score[0] and module.score[1] >= self.best[1]:
+        name, value = module.score
+        if value >= self.best.get(name, float("inf")):
             return False
-        self.best = module.score
+        self.best[name] = value
         return True
 
     def _time_is_up(self, trainer: L.Trainer, module: GANModule, images_seen: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from lightning_modules.gan import GANModule
+from lightning_modules.schedules import Point
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +28,28 @@ class FadeIn(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         """Begin at the clock of the checkpoint."""
-        pl_module.set_point(pl_module.schedule.at(pl_module.images_seen))
+        point = pl_module.schedule.at(pl_module.images_seen)
+        pl_module.set_point(point)
+        if point.stage > 0 and point.images_seen == point.stage_start:
+            # What the checkpoint holds is of the stage before, if the stage began elsewhere when it was written.
+            self._begin_stage(trainer, point)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Set stage and alpha; both are pure functions of the clock, so a resumed run needs nothing else."""
-        pl_module.set_point(pl_module.schedule.at(pl_module.images_seen))
+        """Set stage and alpha, pure functions of the clock, so that a resumed run needs nothing else.
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: GANModule, batch: Any, batch_idx: int) -> None:
-        """Announce a new stage and let the optimizers forget."""
+        A new stage is told by the stage of the batch that has ended: a run whose batch was changed in mid-stage need
+        not hit the stage's start. What the optimizers forget here is forgotten in the checkpoint of this clock as well.
+        """
         point = pl_module.schedule.at(pl_module.images_seen)
-        if point.stage > 0 and point.images_seen == point.stage_start:
-            height, width = point.resolution
-            log.info("images_seen %d: growing to %dx%d, batch %d", point.images_seen, height, width, point.batch_size)
-            if self.reset_optimizers:
-                for optimizer in trainer.optimizers:
-                    optimizer.state.clear()
+        pl_module.set_point(point)
+        if point.stage != pl_module.schedule.at(batch["images_seen"]).stage:
+            self._begin_stage(trainer, point)
+
+    def _begin_stage(self, trainer: L.Trainer, point: Point) -> None:
+        height, width = point.resolution
+        log.info("images_seen %d: growing to %dx%d, batch %d", point.images_seen, height, width, point.batch_size)
+        if self.reset_optimizers:
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()

@@ -16,7 +16,7 @@ from callbacks.checkpoint import is_intact
 from callbacks.clock import check_cadence, crossed, log_numbers
 from callbacks.divergence import assert_finite
 from callbacks.files import Rows, training_goes_on, write_atomically
-from callbacks.real_images import real_images
+from callbacks.real_images import even_rows, real_images
 from callbacks.version import code_version
 from lightning_modules.gan import GANModule
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
@@ -37,7 +37,7 @@ class FrechetScore(L.Callback):
         every_images: Images between two scores.
         count: Images to generate.
         split: Real images to compare with: "train", "val" or "test".
-        max_real: Real images to use at most; None = all of the split.
+        max_real: Real images to use at most, from all over the split; None = all of it.
         batch_size: Images per forward pass and process.
         seed: Names the generated images; the same ones are used every time.
         extractor: Where the features come from; the default needs no download.
@@ -103,13 +103,14 @@ class FrechetScore(L.Callback):
         _broadcast_buffers(trainer, module)
         fake = self._statistics(trainer, module, self._generated(trainer, module))
         name = f"score/{self.extractor.score_name}"
+        fingerprint = self._fingerprint(trainer, module, fake.count)
         # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
-        value = trainer.strategy.broadcast(frechet_distance(self._real, fake), src=0)
-        module.scored_at, module.score = module.images_seen, (name, value)
+        value, key = trainer.strategy.broadcast((frechet_distance(self._real, fake), _hash(fingerprint)[:8]), src=0)
+        module.scored_at, module.score = module.images_seen, (f"{name} (fingerprint {key})", value)
         log_numbers(trainer, module, {name: value})
         if trainer.is_global_zero:
             row = {"images_seen": module.images_seen, "value": value, "generated_at": list(self._generated_at)}
-            row |= self._fingerprint(trainer, module, fake.count)
+            row |= fingerprint
             self._rows = self._rows or Rows(Path(trainer.default_root_dir) / "scores.jsonl")
             self._rows.append(row)
 
@@ -134,7 +135,7 @@ class FrechetScore(L.Callback):
 
     def _real_statistics(self, trainer: L.Trainer, module: GANModule) -> GaussianStatistics:
         data = real_images(trainer)
-        path = Path(data.cache_dir) / "statistics" / f"{self._real_key(trainer)}.pt"
+        path = Path(data.cache_dir) / "statistics" / f"{self._real_key(trainer, module)}.pt"
         if data.size(self.split) < 2:
             raise ExtractorError(
                 f"callbacks.score.split={self.split!r}: the split has {data.size(self.split)} images, a score needs at "
@@ -152,19 +153,17 @@ class FrechetScore(L.Callback):
         return statistics
 
     def _real_images(self, trainer: L.Trainer) -> Iterator[Tensor]:
-        """Yield this process's share of the first ``max_real`` images of the split."""
-        data, rank, world = real_images(trainer), trainer.global_rank, trainer.world_size
-        total = min(data.size(self.split), self.max_real or data.size(self.split))
-        left = len(range(rank, total, world))
-        for images in data.images(self.split, self.batch_size, rank, world):
-            if left <= 0:
-                return
-            yield images[:left]
-            left -= len(images)
+        """Yield this process's share of ``max_real`` images from all over the split."""
+        data = real_images(trainer)
+        size = data.size(self.split)
+        share = even_rows(size, self.max_real or size)[trainer.global_rank :: trainer.world_size]
+        for start in range(0, len(share), self.batch_size):
+            yield data.select(self.split, share[start : start + self.batch_size])
 
-    def _real_key(self, trainer: L.Trainer) -> str:
-        what = [real_images(trainer).fingerprint(self.split), self.max_real, self.extractor.identity()]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+    def _real_key(self, trainer: L.Trainer, module: GANModule) -> str:
+        images = [real_images(trainer).fingerprint(self.split), "even rows", self.max_real]
+        what = [*images, self.extractor.identity(), module.device.type]
+        return _hash(what)[:20]
 
     def _fingerprint(self, trainer: L.Trainer, module: GANModule, generated: int) -> dict[str, Any]:
         """Return what two scores must share to be compared."""
@@ -182,9 +181,14 @@ class FrechetScore(L.Callback):
             "resolution": list(module.image_size),
             "upsampling": "repeated pixels",
             "dtype": "float32",
+            "device": module.device.type,  # a GPU rounds the factors of a convolution to TF32
             "generator": "ema",
             "seed": self.seed,
         }
+
+
+def _hash(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None:

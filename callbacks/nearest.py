@@ -55,13 +55,14 @@ class NearestTraining(L.Callback):
     def _write(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         data = real_images(trainer)
         images = F.interpolate(pl_module.sample(self.count, seed=self.seed), pl_module.image_size)
-        distances, neighbours = nearest_images(images, data.images("train", 64))
-        pairs = enlarged(torch.stack([images, neighbours], dim=1).flatten(0, 1))
+        held_out = spread(data, self.split, self.count).to(images.device) if data.size(self.split) else images[:0]
+        # One reading of the training images for both: the other processes wait.
+        found, neighbours = nearest_images(torch.cat([images, held_out]), data.images("train", 64))
+        distances, usual = found.split([len(images), len(held_out)])
+        pairs = enlarged(torch.stack([images, neighbours[: len(images)]], dim=1).flatten(0, 1))
         path = Path(trainer.default_root_dir) / "samples" / f"nearest_{pl_module.images_seen:012d}.png"
         write_grid(pairs, path, 2 * self.columns)
         numbers = {"nearest/distance": float(distances.mean())}
-        if data.size(self.split):
-            held_out = spread(data, self.split, self.count).to(images.device)
-            usual, _ = nearest_images(held_out, data.images("train", 64))
+        if len(held_out):
             numbers["nearest/ratio"] = float(distances.mean() / usual.mean())
         log_numbers(trainer, pl_module, numbers)

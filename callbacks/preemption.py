@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Preempted(Exception):
-    """A signal asked for the machine; the run has saved what it needs to go on."""
+    """A signal asked for the machine; the run has saved what it needs to go on, if a callback saves checkpoints."""
 
 
 class Preemption(L.Callback):
@@ -59,7 +59,12 @@ class Preemption(L.Callback):
             return
         self.stopped = trainer.should_stop = True
         what = signal.Signals(self._noted).name if self._noted is not None else "another process got a signal"
-        log.warning("%s: stopping at images_seen=%d after saving a checkpoint", what, pl_module.images_seen)
+        how = (
+            "after saving a checkpoint"
+            if trainer.checkpoint_callbacks
+            else "without a checkpoint: no callback saves one"
+        )
+        log.warning("%s: stopping at images_seen=%d %s", what, pl_module.images_seen, how)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a child that was forked while the handler was in place

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import lightning as L
+import numpy as np
 from torch import Tensor
 
 
@@ -21,9 +22,22 @@ class RealImages(Protocol):
         """Yield a process's share of a split's images (N, C, H, W) in [-1, 1], once each."""
         ...
 
+    def select(self, split: str, indices: np.ndarray) -> Tensor:
+        """Return images of a split (len(indices), C, H, W) in [-1, 1]."""
+        ...
+
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images."""
         ...
+
+
+def even_rows(size: int, count: int) -> np.ndarray:
+    """Return ``count`` rows of ``size`` (all of them if there are fewer) at even distances, from the first one on.
+
+    Files are named by patient, and the lowest numbers are not like the others: a table is sorted by time or centre.
+    """
+    count = min(count, size)
+    return np.arange(count) * size // max(1, count)
 
 
 def spread(data: RealImages, split: str, count: int) -> Tensor:

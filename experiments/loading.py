@@ -14,7 +14,7 @@ from callbacks.checkpoint import AtomicCheckpointIO
 from datamodules.base import ImageDataModule, Intensity
 from experiments import config as cfg
 from experiments.config import ConfigError, Experiment, Node
-from experiments.run_directory import newest_usable_checkpoint
+from experiments.run_directory import newest_usable_checkpoint, recorded_config
 from experiments.training import check_fits
 from lightning_modules.gan import GANModule
 from lightning_modules.networks.latents import chunk_size, in_chunks
@@ -59,7 +59,7 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
     checkpoint = newest_usable_checkpoint(directory) if path.is_dir() else path
     if checkpoint is None or not checkpoint.is_file():
         raise ConfigError([f"{directory}: holds no usable checkpoint" if path.is_dir() else f"{path}: no such file"])
-    config = cfg.load(str(directory / "config.yaml"))
+    config = recorded_config(directory)
     module = _build(config)
     try:
         content = AtomicCheckpointIO().load_checkpoint(checkpoint)

@@ -18,13 +18,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from callbacks.checkpoint import is_intact
 from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
-from experiments.config import ConfigError, Node
+from experiments.config import ConfigError, Node, load
 from experiments.untrusted import read_yaml
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def find_start(runs_dir: Path, name: str, resume: str | None, run_id: str | None
         return Start(path.parent.parent, path)
     if (path / "config.yaml").is_file():
         refuse_links(path)
-        return Start(path, newest_usable_checkpoint(path))
+        return Start(path, _where_to_go_on(path))
     raise ConfigError([f"resume={resume}: expected auto, a run directory, or a checkpoint in its folder checkpoints/"])
 
 
@@ -119,6 +120,18 @@ def newest_usable_checkpoint(directory: Path) -> Path | None:
     return None
 
 
+def clock_of(checkpoint: Path) -> int:
+    """Return the images seen of a checkpoint.
+
+    Raises:
+        ConfigError: If the file is none of ours.
+    """
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
+    except Exception as error:  # unpickling raises nearly anything
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
+
+
 def read_status(directory: Path) -> dict[str, Any]:
     """Return the state of a run; a run that was killed is still "running"."""
     try:
@@ -146,6 +159,17 @@ def create(directory: Path, config: Node) -> None:
     write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
+def recorded_config(directory: Path) -> Node:
+    """Return the configuration that a run has recorded, resolved.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    # Older runs recorded where they were tracked; a file may not say "online".
+    config = load(str(directory / "config.yaml"), ["tracking=disabled"])
+    return {key: value for key, value in config.items() if key != "tracking"}
+
+
 def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
     """Return "key: was X, is Y" for everything that decides the result and differs from the run's config."""
     try:
@@ -170,15 +194,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def set_aside_overtaken(directory: Path, clock: int) -> None:
     """Move checkpoints and grids behind the clock that a run goes on from out of the way.
 
-    They belong to a future that is about to be replaced: kept in place, they would be taken for the newest ones.
+    They belong to a future that is about to be replaced: kept in place, they would be taken for the newest ones, or
+    for the best.
     """
     for folder in ("checkpoints", "samples"):
-        for path in (directory / folder).glob("*_*.*"):
-            number = path.stem.rpartition("_")[2]
-            if number.isdecimal() and int(number) > clock:
+        for path in [*(directory / folder).glob("*_*.*"), *(directory / folder).glob("best.ckpt")]:
+            if _is_overtaken(path, clock):
                 target = directory / folder / "overtaken" / path.name
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
+
+
+def _is_overtaken(path: Path, clock: int) -> bool:
+    if path.name != "best.ckpt":
+        number = path.stem.rpartition("_")[2]
+        return number.isdecimal() and int(number) > clock
+    try:
+        return clock_of(path) > clock
+    except ConfigError as error:
+        log.warning("%s; it is set aside", error)
+        return True
 
 
 def lock(directory: Path) -> BinaryIO:
@@ -237,8 +272,21 @@ def _newest_unfinished(runs_dir: Path, name: str, run_id: str | None) -> Start |
                     "resume"
                 ]
             )
-        return Start(directory.absolute(), newest_usable_checkpoint(directory))
+        return Start(directory.absolute(), _where_to_go_on(directory))
     return None
+
+
+def _where_to_go_on(directory: Path) -> Path | None:
+    """Return the newest usable checkpoint, or None if the run was killed before its first one."""
+    checkpoint = newest_usable_checkpoint(directory)
+    damaged = sorted((directory / "checkpoints").glob("images_*.ckpt"))
+    if checkpoint is None and damaged:
+        others = [*(directory / "checkpoints").glob("best.ckpt"), *(directory / "checkpoints").glob("kept_*.ckpt")]
+        usable = " or ".join(f"resume={path}" for path in sorted(others) if is_intact(path))
+        names = ", ".join(path.name for path in damaged)
+        what_to_do = f"go on from an older one with {usable}" if usable else "start anew without resume"
+        raise ConfigError([f"{directory}: all checkpoints are damaged ({names}); {what_to_do}"])
+    return checkpoint
 
 
 def matters(key: str) -> bool:

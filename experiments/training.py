@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.divergence import DivergedError, DivergenceWatch
+from callbacks.ema import GeneratorEMA
 from callbacks.fade_in import FadeIn
 from callbacks.files import append_rows
 from callbacks.preemption import Preempted, Preemption
@@ -66,10 +67,10 @@ def train(config: Node) -> Path:
     settings = parts.settings
     check_together(parts, processes.world_size(settings, launcher))
     config = recorded(experiment)
-    start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config))
-    first = processes.is_first_process(launcher)
-    held = run_directory.lock(start.directory) if first else nullcontext()
-    with held, log_file(start.directory / "log.txt", parts.pseudonyms.hide) if first else quiet():
+    with ExitStack() as held:
+        start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config, held))
+        first = processes.is_first_process(launcher)
+        held.enter_context(log_file(start.directory / "log.txt", parts.pseudonyms.hide) if first else quiet())
         if first:
             announce(start)
         mirror = None
@@ -138,7 +139,8 @@ def problems_of_nodes(experiment: Experiment) -> list[str]:
 
 def recorded(experiment: Experiment) -> Node:
     """Return the configuration as a run keeps it: every default written out, nothing that belongs to one launch."""
-    config = {key: value for key, value in vars(experiment).items() if key not in ("resume", "run_id", "allow_changes")}
+    of_a_launch = ("resume", "run_id", "allow_changes", "tracking")
+    config = {key: value for key, value in vars(experiment).items() if key not in of_a_launch}
     for key in ("schedule", "data", "module"):
         config[key] = cfg.completed(config[key])
     callbacks = {name: node and cfg.completed(node) for name, node in experiment.callbacks.items()}
@@ -182,9 +184,9 @@ def problems_of_sharing(schedule: Schedule, world_size: int) -> list[str]:
 
 
 def problems_of_shape(parts: Parts) -> list[str]:
-    """Return what keeps schedule, networks and callbacks from having one size, or from growing together."""
+    """Return what keeps schedule, networks and callbacks from having one size, or from changing together."""
     final, size = parts.schedule.resolutions()[-1], parts.module.image_size
-    problems = _problems_of_growth(parts)
+    problems = _problems_of_growth(parts) + _problems_of_average(parts)
     if tuple(size) != tuple(final):
         problems.append(f"module.image_size={list(size)}: schedule.resolution is {list(final)}")
     return problems
@@ -202,8 +204,24 @@ def _problems_of_growth(parts: Parts) -> list[str]:
     return [] if has_callback else [f"callbacks: {family} grows and needs callbacks.fade_in.FadeIn"]
 
 
-def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
+def _problems_of_average(parts: Parts) -> list[str]:
+    count = sum(isinstance(callback, GeneratorEMA) for callback in parts.callbacks)
+    if count == 1:
+        return []
+    return [
+        f"callbacks: {count} are a callbacks.ema.GeneratorEMA, exactly one must be: scores, pictures and exports are "
+        "of the averaged generator (callbacks.ema.decay_per_step=0 with half_life_images=null and ramp_up=null keeps "
+        "it equal to the live one)"
+    ]
+
+
+def decide_start(experiment: Experiment, config: Node, held: ExitStack) -> run_directory.Start:
     """Find or name the run directory, refuse changed hyper-parameters, and create it. First process only.
+
+    Args:
+        experiment: The checked top level.
+        config: What the run records.
+        held: Keeps the lock of the run directory until it is closed.
 
     Raises:
         ConfigError: If the run cannot be continued with this configuration.
@@ -217,11 +235,11 @@ def decide_start(experiment: Experiment, config: Node) -> run_directory.Start:
             )
     try:
         start.directory.mkdir(parents=True, exist_ok=True)
-        with run_directory.lock(start.directory):
-            run_directory.create(start.directory, config)
-            run_directory.write_status(start.directory, "running", pid=os.getpid())
-            if start.checkpoint is not None:
-                run_directory.set_aside_overtaken(start.directory, clock_of(start.checkpoint))
+        held.enter_context(run_directory.lock(start.directory))
+        run_directory.create(start.directory, config)
+        run_directory.write_status(start.directory, "running", pid=os.getpid())
+        if start.checkpoint is not None:
+            run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(start.checkpoint))
     except OSError as error:
         raise ConfigError([f"runs_dir={experiment.runs_dir}: cannot be written to ({error})"]) from error
     return start
@@ -251,8 +269,8 @@ def build_trainer(
             deterministic=settings.deterministic,
             # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
             sync_batchnorm=several and processes.uses_gpu(settings),
-            # Networks grow before any other callback looks at them.
-            callbacks=[preemption, *sorted(callbacks, key=lambda callback: not isinstance(callback, FadeIn))],
+            # Networks grow, then the average moves, before any other callback looks at them.
+            callbacks=[preemption, *sorted(callbacks, key=_place)],
             logger=list(loggers),
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,
@@ -265,6 +283,10 @@ def build_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+
+
+def _place(callback: L.Callback) -> int:
+    return 0 if isinstance(callback, FadeIn) else 1 if isinstance(callback, GeneratorEMA) else 2
 
 
 def fit(
@@ -280,7 +302,7 @@ def fit(
         Preempted: If a signal stopped training before its end.
         FaultError: If the machine ended it, e.g. memory ran out.
     """
-    done = start.checkpoint is not None and clock_of(start.checkpoint) >= parts.schedule.total_images
+    done = start.checkpoint is not None and run_directory.clock_of(start.checkpoint) >= parts.schedule.total_images
     try:
         if done:  # a run that was killed between its last checkpoint and its report
             log.info(
@@ -303,11 +325,15 @@ def fit(
             raise FaultError(f"{fault} (images_seen={parts.module.images_seen})") from error
         raise
     finished = done or parts.module.images_seen >= parts.schedule.total_images
-    images_seen = clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
+    images_seen = run_directory.clock_of(start.checkpoint) if done and start.checkpoint else parts.module.images_seen
     if preemption.stopped and not finished:
         if first:
             run_directory.write_status(start.directory, "preempted", images_seen=images_seen)
-        raise Preempted(f"stopped by a signal at images_seen={images_seen}; resume={start.directory} goes on")
+        saves = any(isinstance(callback, L.pytorch.callbacks.Checkpoint) for callback in parts.callbacks)
+        what_next = (
+            f"resume={start.directory} goes on" if saves else "nothing was saved (no callback saves checkpoints)"
+        )
+        raise Preempted(f"stopped by a signal at images_seen={images_seen}; {what_next}")
     if first:
         run_directory.write_status(start.directory, "finished" if finished else "interrupted", images_seen=images_seen)
         write_report(start.directory)
@@ -344,8 +370,8 @@ def _fit_with_roll_backs(
                     parts.module.roll_backs,
                     allowed,
                 )
-                run_directory.set_aside_overtaken(start.directory, clock_of(checkpoint))
-                mark_resumed(start.directory, clock_of(checkpoint))
+                run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(checkpoint))
+                mark_resumed(start.directory, run_directory.clock_of(checkpoint))
 
 
 def check_fits(checkpoint: Path, module: GANModule) -> None:
@@ -374,18 +400,6 @@ def _reason(error: Exception, fault: str | None, pseudonyms: Pseudonyms) -> str:
     return redacted(pseudonyms.hide(fault or f"{type(error).__name__}: {error}"))
 
 
-def clock_of(checkpoint: Path) -> int:
-    """Return the images seen of a checkpoint.
-
-    Raises:
-        ConfigError: If the file is none of ours.
-    """
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
-    except Exception as error:  # unpickling raises nearly anything
-        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
-
-
 def announce(start: run_directory.Start) -> None:
     """Say where the run lies and mark in its records where it goes on."""
     if start.checkpoint is None:
@@ -393,7 +407,7 @@ def announce(start: run_directory.Start) -> None:
         clock = -1
     else:
         log.info("resuming from %s", start.checkpoint)
-        clock = clock_of(start.checkpoint)
+        clock = run_directory.clock_of(start.checkpoint)
     mark_resumed(start.directory, clock)
 
 

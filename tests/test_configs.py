@@ -144,7 +144,7 @@ def test_sizes_and_channels_must_agree(tmp_path):
     ]
 
 
-def test_networks_schedule_and_callback_must_grow_together(tmp_path, capsys):
+def test_networks_schedule_and_callbacks_must_change_together(tmp_path, capsys):
     (tmp_path / "growing_dcgan.yaml").write_text(
         f"extends: [{TINY_YAML}, {TINY_PROGRESSIVE}]\ncallbacks: {{fade_in: null}}\n"
         "module: {_target_: lightning_modules.dcgan.DCGAN, image_size: '${schedule.resolution}'}\n"
@@ -161,6 +161,11 @@ def test_networks_schedule_and_callback_must_grow_together(tmp_path, capsys):
             "DCGAN does not grow; use lightning_modules.schedules.ConstantSchedule",
         ),
         ([str(tmp_path / "constant.yaml")], "grows; use lightning_modules.schedules.ProgressiveSchedule"),
+        (tiny("dcgan", tmp_path, "callbacks.ema=null"), "0 are a callbacks.ema.GeneratorEMA, exactly one must be"),
+        (
+            tiny("dcgan", tmp_path, "callbacks.second={_target_: callbacks.ema.GeneratorEMA, half_life_images: 9}"),
+            "2 are a callbacks.ema.GeneratorEMA, exactly one must be",
+        ),
     ):
         assert run.main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -284,6 +289,24 @@ def test_a_run_directory_is_for_one_process(tmp_path, capsys):
     assert "process 1 is training in this run directory" in capsys.readouterr().err
 
 
+def test_the_lock_of_a_run_is_never_let_go_before_its_end(tmp_path, monkeypatch):
+    from experiments import run_directory, training
+
+    agree, held = training.processes.agree_on_start, []
+
+    def agreed(*arguments):
+        start = agree(*arguments)
+        with pytest.raises(ConfigError, match="is training in this run directory"):
+            run_directory.lock(start.directory).close()
+        held.append(start.directory)
+        return start
+
+    monkeypatch.setattr(training.processes, "agree_on_start", agreed)
+    directory = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
+    assert held == [directory]
+    run_directory.lock(directory).close()
+
+
 def test_recorded_configuration_holds_every_default(tmp_path):
     from omegaconf import OmegaConf
 
@@ -318,9 +341,40 @@ def test_best_checkpoint_starts_anew_with_another_score():
         images_seen, scored_at, score = 8, 8, ("score/fid", 50.0)
 
     callback = PeriodicCheckpoint()
-    callback.load_state_dict({"best": ["score/frechet_random_conv", 0.3], "scored_at": 0})
+    callback.load_state_dict({"best": {"score/frechet_random_conv": 0.3}, "scored_at": 0})
     assert callback._is_best(Module())
-    assert callback.best == ("score/fid", 50.0)
+    assert callback.best == {"score/frechet_random_conv": 0.3, "score/fid": 50.0}
+    older = PeriodicCheckpoint()
+    older.load_state_dict({"best": ["score/fid", 0.3], "scored_at": 0})
+    assert older._is_best(Module())
+
+
+def test_two_scores_are_each_compared_with_their_own_kind():
+    from callbacks.checkpoint import PeriodicCheckpoint
+
+    class Module:
+        images_seen, scored_at, score = 0, 0, ("", 0.0)
+
+    callback, module, best = PeriodicCheckpoint(), Module(), []
+    for clock, score in enumerate([("a", 5.0), ("b", 50.0), ("a", 6.0), ("b", 51.0), ("b", 49.0), ("a", 4.0)]):
+        module.images_seen, module.scored_at, module.score = clock, clock, score
+        best.append(callback._is_best(module))
+    assert best == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "change", ["callbacks.score.count=6", "callbacks.score.max_real=20", "callbacks.score.split=val"]
+)
+def test_score_with_another_fingerprint_starts_anew(tmp_path, monkeypatch, change):
+    from callbacks import fid
+    from experiments.run_directory import clock_of
+
+    values = iter([9.0, 5.0, 3.0, 7.0, 8.0])  # at 0, 40, 80, 96 and, of another kind, at 96
+    monkeypatch.setattr(fid, "frechet_distance", lambda *_: next(values))
+    directory = train(tiny_config("dcgan", tmp_path))
+    first = directory / "checkpoints" / "images_000000000080.ckpt"
+    train(tiny_config("dcgan", tmp_path, f"resume={first}", change))
+    assert clock_of(directory / "checkpoints" / "best.ckpt") == 96
 
 
 def test_later_processes_are_no_part_of_a_run_that_has_ended(tmp_path):

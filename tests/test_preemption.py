@@ -58,6 +58,15 @@ def test_run_saves_what_it_has_done_and_goes_on_to_the_same_weights(tmp_path, wi
     assert clocks(directory / "metrics.jsonl") == clocks(whole / "metrics.jsonl")
 
 
+def test_run_without_checkpoints_does_not_say_that_it_has_saved_one(tmp_path, with_callback, caplog):
+    with_callback(send_at(48, signal.SIGTERM))
+    with pytest.raises(Preempted) as stopped:
+        train(tiny_config("dcgan", tmp_path, "callbacks.checkpoint=null"))
+    assert "nothing was saved" in str(stopped.value) and "goes on" not in str(stopped.value)
+    assert "stopping at images_seen=48 without a checkpoint" in caplog.text
+    assert "after saving" not in caplog.text
+
+
 def test_signal_in_the_last_batch_leaves_a_finished_run(tmp_path, with_callback):
     with_callback(send_at(96, signal.SIGTERM))
     directory = train(tiny_config("dcgan", tmp_path))

@@ -7,7 +7,10 @@ import pytest
 from conftest import run_cli, tiny, tiny_config
 
 from callbacks.files import append_rows
-from experiments import tracking
+from experiments import tracking, training
+from experiments.evaluation.settings import Suite
+from experiments.evaluation.subject import Subject, real_data
+from experiments.loading import load_run
 from experiments.tracking import read_rows
 from experiments.training import train
 
@@ -104,6 +107,24 @@ def test_online_without_key_or_terminal_falls_back_at_once(tmp_path, caplog, wan
     assert "W&B is not reachable" in caplog.text and "wandb sync" in caplog.text
     assert json.loads((directory / "status.json").read_text())["state"] == "finished"
     assert history(directory)
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["new run", "run of an older version"])
+def test_run_that_was_tracked_online_is_loaded_and_compared_with(tmp_path, monkeypatch, recorded):
+    monkeypatch.setattr(training, "wandb_logger", lambda *_: None)
+    directory = train(tiny_config("dcgan", tmp_path, "tracking=online", "schedule.total_images=8"))
+    config = directory / "config.yaml"
+    assert "tracking" not in config.read_text()
+    if recorded:
+        config.write_text(config.read_text() + "tracking: online\n")
+    trained = load_run(directory)
+    assert trained.config["name"] == "dcgan" and "tracking" not in trained.config
+    suite = Suite({}, 8, 10, against=str(directory))
+    assert real_data(suite, Subject(tmp_path, None)).size("train") == 40
+    assert (
+        train(tiny_config("dcgan", tmp_path, "tracking=disabled", "schedule.total_images=8", f"resume={directory}"))
+        == directory
+    )
 
 
 def test_wandb_that_cannot_be_imported_does_not_stop_a_run(tmp_path, caplog, monkeypatch):

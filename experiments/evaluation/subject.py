@@ -13,7 +13,7 @@ from experiments.evaluation.image_sets import FolderImages, GeneratedImages, Ima
 from experiments.evaluation.scoring import Sets
 from experiments.evaluation.settings import Suite
 from experiments.loading import Trained, data_of, load_run
-from experiments.run_directory import refuse_links
+from experiments.run_directory import recorded_config, refuse_links
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
                 ]
             )
     else:
-        name = str(Path(against) / "config.yaml") if Path(against).is_dir() else against
-        data = data_of(cfg.experiment(cfg.load(name)), suite.data)
+        config = recorded_config(Path(against)) if Path(against).is_dir() else cfg.load(against)
+        data = data_of(cfg.experiment(config), suite.data)
     if not data.size(suite.split):
         full = " or ".join(split for split in ("train", "val", "test") if data.size(split))
         raise ConfigError([f"split={suite.split}: the split has no images; take {full}"])

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import TARGET
 from experiments.report import STYLE, inline_figure
-from experiments.run_directory import write_text
+from experiments.run_directory import recorded_config, write_text
 from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, FloatRange, label
 from experiments.sweeps.trials import trial_name
@@ -69,7 +69,7 @@ def defused(cell: Any) -> Any:
 
 def best_config(study: Study, best: FrozenTrial) -> str:
     """Return the best trial's recorded configuration as an experiment file of its own."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(study.folder / best.user_attrs["run"] / "config.yaml"))
+    config = recorded_config(study.folder / best.user_attrs["run"])
     config |= {"name": f"{study.sweep.name}_best", "runs_dir": study.sweep.runs_dir}
     path = study.folder / "best.yaml"
     value = f"{study.sweep.metric} = {best.value!r}"

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import newest_checkpoint, tiny_config
+from conftest import assert_same_state, newest_checkpoint, tiny_config
 from PIL import Image
 
 from callbacks.clock import crossed
 from callbacks.ema import GeneratorEMA
 from callbacks.fid import FrechetScore
 from callbacks.loss_log import LossLog
+from callbacks.real_images import even_rows
 from callbacks.sample_grid import SampleGrid, write_grid
 from datamodules.augmentation import Augmentation
 from datamodules.phantoms import Phantoms
@@ -61,6 +62,20 @@ def test_ema_equals_the_live_generator_until_its_start(tmp_path):
         state = torch.load(directory / "checkpoints" / f"images_{clock:012d}.ckpt", weights_only=True)["state_dict"]
         key = "project.0.weight"
         assert torch.equal(state[f"generator_ema.{key}"], state[f"generator.{key}"]) is same
+
+
+def test_average_without_decay_is_the_live_generator(tmp_path):
+    none = ["callbacks.ema.half_life_images=null", "callbacks.ema.ramp_up=null", "callbacks.ema.decay_per_step=0"]
+    state = torch.load(newest_checkpoint(train(tiny_config("dcgan", tmp_path, *none))), weights_only=True)["state_dict"]
+    live = {key: value for key, value in state.items() if key.startswith("generator.")}
+    assert live and all(torch.equal(state[f"generator_ema{key[9:]}"], value) for key, value in live.items())
+
+
+def test_average_moves_before_it_is_scored_whatever_the_order_in_the_file(finished, tmp_path):
+    config = tiny_config("dcgan", tmp_path)
+    config["callbacks"] = {"score": config["callbacks"]["score"], **config["callbacks"]}
+    assert next(iter(config["callbacks"])) == "score"
+    assert read_rows(train(config) / "scores.jsonl") == read_rows(finished / "scores.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +139,48 @@ def test_another_split_or_number_has_other_statistics(tmp_path, monkeypatch):
         directory = train(tiny_config("dcgan", tmp_path, *short, override))
     assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 3
     assert read_rows(directory / "scores.jsonl")[0]["real"] == 5
+
+
+def test_real_images_of_a_limited_score_are_from_all_over_the_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_CACHE", str(tmp_path / "cache"))
+    taken = []
+    select = Phantoms.select
+    monkeypatch.setattr(Phantoms, "select", lambda data, *which: (taken.append(which), select(data, *which))[1])
+    statistics = FrechetScore._real_statistics
+    monkeypatch.setattr(
+        FrechetScore, "_real_statistics", lambda *of: (taken.clear(), statistics(*of), taken.append(0))[1]
+    )
+    few = ["callbacks.score.max_real=30", "callbacks.score.batch_size=7", "schedule.total_images=8"]
+    train(tiny_config("dcgan", tmp_path, *few))
+    calls = taken[: taken.index(0)]
+    rows = np.concatenate([rows for split, rows in calls if split == "train"]).tolist()
+    assert rows == [i * 40 // 30 for i in range(30)] and max(rows) == 38 and len(set(rows)) == 30
+
+
+@pytest.mark.parametrize("size, count", [(1, 1), (7, 3), (7, 7), (7, 100), (100, 60), (5, 4), (0, 3)])
+def test_even_rows_are_different_rows_at_even_distances(size, count):
+    rows = even_rows(size, count)
+    assert len(rows) == min(size, count) and len(set(rows.tolist())) == len(rows)
+    assert all(0 <= row < size for row in rows)
+    assert len(rows) < 2 or np.ptp(np.diff(rows)) <= 1
+
+
+def test_a_score_says_what_device_it_was_taken_on(finished, monkeypatch):
+    assert {row["device"] for row in read_rows(finished / "scores.jsonl")} == {"cpu"}
+
+    class Trainer:
+        class datamodule:
+            fingerprint = staticmethod(lambda split: split)
+
+    class Module:
+        device = torch.device("cpu")
+
+    class OnGPU:
+        device = torch.device("cuda")
+
+    score = FrechetScore()
+    assert score._real_key(Trainer(), Module()) == score._real_key(Trainer(), Module())
+    assert score._real_key(Trainer(), Module()) != score._real_key(Trainer(), OnGPU())
 
 
 def test_grids_are_pictures_of_the_generated_and_of_the_real(finished):
@@ -222,7 +279,7 @@ def test_nearest_training_images_lie_beside_the_generated(tmp_path):
 def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
     from callbacks.nearest import NearestTraining
 
-    logged = {}
+    logged, read = {}, []
 
     class Module:
         images_seen, image_size, latest, losses = 8, (8, 8), logged, LossRecord()
@@ -239,6 +296,7 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
             return 4
 
         def images(self, split, batch_size, rank=0, world_size=1):
+            read.append(split)
             return iter(IMAGES.split(batch_size)) if split == "train" else iter([HELD_OUT[rank::world_size]])
 
     class Strategy:
@@ -251,6 +309,7 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
     IMAGES, HELD_OUT = torch.rand(16, 1, 8, 8) * 2 - 1, torch.rand(4, 1, 8, 8) * 2 - 1
     NearestTraining(count=4).on_train_batch_end(Trainer(), Module(), None, None, 0)
     assert logged["nearest/ratio"] == 0.0
+    assert sorted(read) == ["train", "val"]  # each once: the other processes wait
 
 
 @pytest.mark.parametrize("reset, steps", [(True, {1.0}), (False, {1.0, 4.0})])
@@ -260,6 +319,30 @@ def test_optimizers_forget_at_a_new_stage_unless_told_otherwise(tmp_path, reset,
     state = torch.load(directory / "checkpoints" / "images_000000000032.ckpt", weights_only=True)
     for optimizer in state["optimizer_states"]:
         assert {float(entry["step"]) for entry in optimizer["state"].values()} == steps
+
+
+def steps_at(directory, clock):
+    """Steps that each optimizer's averages are of, in the checkpoint of a clock."""
+    state = torch.load(directory / "checkpoints" / f"images_{clock:012d}.ckpt", weights_only=True)
+    return [{float(entry["step"]) for entry in one["state"].values()} for one in state["optimizer_states"]]
+
+
+def test_optimizers_forget_at_a_stage_whose_start_is_not_hit_and_a_resume_there_is_exact(tmp_path):
+    """With batches of 3 from clock 40 on, the last stage is to begin at 60 and does so at 61."""
+    first = train(tiny_config("progressive", tmp_path))
+    smaller = ["schedule.batch_sizes=[3,3,3]", "allow_changes=true", "callbacks.checkpoint.every_images=1"]
+    train(tiny_config("progressive", tmp_path, *smaller, f"resume={first}/checkpoints/images_000000000040.ckpt"))
+    assert steps_at(first, 58) != [{1.0}, {1.0}] and steps_at(first, 64) == [{1.0}, {1.0}]
+    whole = newest_checkpoint(first)
+    train(tiny_config("progressive", tmp_path, *smaller, f"resume={first}/checkpoints/images_000000000061.ckpt"))
+    assert_same_state(newest_checkpoint(first), whole.parent / "overtaken" / whole.name)
+
+
+def test_optimizers_forget_at_a_stage_that_a_checkpoint_of_another_schedule_begins(tmp_path):
+    first = train(tiny_config("progressive", tmp_path))
+    shorter = ["schedule.stable_images=[16,16,12]", "allow_changes=true"]
+    train(tiny_config("progressive", tmp_path, *shorter, f"resume={first}/checkpoints/images_000000000016.ckpt"))
+    assert steps_at(first, 24) == [{1.0}, {1.0}]
 
 
 def test_record_shows_the_growth(tmp_path, caplog):

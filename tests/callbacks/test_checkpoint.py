@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import cut_in_half, flip_a_bit, newest_checkpoint, tiny, tiny_config
 
+from callbacks import fid
 from callbacks.checkpoint import AtomicCheckpointIO, PeriodicCheckpoint, is_intact
 from callbacks.divergence import DivergedError
 from experiments import run, training
-from experiments.run_directory import newest_usable_checkpoint, read_status
+from experiments.run_directory import clock_of, newest_usable_checkpoint, read_status
 from experiments.training import train
 
 
@@ -71,6 +72,40 @@ def test_newest_two_are_kept_and_the_best(tmp_path):
     assert torch.load(directory / "checkpoints" / "best.ckpt", weights_only=True)["images_seen"] == best["images_seen"]
 
 
+def scored(monkeypatch, values):
+    """Let the score be what a table says of its clock."""
+    monkeypatch.setattr(fid, "frechet_distance", lambda *_: next(values))
+
+
+def test_best_checkpoint_of_an_overtaken_future_is_set_aside_and_a_later_score_is_the_best_again(tmp_path, monkeypatch):
+    scored(monkeypatch, iter([9.0, 5.0, 1.0, 7.0, 8.0, 6.0]))  # at 0, 40, 80, 96 and again at 80, 96
+    directory = train(tiny_config("dcgan", tmp_path))
+    best = directory / "checkpoints" / "best.ckpt"
+    assert clock_of(best) == 80
+    checkpoint = directory / "checkpoints" / "images_000000000048.ckpt"
+    changes = ["module.learning_rate=1e-4", "allow_changes=true"]
+    train(tiny_config("dcgan", tmp_path, f"resume={checkpoint}", *changes))
+    assert clock_of(best.parent / "overtaken" / "best.ckpt") == 80
+    assert clock_of(best) == 96  # 6.0 is the lowest whose weights are there
+
+
+def test_best_checkpoint_before_the_one_that_a_run_goes_on_from_stays_the_best(tmp_path, monkeypatch):
+    scored(monkeypatch, iter([9.0, 5.0, 7.0, 8.0, 7.0, 6.0]))
+    directory = train(tiny_config("dcgan", tmp_path))
+    checkpoint = directory / "checkpoints" / "images_000000000048.ckpt"
+    train(tiny_config("dcgan", tmp_path, f"resume={checkpoint}"))
+    assert clock_of(directory / "checkpoints" / "best.ckpt") == 40
+
+
+def test_best_checkpoint_that_cannot_be_read_is_set_aside_with_a_warning(tmp_path, caplog):
+    directory = train(tiny_config("dcgan", tmp_path))
+    best = directory / "checkpoints" / "best.ckpt"
+    cut_in_half(best)
+    train(tiny_config("dcgan", tmp_path, f"resume={directory}/checkpoints/images_000000000088.ckpt"))
+    assert "best.ckpt: is no checkpoint of a Mirage run" in caplog.text
+    assert clock_of(best) == 96
+
+
 def test_checkpoint_after_a_time(tmp_path):
     overrides = ["callbacks.checkpoint.every_images=1_000_000", "callbacks.checkpoint.every_minutes=1e-9"]
     overrides += ["callbacks.checkpoint.keep_best=false", "schedule.total_images=200"]
@@ -89,6 +124,41 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog):
     assert "images_000000000096.ckpt is damaged" in caplog.text
     assert train(tiny_config("dcgan", tmp_path, "resume=auto")) == whole
     assert is_intact(newest_checkpoint(whole))
+
+
+def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_its_place(tmp_path, capsys):
+    whole = train(tiny_config("dcgan", tmp_path, "callbacks.checkpoint.keep=2", "callbacks.checkpoint.keep_at=[24]"))
+    (whole / "status.json").write_text('{"state": "running"}')
+    for name in ("images_000000000088", "images_000000000096", "best"):
+        cut_in_half(whole / "checkpoints" / f"{name}.ckpt")
+    kept = whole / "checkpoints" / "kept_000000000024.ckpt"
+    for resume in ("auto", whole):
+        assert run.main(tiny("dcgan", tmp_path, f"resume={resume}")) == run.EXIT_BAD_CONFIG
+        said = capsys.readouterr().err
+        assert "all checkpoints are damaged (images_000000000088.ckpt, images_000000000096.ckpt)" in said
+        assert f"go on from an older one with resume={kept}\n" in said  # not with best.ckpt, which is damaged, too
+    assert train(tiny_config("dcgan", tmp_path, f"resume={kept}")) == whole
+    assert is_intact(newest_checkpoint(whole))
+
+
+def test_run_without_any_usable_checkpoint_is_to_be_started_anew(tmp_path, capsys):
+    whole = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
+    for path in (whole / "checkpoints").glob("*.ckpt"):
+        cut_in_half(path)
+    assert run.main(tiny("dcgan", tmp_path, "schedule.total_images=8", f"resume={whole}")) == run.EXIT_BAD_CONFIG
+    assert "start anew without resume" in capsys.readouterr().err
+
+
+def test_new_checkpoint_is_kept_though_one_with_a_later_clock_lies_there(tmp_path, with_callback):
+    class Leave(training.L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            (tmp_path / "runs" / "dcgan" / "only" / "checkpoints").mkdir(exist_ok=True)
+            (tmp_path / "runs" / "dcgan" / "only" / "checkpoints" / "images_000000099999.ckpt").write_bytes(b"x")
+
+    with_callback(Leave())
+    directory = train(tiny_config("dcgan", tmp_path, "run_id=only", "callbacks.checkpoint.keep=1"))
+    names = sorted(path.name for path in (directory / "checkpoints").glob("images_*"))
+    assert names == ["images_000000000096.ckpt", "images_000000099999.ckpt"]
 
 
 class Poison(training.L.Callback):
