@@ -2,11 +2,12 @@
 
 import json
 import logging
+import resource
 
 import pytest
 from conftest import run_cli, tiny, tiny_config
 
-from callbacks.files import append_rows
+from callbacks.files import Rows, append_rows
 from experiments import tracking
 from experiments.tracking import read_rows
 from experiments.training import train
@@ -36,6 +37,21 @@ def test_torn_row_costs_only_itself(tmp_path):
         file.write('{"images_seen": 16, "lo')
     append_rows(path, [{"images_seen": 24}])
     assert [row["images_seen"] for row in read_rows(path)] == [8, 24]
+
+
+def test_rows_that_a_full_disk_cuts_short_are_written_once(tmp_path):
+    """A limit on the size of files stands in for the disk: it takes what fits, too, before it refuses."""
+    rows = Rows(tmp_path / "metrics.jsonl")
+    rows.append({"images_seen": 8})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for clock, room in ((16, 30), (24, 50)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            rows.append({"images_seen": clock})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    rows.append({"images_seen": 32})
+    assert [row["images_seen"] for row in read_rows(rows.path)] == [8, 16, 24, 32]
 
 
 def test_missing_record_is_empty(tmp_path):
