@@ -40,7 +40,10 @@ HYPER_PARAMETERS = (
     "callbacks.divergence.roll_backs",
     "trainer.precision",
 )
-MAY_CHANGE = ("data.root", "data.cache_dir", "data.num_workers", "data.max_unreadable", "module.checkpoint_from")
+MAY_CHANGE = (
+    *(f"data.{key}" for key in ("root", "csv", "exclude_csv", "cache_dir", "num_workers", "max_unreadable")),
+    "module.checkpoint_from",
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 from experiments import config as cfg
 from experiments import run
 from experiments.config import CONFIGS, ConfigError, shipped
+from experiments.run_directory import changed_hyper_parameters
 from experiments.training import train
 
 SMALL = [
@@ -210,6 +211,14 @@ def test_changed_hyper_parameters_are_refused_with_a_list(tmp_path, capsys):
     assert run.main(tiny("dcgan", tmp_path, *changes, f"resume={first}", "allow_changes=true")) == 0
     assert (first / "checkpoints" / "images_000000000120.ckpt").exists()
     assert list(first.glob("config.before-*.yaml"))
+
+
+def test_files_may_have_moved_since_a_run_began(tmp_path):
+    """What lies in them is in the data's fingerprint."""
+    data = {"root": "a", "csv": "a/x.csv", "exclude_csv": "a/y.csv", "cache_dir": "c", "val_fraction": 0.1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    moved = {**data, "root": "b", "csv": "b/x.csv", "exclude_csv": None, "val_fraction": 0.2}
+    assert changed_hyper_parameters(tmp_path, {"data": moved}) == ["data.val_fraction: was 0.1, is 0.2"]
 
 
 def test_changed_learning_rate_takes_effect_on_resume(tmp_path):
