@@ -149,8 +149,8 @@ class Sweep:
     def cadence(self, assignment: Assignment) -> int:
         """Return the images between two scores of a trial."""
         experiment, overrides = self.command(assignment)
-        node = cfg.load(experiment, overrides).get("callbacks", {}).get("score") or {}
-        return int(node.get("every_images", 1)) if self.metric.startswith("score/") else 1
+        node = _scores(cfg.load(experiment, overrides).get("callbacks", {})).get(self.metric)
+        return 1 if node is None else int(cfg.completed(node)["every_images"])
 
     def recorded(self) -> Node:
         """Return the sweep as its folder keeps it: without the storage, which may hold a password."""
@@ -240,17 +240,23 @@ def _corners(space: Space, branch: Assignment) -> list[Assignment]:
 
 def _problems_of_metric(sweep: Sweep, experiment: cfg.Experiment) -> list[str]:
     """Name a score that no callback of the experiment takes."""
-    from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
-
-    names = []
-    for node in experiment.callbacks.values():
-        if node is not None and node[cfg.TARGET].endswith("FrechetScore"):
-            extractor: Any = node.get("extractor")
-            cls = cfg.locate(extractor[cfg.TARGET], FeatureExtractor) if extractor else RandomConvNet
-            names.append(f"score/{getattr(cls, 'score_name', '')}")
+    names = _scores(experiment.callbacks)
     if not sweep.metric.startswith("score/") or not names or sweep.metric in names:
         return []
     return [f"metric={sweep.metric}: the experiment {experiment.name} takes {', '.join(names)}"]
+
+
+def _scores(callbacks: Node) -> dict[str, Node]:
+    """Return the nodes of the periodic scores, whatever the file calls them, by the name of the metric."""
+    from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
+
+    found = {}
+    for node in callbacks.values():
+        if node is not None and node.get(cfg.TARGET, "").endswith(".FrechetScore"):
+            extractor: Any = node.get("extractor")
+            cls = cfg.locate(extractor[cfg.TARGET], FeatureExtractor) if extractor else RandomConvNet
+            found[f"score/{getattr(cls, 'score_name', '')}"] = node
+    return found
 
 
 def _problems_of_pruning(sweep: Sweep) -> list[str]:
@@ -276,11 +282,7 @@ def _problems_of_overrides(sweep: Sweep) -> list[str]:
     for override in sweep.overrides:
         key = override.partition("=")[0]
         if key in RESERVED:
-            instead = {
-                "tracking": "; write tracking: at the top",
-                "trainer.devices": "; write devices_per_trial: at the top",
-            }
-            problems.append(f"overrides: {override} is set by the sweep itself{instead.get(key, '; remove it')}")
+            problems.append(f"overrides: {override} is set by the sweep itself; {INSTEAD.get(key, 'remove it')}")
         else:
             try:
                 cfg.parse_override(override)
