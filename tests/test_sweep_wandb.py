@@ -50,7 +50,9 @@ def all_kinds(tmp_path):
 
 
 def test_the_file_is_in_wandbs_terms(tmp_path):
-    config = config_of(tmp_path, pruning=HYPERBAND, overrides=["schedule.total_images=96"], direction="maximize", wandb_project="ours")
+    config = config_of(
+        tmp_path, pruning=HYPERBAND, overrides=["schedule.total_images=96"], direction="maximize", wandb_project="ours"
+    )
     assert config["method"] == "bayes" and config["run_cap"] == 4
     assert config["metric"] == {"name": "score/frechet_random_conv", "goal": "maximize"}
     assert config["parameters"] == {
