@@ -320,7 +320,11 @@ def completed(node: Node) -> Node:
     """
     parameters = _parameters(locate(node[TARGET], object))
     nested = {name: completed(value) for name, value in node.items() if isinstance(value, dict) and TARGET in value}
-    defaults = {name: default for name, (_, default) in parameters.items() if _is_plain(default)}
+    defaults = {
+        name: list(default) if isinstance(default, tuple) else default
+        for name, (_, default) in parameters.items()
+        if _is_plain(default)
+    }
     values = {**defaults, **node, **nested}
     return {TARGET: node[TARGET], **{name: values[name] for name in parameters if name in values}, **values}
 
@@ -449,6 +453,8 @@ def _parameters(cls: type) -> dict[str, tuple[Any, Any]]:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, str | int | float | bool)
 
 

@@ -155,7 +155,8 @@ def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
         old = read_yaml(directory / "config.yaml")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError, AttributeError, TypeError) as error:
         raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
-    before, now = flat(old), flat(config)
+    # Records of earlier versions leave empty lists out.
+    before, now = ({key: value for key, value in flat(node).items() if value != []} for node in (old, config))
     relevant = sorted(key for key in before.keys() | now.keys() if matters(key) and before.get(key) != now.get(key))
     return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
 

@@ -303,6 +303,22 @@ def test_recorded_configuration_holds_every_default(tmp_path):
     assert "resume" not in config
 
 
+def test_tuples_are_recorded_as_lists():
+    node = cfg.completed(
+        {"_target_": "lightning_modules.metrics.torchvision_network.TorchvisionNetwork", "weights": "w"}
+    )
+    assert node["scale"] == [0.0, 1.0]
+    assert cfg.completed({"_target_": "callbacks.checkpoint.PeriodicCheckpoint"})["keep_at"] == []
+
+
+def test_an_empty_list_is_no_change_from_none_recorded(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {layout: cbis}\n")
+    assert changed_hyper_parameters(tmp_path, {"data": {"layout": "cbis", "exclude": []}}) == []
+    assert changed_hyper_parameters(tmp_path, {"data": {"layout": "cbis", "exclude": ["clips"]}}) == [
+        "data.exclude: was None, is ['clips']"
+    ]
+
+
 def test_several_machines_need_a_launcher(tmp_path, capsys):
     assert run.main(tiny("dcgan", tmp_path, "trainer.num_nodes=2")) == 2
     assert "trainer.num_nodes=2: several machines need torchrun or SLURM" in capsys.readouterr().err
