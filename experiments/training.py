@@ -348,15 +348,31 @@ def _fit_with_roll_backs(
                 mark_resumed(start.directory, clock_of(checkpoint))
 
 
+# What a checkpoint holds besides its clock, and as what.
+PARTS = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "callbacks": dict,
+    "loops": dict,
+    "losses": dict,
+    "latest": dict,
+    "data_facts": dict,
+}
+
+
 def check_fits(checkpoint: Path, module: GANModule) -> None:
     """Check that a checkpoint, perhaps a stranger's, holds a run of these networks.
 
     Raises:
-        ConfigError: If a part is missing, or a tensor has another name or shape.
+        ConfigError: If a part is missing or of another kind, or a tensor has another name or shape.
     """
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    parts = ("state_dict", "optimizer_states", "callbacks", "loops", "losses", "latest", "data_facts")
-    missing = [key for key in parts if not isinstance(content.get(key), dict | list)]
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # unpickling raises nearly anything
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
+    parts = content if isinstance(content, dict) else {}
+    missing = [key for key, kind in PARTS.items() if not isinstance(parts.get(key), kind)]
+    missing += [] if _is_clock(parts.get("images_seen")) else ["images_seen"]
     if missing:
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
     wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
@@ -381,9 +397,16 @@ def clock_of(checkpoint: Path) -> int:
         ConfigError: If the file is none of ours.
     """
     try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
+        clock = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"]
     except Exception as error:  # unpickling raises nearly anything
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
+    if not _is_clock(clock):
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no images_seen)"])
+    return clock
+
+
+def _is_clock(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def announce(start: run_directory.Start) -> None:
