@@ -140,7 +140,10 @@ def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIG
     config = {"name": path.stem, **config}
     problems = problems_of_launch(config, {override.partition("=")[0] for override in overrides})
     for override in overrides:
-        config = merge(config, parse_override(override), replace_other_class=False)
+        try:
+            config = merge(config, parse_override(override), replace_other_class=False)
+        except ConfigError as error:
+            problems += error.problems
     problems += problems_of_size(config)
     if problems:
         raise ConfigError(problems)

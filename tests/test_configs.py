@@ -103,6 +103,35 @@ def test_all_errors_come_at_once_with_key_value_type_and_nearest_name(tmp_path, 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong, keys",
+    [
+        (["foo=1", "module.bar=2", "trainer.baz=3"], ["foo", "module.bar", "trainer.baz"]),
+        (["data=null", "module.bar=2"], ["data", "module.bar"]),
+        (
+            ["schedule.batch_size=0", "module.latent_dim=0", "data.num_workers=-1", "callbacks.ema.half_life_images=0"],
+            ["schedule.batch_size", "module.latent_dim", "data.num_workers", "callbacks.ema.half_life_images"],
+        ),
+        (["seed", "a b=3", "seed=[1"], ["'seed'", "'a b=3'", "'seed=[1'"]),
+        (["trainer.num_nodes=2", "module.image_channels=3"], ["trainer.num_nodes", "module.image_channels"]),
+    ],
+)
+def test_problems_of_several_kinds_come_at_once(wrong, keys, tmp_path, capsys):
+    assert run.main(tiny("dcgan", tmp_path, *wrong)) == run.EXIT_BAD_CONFIG
+    header, *problems = capsys.readouterr().err.splitlines()
+    assert header.startswith(f"{len(keys)} errors in")
+    for key in keys:
+        assert sum(problem.startswith((f"  {key}=", f"  {key}:")) for problem in problems) == 1, problems
+
+
+@pytest.mark.parametrize("family", ["progressive", "wgan_gp", "kidney_gan"])
+def test_a_refused_schedule_is_the_only_problem_that_it_causes(family, tmp_path, capsys):
+    key = "batch_sizes" if family == "progressive" else "batch_size"
+    assert run.main(tiny(family, tmp_path, f"schedule.{key}=0")) == run.EXIT_BAD_CONFIG
+    (problem,) = capsys.readouterr().err.splitlines()[1:]
+    assert problem.startswith(f"  schedule.{key}=")
+
+
 def test_extends_takes_several_files_and_the_last_wins(tmp_path):
     (tmp_path / "a.yaml").write_text("x: {p: 1, q: 1}\ny: 1\n")
     (tmp_path / "b.yaml").write_text("x: {q: 2}\n")

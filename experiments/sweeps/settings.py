@@ -193,13 +193,16 @@ def check_experiments(sweep: Sweep) -> None:
     Raises:
         ConfigError: With every problem, each once.
     """
+    from experiments.training import checked
+
     space, problems = sweep.search_space(), {}
     for branch in space.branches():
         for assignment in [branch, *_corners(space, branch)]:
             try:
                 experiment, overrides = sweep.command(assignment)
-                checked = cfg.experiment(cfg.load(experiment, overrides))
-                found = _problems_of_experiment(sweep, checked, with_data=assignment is branch)
+                found = _problems_of_experiment(
+                    sweep, checked(cfg.load(experiment, overrides)), with_data=assignment is branch
+                )
             except ConfigError as error:
                 found = error.problems
             problems.update(dict.fromkeys(found))
@@ -210,11 +213,10 @@ def check_experiments(sweep: Sweep) -> None:
 def _problems_of_experiment(sweep: Sweep, experiment: cfg.Experiment, with_data: bool) -> list[str]:
     from datamodules.base import ImageDataModule
     from datamodules.readers import DataError
-    from experiments.training import problems_of_nodes, problems_of_sharing
+    from experiments.training import problems_of_sharing
     from lightning_modules.schedules import Schedule
 
-    problems = problems_of_nodes(experiment) or _problems_of_metric(sweep, experiment)
-    if problems:
+    if problems := _problems_of_metric(sweep, experiment):
         return problems
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
     problems = problems_of_sharing(schedule, sweep.devices_per_trial)
