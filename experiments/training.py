@@ -86,6 +86,10 @@ def train(config: Node) -> Path:
 
         try:
             fit(new_trainer, parts, start, first, preemption)
+        except Exception as error:
+            if launcher is not None and not first and not isinstance(error, FaultError):  # which is this process's own
+                processes.leave_to_the_first_process(start.directory)
+            raise
         finally:
             if first:
                 processes.forget_start()
