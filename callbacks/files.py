@@ -66,13 +66,24 @@ class Rows:
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows to a JSON-lines file. A row that was cut off before gets its line end, so that only it is lost."""
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
+    """Append rows to a JSON-lines file. A row that was cut off before gets its line end, so that only it is lost.
+
+    Raises:
+        OSError: If not all of them can be written; then none is.
+    """
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    with path.open("ab+", buffering=0) as file:  # a buffer would try once more when the file is closed
+        size = file.seek(0, os.SEEK_END)
+        if size > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+                content = b"\n" + content
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def sweep_temporaries(folder: Path) -> None:

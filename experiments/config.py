@@ -140,7 +140,10 @@ def load(name_or_file: str, overrides: Sequence[str] = (), folder: Path = CONFIG
     config = {"name": path.stem, **config}
     problems = problems_of_launch(config, {override.partition("=")[0] for override in overrides})
     for override in overrides:
-        config = merge(config, parse_override(override), replace_other_class=False)
+        try:
+            config = merge(config, parse_override(override), replace_other_class=False)
+        except ConfigError as error:
+            problems += error.problems
     problems += problems_of_size(config)
     if problems:
         raise ConfigError(problems)
@@ -320,7 +323,11 @@ def completed(node: Node) -> Node:
     """
     parameters = _parameters(locate(node[TARGET], object))
     nested = {name: completed(value) for name, value in node.items() if isinstance(value, dict) and TARGET in value}
-    defaults = {name: default for name, (_, default) in parameters.items() if _is_plain(default)}
+    defaults = {
+        name: list(default) if isinstance(default, tuple) else default
+        for name, (_, default) in parameters.items()
+        if _is_plain(default)
+    }
     values = {**defaults, **node, **nested}
     return {TARGET: node[TARGET], **{name: values[name] for name in parameters if name in values}, **values}
 
@@ -449,6 +456,8 @@ def _parameters(cls: type) -> dict[str, tuple[Any, Any]]:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, str | int | float | bool)
 
 

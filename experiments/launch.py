@@ -105,13 +105,12 @@ def run_command(experiment: str, overrides: Sequence[str], slurm: Node) -> str:
     Raises:
         ConfigError: With everything that is wrong with the experiment.
     """
-    from experiments import config as cfg
     from experiments.run_directory import new_id
-    from experiments.training import build, problems_of_shape, problems_of_sharing
+    from experiments.training import build, checked, problems_of_shape, problems_of_sharing
 
     placed = [f"trainer.num_nodes={slurm['nodes']}", f"trainer.devices={slurm['gpus_per_node']}"]
     added = [*overrides, *placed, f"run_id={new_id()}", "resume=auto"]
-    parts = build(cfg.experiment(load(experiment, added)))
+    parts = build(checked(load(experiment, added)))
     problems = problems_of_sharing(parts.schedule, slurm["nodes"] * slurm["gpus_per_node"]) + problems_of_shape(parts)
     if problems:
         raise ConfigError(problems)

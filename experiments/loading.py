@@ -66,8 +66,11 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
     except Exception as error:  # unpickling raises nearly anything
         raise ConfigError([f"{checkpoint}: cannot be loaded ({error})"]) from error
     check_fits(checkpoint, module)
-    module.load_state_dict(content["state_dict"])
-    module.on_load_checkpoint(content)
+    try:
+        module.load_state_dict(content["state_dict"])
+        module.on_load_checkpoint(content)
+    except Exception as error:  # what lies inside a stranger's parts does, too
+        raise ConfigError([f"{checkpoint}: cannot be loaded ({type(error).__name__}: {error})"]) from error
     module.data_facts = content["data_facts"]
     module.eval().requires_grad_(False).to(device)
     return Trained(directory, checkpoint, config, module, _intensity(checkpoint, module.data_facts), _hash(module))

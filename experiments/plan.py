@@ -24,7 +24,7 @@ from experiments import config as cfg
 from experiments import processes
 from experiments.bare_step import bare_step
 from experiments.config import ConfigError, Node
-from experiments.training import Parts, build, problems_of_shape, problems_of_sharing
+from experiments.training import Parts, build, checked, problems_of_shape, problems_of_sharing
 from lightning_modules.schedules import Point
 
 GIB, GB = 2**30, 10**9
@@ -70,7 +70,7 @@ def plan(config: Node, budget_seconds: float) -> list[str]:
     Raises:
         ConfigError: With everything that is wrong with the configuration.
     """
-    experiment = cfg.experiment(config)
+    experiment = checked(config)
     parts = build(experiment)
     if problems := problems_of_shape(parts):
         raise ConfigError(problems)

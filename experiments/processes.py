@@ -20,7 +20,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 
 from experiments.config import ConfigError, TrainerSettings
 from experiments.handing_down import forget, hand_down, handed_down, started_by_the_first_process
-from experiments.run_directory import Start, write_status
+from experiments.run_directory import Start, read_status, write_status
 
 
 class ProcessDiedError(RuntimeError):
@@ -94,6 +94,25 @@ def let_the_first_process_speak() -> None:
     deadline = time.monotonic() + 60.0
     while started_by_the_first_process() and os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.2)
+
+
+def leave_to_the_first_process(directory: Path) -> None:
+    """End this process, which a launcher has started, without an error once the first one has said how the run ended.
+
+    srun kills all processes as soon as one ends with an error, and ends with the highest code of all: the first process
+    would lose its last words, and its code to that of a signal. So the others end with 0, and SIGTERM does not hurry
+    them. torchrun ends its processes in the same way. Returns after a minute if the first process is silent: this one
+    has met an error of its own, and must end with it so that the launcher ends those that wait for it.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if in_main_thread else None
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        if read_status(directory).get("state", "running") != "running":
+            os._exit(0)
+        time.sleep(0.05)
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -191,11 +191,17 @@ def text_of(value: Any) -> str:
 
 
 def csv_cell(value: Any) -> str:
-    """Return a text that spreadsheets do not take for a formula, or a number as it is."""
+    """Return a text that spreadsheets do not take for a formula, or a number, written out or not, as it is."""
     if _is_number(value):
         return str(value)
     text = text_of(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    if not text.startswith(("=", "+", "-", "@")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def _write_csv(path: Path, scores: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from experiments.config import ConfigError, description, experiment, load, shipped
+from experiments.config import ConfigError, description, load, shipped
 from experiments.handing_down import started_by_the_first_process
 from experiments.redaction import RedactingFormatter
 
@@ -86,12 +86,9 @@ def name_among_overrides(options: argparse.Namespace) -> None:
 
 def _with_defaults(config: dict) -> dict:
     """Import the heavy packages, and return the configuration as a run records it."""
-    from experiments.training import problems_of_nodes, recorded
+    from experiments.training import checked, recorded
 
-    checked = experiment(config)
-    if problems := problems_of_nodes(checked):
-        raise ConfigError(problems)
-    return recorded(checked)
+    return recorded(checked(config))
 
 
 def _plan(config: dict, budget: str) -> int:

@@ -41,7 +41,10 @@ HYPER_PARAMETERS = (
     "callbacks.divergence.roll_backs",
     "trainer.precision",
 )
-MAY_CHANGE = ("data.root", "data.cache_dir", "data.num_workers", "data.max_unreadable", "module.checkpoint_from")
+MAY_CHANGE = (
+    *(f"data.{key}" for key in ("root", "csv", "exclude_csv", "cache_dir", "num_workers", "max_unreadable")),
+    "module.checkpoint_from",
+)
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,12 @@ def clock_of(checkpoint: Path) -> int:
         ConfigError: If the file is none of ours.
     """
     try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"])
+        clock = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"]
     except Exception as error:  # unpickling raises nearly anything
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
+    if not isinstance(clock, int) or clock < 0:
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no images_seen)"])
+    return clock
 
 
 def read_status(directory: Path) -> dict[str, Any]:
@@ -176,7 +182,8 @@ def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
         old = read_yaml(directory / "config.yaml")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError, AttributeError, TypeError) as error:
         raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
-    before, now = flat(old), flat(config)
+    # Records of earlier versions leave empty lists out.
+    before, now = ({key: value for key, value in flat(node).items() if value != []} for node in (old, config))
     relevant = sorted(key for key in before.keys() | now.keys() if matters(key) and before.get(key) != now.get(key))
     return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
 

@@ -5,6 +5,8 @@ import logging
 import os
 import time
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,14 +80,21 @@ def _is_clock(value: Any) -> bool:
 
 
 class WandbMirror(WandbLogger):
-    """Lightning's W&B logger, and pictures under the clock."""
+    """Lightning's W&B logger, and pictures under the clock. What W&B refuses is only missing in W&B."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Mirror a row of the record."""
+        with _run_goes_on():
+            super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_picture(self, name: str, path: Path, images_seen: int) -> None:
         """Show an image file at a clock."""
         import wandb
 
-        self.experiment.log({name: wandb.Image(str(path)), "images_seen": images_seen})
+        with _run_goes_on():
+            self.experiment.log({name: wandb.Image(str(path)), "images_seen": images_seen})
 
     def close(self, failed: bool, preempted: bool = False) -> None:
         """End the W&B run; without this the next run of this process would be logged to it.
@@ -94,9 +103,19 @@ class WandbMirror(WandbLogger):
             failed: Whether the run is shown as failed.
             preempted: Whether W&B is told that the run will go on.
         """
-        if preempted:
-            self.experiment.mark_preempting()
-        self.experiment.finish(exit_code=int(failed))
+        with _run_goes_on():
+            if preempted:
+                self.experiment.mark_preempting()
+            self.experiment.finish(exit_code=int(failed))
+
+
+@contextmanager
+def _run_goes_on() -> Iterator[None]:
+    """Log whatever goes wrong in W&B, which raises nearly anything, instead of ending the run or hiding its error."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("W&B failed (%s); the record in metrics.jsonl is complete without it", _first_line(error))
 
 
 def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: str, config: Node) -> WandbMirror | None:
@@ -111,7 +130,7 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
     os.environ["WANDB_SILENT"] = "true"
     try:
         import wandb
-    except ImportError as error:
+    except Exception as error:  # a broken package raises nearly anything
         log.warning("W&B cannot be imported (%s); the record in metrics.jsonl is complete without it", error)
         return None
     arguments: dict[str, Any] = {
@@ -122,15 +141,26 @@ def wandb_logger(directory: Path, mode: Literal["offline", "online"], project: s
         "resume": "allow",
         "config": config,
     }
+    if mode == "online":
+        try:
+            return _mirror("online", arguments)
+        except Exception as error:
+            why = _first_line(error)
+            log.warning("W&B is not reachable (%s); tracking offline, upload later with: wandb sync", why)
     try:
-        run = wandb.init(mode=mode, settings=_settings(), **arguments)
-    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-        if mode == "offline":
-            log.warning("W&B cannot write offline (%s); the record in metrics.jsonl is complete without it", error)
-            return None
-        log.warning("W&B is not reachable (%s); tracking offline, upload later with: wandb sync", _first_line(error))
-        wandb.teardown()
-        run = wandb.init(mode="offline", settings=_settings(), **arguments)
+        if mode == "online":
+            wandb.teardown()
+        return _mirror("offline", arguments)
+    except Exception as error:
+        why = _first_line(error)
+        log.warning("W&B cannot write offline (%s); the record in metrics.jsonl is complete without it", why)
+        return None
+
+
+def _mirror(mode: Literal["offline", "online"], arguments: dict[str, Any]) -> WandbMirror:
+    import wandb
+
+    run = wandb.init(mode=mode, settings=_settings(), **arguments)
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
     return WandbMirror(experiment=run, log_model=False)
@@ -165,4 +195,4 @@ def _settings() -> "wandb.Settings":
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0] or type(error).__name__

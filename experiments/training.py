@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -61,11 +62,11 @@ def train(config: Node) -> Path:
         DivergedError: If training left the finite numbers.
         Preempted: If a signal stopped it; ``resume=auto`` goes on.
     """
-    experiment = cfg.experiment(config)
+    experiment = checked(config)
     launcher = processes.external_launcher()
     parts = build(experiment)
     settings = parts.settings
-    check_together(parts, processes.world_size(settings, launcher))
+    check_together(parts, launcher)
     config = recorded(experiment)
     with ExitStack() as held:
         start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config, held))
@@ -86,6 +87,10 @@ def train(config: Node) -> Path:
 
         try:
             fit(new_trainer, parts, start, first, preemption)
+        except Exception as error:
+            if launcher is not None and not first and not isinstance(error, FaultError):  # which is this process's own
+                processes.leave_to_the_first_process(start.directory)
+            raise
         finally:
             if first:
                 processes.forget_start()
@@ -94,17 +99,44 @@ def train(config: Node) -> Path:
     return start.directory
 
 
+def checked(config: Node) -> Experiment:
+    """Check names and types at the top level and in every node; nothing is built.
+
+    Raises:
+        ConfigError: With every problem that was found.
+    """
+    try:
+        experiment = cfg.experiment(config)
+    except ConfigError as error:  # which has named what is no node
+        nodes = {key: node for key, node in config.items() if isinstance(node, dict)}
+        raise ConfigError([*error.problems, *problems_of_nodes(nodes)]) from error
+    if problems := problems_of_nodes(vars(experiment)):
+        raise ConfigError(problems)
+    return experiment
+
+
+class _NoSchedule:
+    """Stands where a refused schedule would: what an object asks of it cannot be checked, and is no other problem."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigError([])
+
+
 def build(experiment: Experiment) -> Parts:
     """Check every node, then build every object; weights are drawn from the experiment's seed.
 
     Raises:
         ConfigError: With every problem that was found.
     """
-    problems = problems_of_nodes(experiment)
+    problems = problems_of_nodes(vars(experiment))
     if problems:
         raise ConfigError(problems)
     callbacks = {name: node for name, node in experiment.callbacks.items() if node is not None}
-    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    schedule: Any = _NoSchedule()
+    try:
+        schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    except ConfigError as error:
+        problems += error.problems
     torch.manual_seed(experiment.seed)
     shared = {"schedule": schedule, "seed": experiment.seed}
     built: dict[str, Any] = {}
@@ -127,14 +159,18 @@ def build(experiment: Experiment) -> Parts:
     return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings, pseudonyms)
 
 
-def problems_of_nodes(experiment: Experiment) -> list[str]:
-    """Return every problem of the nodes' names and types; nothing is built."""
-    problems = cfg.check(experiment.schedule, "schedule", Schedule)
-    problems += cfg.check(experiment.data, "data", ImageDataModule, supplied=("schedule", "seed"))
-    problems += cfg.check(experiment.module, "module", GANModule, supplied=("schedule", "seed"))
-    for name, node in experiment.callbacks.items():
+def problems_of_nodes(nodes: Node) -> list[str]:
+    """Return every problem of the names and types of the nodes that are there; nothing is built."""
+    shared, problems = ("schedule", "seed"), []
+    for key, base, supplied in (
+        ("schedule", Schedule, ()),
+        ("data", ImageDataModule, shared),
+        ("module", GANModule, shared),
+    ):
+        problems += cfg.check(nodes[key], key, base, supplied) if key in nodes else []
+    for name, node in nodes.get("callbacks", {}).items():
         problems += cfg.check(node, f"callbacks.{name}", L.Callback) if node is not None else []
-    return problems + cfg.check_plain(TrainerSettings, experiment.trainer, "trainer")
+    return problems + cfg.check_plain(TrainerSettings, nodes.get("trainer", {}), "trainer")
 
 
 def recorded(experiment: Experiment) -> Node:
@@ -148,13 +184,17 @@ def recorded(experiment: Experiment) -> Node:
     return {**config, "callbacks": callbacks, "trainer": trainer}
 
 
-def check_together(parts: Parts, world_size: int) -> None:
+def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
     """Check what no object can check alone, and that the data is there.
 
     Raises:
         ConfigError: With every problem.
     """
-    problems = problems_of_sharing(parts.schedule, world_size) + problems_of_shape(parts)
+    try:
+        problems = problems_of_sharing(parts.schedule, processes.world_size(parts.settings, launcher))
+    except ConfigError as error:
+        problems = error.problems
+    problems += problems_of_shape(parts)
     if parts.module.image_channels != parts.data.channels:
         problems.append(
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
@@ -374,15 +414,27 @@ def _fit_with_roll_backs(
                 mark_resumed(start.directory, run_directory.clock_of(checkpoint))
 
 
+# What a checkpoint holds besides its clock, and as what.
+PARTS = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "callbacks": dict,
+    "loops": dict,
+    "losses": dict,
+    "latest": dict,
+    "data_facts": dict,
+}
+
+
 def check_fits(checkpoint: Path, module: GANModule) -> None:
     """Check that a checkpoint, perhaps a stranger's, holds a run of these networks.
 
     Raises:
-        ConfigError: If a part is missing, or a tensor has another name or shape.
+        ConfigError: If a part is missing or of another kind, or a tensor has another name or shape.
     """
+    run_directory.clock_of(checkpoint)  # refuses what is no dict with a clock
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    parts = ("state_dict", "optimizer_states", "callbacks", "loops", "losses", "latest", "data_facts")
-    missing = [key for key in parts if not isinstance(content.get(key), dict | list)]
+    missing = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
     wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}

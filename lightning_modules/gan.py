@@ -65,8 +65,8 @@ class LossRecord:
             self._sums[name] = torch.zeros((), device=loss.device)
             self._counts[name] = 0
             self._first_bad[name] = torch.full((), -1, dtype=torch.int64, device=loss.device)
-        loss, first_bad = loss.float(), self._first_bad[name].to(loss.device)
-        self._sums[name] = self._sums[name].to(loss.device) + loss
+        loss, first_bad = loss.float(), self._first_bad[name]
+        self._sums[name] += loss
         self._counts[name] += 1
         self._first_bad[name] = torch.where(torch.isfinite(loss) | (first_bad >= 0), first_bad, images_seen)
 
@@ -85,6 +85,11 @@ class LossRecord:
         self._sums.clear()
         self._counts.clear()
         self._first_bad.clear()
+
+    def to(self, device: torch.device) -> None:
+        """Move what a checkpoint has brought to the device; processes can exchange nothing else there."""
+        for tensors in (self._sums, self._first_bad):
+            tensors.update({name: tensor.to(device) for name, tensor in tensors.items()})
 
     def state_dict(self, gather: Callable[[Tensor], Tensor]) -> dict[str, list]:
         """Return plain numbers that ``load_state_dict`` continues from.
@@ -235,7 +240,11 @@ class GANModule(L.LightningModule, ABC):
             self.trainer.should_stop = True
 
     def on_train_start(self) -> None:
-        """Let the configuration decide what it names: a loaded optimizer state brings its old rates and betas along."""
+        """Let the configuration decide what it names: a loaded optimizer state brings its old rates and betas along.
+
+        Losses of a checkpoint follow the module to its device.
+        """
+        self.losses.to(self.device)
         for optimizer in self._optimizers():
             for group in optimizer.param_groups:
                 group.update(optimizer.defaults)

@@ -7,6 +7,7 @@ from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 from experiments import config as cfg
 from experiments import run
 from experiments.config import CONFIGS, ConfigError, shipped
+from experiments.run_directory import changed_hyper_parameters
 from experiments.training import train
 
 SMALL = [
@@ -100,6 +101,35 @@ def test_all_errors_come_at_once_with_key_value_type_and_nearest_name(tmp_path, 
     ):
         assert line in message
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong, keys",
+    [
+        (["foo=1", "module.bar=2", "trainer.baz=3"], ["foo", "module.bar", "trainer.baz"]),
+        (["data=null", "module.bar=2"], ["data", "module.bar"]),
+        (
+            ["schedule.batch_size=0", "module.latent_dim=0", "data.num_workers=-1", "callbacks.ema.half_life_images=0"],
+            ["schedule.batch_size", "module.latent_dim", "data.num_workers", "callbacks.ema.half_life_images"],
+        ),
+        (["seed", "a b=3", "seed=[1"], ["'seed'", "'a b=3'", "'seed=[1'"]),
+        (["trainer.num_nodes=2", "module.image_channels=3"], ["trainer.num_nodes", "module.image_channels"]),
+    ],
+)
+def test_problems_of_several_kinds_come_at_once(wrong, keys, tmp_path, capsys):
+    assert run.main(tiny("dcgan", tmp_path, *wrong)) == run.EXIT_BAD_CONFIG
+    header, *problems = capsys.readouterr().err.splitlines()
+    assert header.startswith(f"{len(keys)} errors in")
+    for key in keys:
+        assert sum(problem.startswith((f"  {key}=", f"  {key}:")) for problem in problems) == 1, problems
+
+
+@pytest.mark.parametrize("family", ["progressive", "wgan_gp", "kidney_gan"])
+def test_a_refused_schedule_is_the_only_problem_that_it_causes(family, tmp_path, capsys):
+    key = "batch_sizes" if family == "progressive" else "batch_size"
+    assert run.main(tiny(family, tmp_path, f"schedule.{key}=0")) == run.EXIT_BAD_CONFIG
+    (problem,) = capsys.readouterr().err.splitlines()[1:]
+    assert problem.startswith(f"  schedule.{key}=")
 
 
 def test_extends_takes_several_files_and_the_last_wins(tmp_path):
@@ -217,6 +247,14 @@ def test_changed_hyper_parameters_are_refused_with_a_list(tmp_path, capsys):
     assert list(first.glob("config.before-*.yaml"))
 
 
+def test_files_may_have_moved_since_a_run_began(tmp_path):
+    """What lies in them is in the data's fingerprint."""
+    data = {"root": "a", "csv": "a/x.csv", "exclude_csv": "a/y.csv", "cache_dir": "c", "val_fraction": 0.1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    moved = {**data, "root": "b", "csv": "b/x.csv", "exclude_csv": None, "val_fraction": 0.2}
+    assert changed_hyper_parameters(tmp_path, {"data": moved}) == ["data.val_fraction: was 0.1, is 0.2"]
+
+
 def test_changed_learning_rate_takes_effect_on_resume(tmp_path):
     import torch
     from conftest import newest_checkpoint
@@ -315,6 +353,22 @@ def test_recorded_configuration_holds_every_default(tmp_path):
     assert config.module.learning_rate == 2e-4 and config.module.beta1 == 0.5
     assert config.data.val_fraction == 0.1 and config.callbacks.score.split == "train"
     assert "resume" not in config
+
+
+def test_tuples_are_recorded_as_lists():
+    node = cfg.completed(
+        {"_target_": "lightning_modules.metrics.torchvision_network.TorchvisionNetwork", "weights": "w"}
+    )
+    assert node["scale"] == [0.0, 1.0]
+    assert cfg.completed({"_target_": "callbacks.checkpoint.PeriodicCheckpoint"})["keep_at"] == []
+
+
+def test_an_empty_list_is_no_change_from_none_recorded(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {layout: cbis}\n")
+    assert changed_hyper_parameters(tmp_path, {"data": {"layout": "cbis", "exclude": []}}) == []
+    assert changed_hyper_parameters(tmp_path, {"data": {"layout": "cbis", "exclude": ["clips"]}}) == [
+        "data.exclude: was None, is ['clips']"
+    ]
 
 
 def test_several_machines_need_a_launcher(tmp_path, capsys):

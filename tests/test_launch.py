@@ -1,5 +1,6 @@
 """SLURM: what is submitted, and that it saves, requeues itself and goes on, with a stand-in for SLURM's commands."""
 
+import itertools
 import os
 import signal
 import stat
@@ -10,12 +11,13 @@ import time
 import pytest
 from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny
 
-from experiments import launch, run
-from experiments.run_directory import read_status
+from experiments import launch, processes, run
+from experiments.run_directory import read_status, write_status
 
-# Starts the tasks that the script asks for, hands signals on to them, and ends as srun does: with the highest code.
+# Starts the tasks that the script asks for, hands signals on to them, and ends as srun does: the first error ends all
+# the others, and the highest code is its own.
 SRUN = """#!{python}
-import argparse, os, re, signal, subprocess, sys
+import argparse, os, re, signal, subprocess, sys, time
 parser = argparse.ArgumentParser()
 for flag in ("--output", "--error", "--kill-on-bad-exit"):
     parser.add_argument(flag)
@@ -32,7 +34,15 @@ for rank in range(count):
     env = {{**os.environ, **{{key: str(value) for key, value in slurm.items()}}}}
     tasks.append(subprocess.Popen(options.command, env=env, stdout=output, stderr=output))
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
-sys.exit(max(task.wait() & 255 for task in tasks))
+codes = {{}}
+while len(codes) < count:
+    for rank, task in enumerate(tasks):
+        if rank not in codes and task.poll() is not None:
+            codes[rank] = task.returncode if task.returncode >= 0 else 128 - task.returncode
+            if codes[rank] and options.kill_on_bad_exit == "1":
+                [other.send_signal(signal.SIGTERM) for other in tasks if other.poll() is None]
+    time.sleep(0.01)
+sys.exit(max(codes.values()))
 """
 SCONTROL = '#!/bin/sh\necho "$@" >> "$REQUEUED"\n'
 SBATCH = '#!/bin/sh\ncp "$1" "$SUBMITTED"\necho "Submitted batch job 4711"\n'
@@ -86,6 +96,30 @@ def test_machine_without_slurm_is_told_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launch.main([*tiny("dcgan", tmp_path), "--slurm"]) == run.EXIT_BAD_CONFIG
     assert "there is no sbatch on this machine; --dry-run prints the script" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state, code", [("preempted", 0), ("diverged", 0), ("running", 3)])
+def test_a_later_process_leaves_the_last_word_to_the_first(tmp_path, monkeypatch, state, code):
+    """Once the first has said how the run ended; if it says nothing, the error is this process's own."""
+    clock = itertools.count(step=20.0)
+    monkeypatch.setattr(processes.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(processes.time, "sleep", lambda seconds: None)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def leave(code):
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    write_status(tmp_path, state)
+    try:
+        with pytest.raises(SystemExit) as end:
+            processes.leave_to_the_first_process(tmp_path)
+            raise SystemExit(3)
+        assert end.value.code == code
+        assert code == 0 or signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

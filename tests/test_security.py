@@ -34,6 +34,9 @@ from datamodules.ct_kidney import CTKidney
 from datamodules.dicom import read_dicom, read_header
 from datamodules.mammography import Mammography
 from datamodules.readers import DataError, UnreadableImageError, read_grey
+from experiments import evaluate, export, generate, run
+from experiments.config import ConfigError
+from experiments.loading import load_run
 from experiments.report import score_lines, write_report
 from experiments.tracking import read_rows
 from experiments.training import train
@@ -136,6 +139,40 @@ def test_checkpoint_of_something_else_is_refused(case, run_dir, tmp_path, capsys
     path = run_dir / "checkpoints" / "images_000000000088.ckpt"
     torch.save(change(torch.load(path, weights_only=True)), path)
     assert expected in refused(capsys, *resume(tmp_path, path))
+
+
+MALFORMED = {
+    "a list": (lambda content: [content], "is no checkpoint of a Mirage run"),
+    "no clock": (lambda content: {k: v for k, v in content.items() if k != "images_seen"}, "is no checkpoint"),
+    "text for a clock": (lambda content: {**content, "images_seen": "88"}, "it has no images_seen"),
+    "a clock below zero": (lambda content: {**content, "images_seen": -8}, "it has no images_seen"),
+    "a list for losses": (lambda content: {**content, "losses": []}, "it has no losses"),
+    "a list for facts": (lambda content: {**content, "data_facts": [1]}, "it has no data_facts"),
+    "a dict for optimizers": (lambda content: {**content, "optimizer_states": {}}, "it has no optimizer_states"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_checkpoint_is_refused_by_every_verb(case, run_dir, tmp_path, capsys):
+    change, expected = MALFORMED[case]
+    path = run_dir / "checkpoints" / "images_000000000088.ckpt"
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    for verb, *arguments in (
+        (run, *resume(tmp_path, path)),
+        (generate, str(path), "--count=2", f"--output={tmp_path / 'images'}"),
+        (evaluate, str(path), f"output={tmp_path / 'scores'}"),
+        (export, str(path), f"--output={tmp_path / 'exported'}"),
+    ):
+        assert verb.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert f"{path}: is no checkpoint of a Mirage run" in said and expected in said
+
+
+def test_malformed_losses_inside_a_checkpoint_are_one_sentence(run_dir):
+    path = run_dir / "checkpoints" / "images_000000000088.ckpt"
+    torch.save({**torch.load(path, weights_only=True), "losses": {"generator/adversarial": 3}}, path)
+    with pytest.raises(ConfigError, match=r"images_000000000088\.ckpt: cannot be loaded"):
+        load_run(path)
 
 
 @pytest.mark.parametrize("what", ["auto", "directory"])

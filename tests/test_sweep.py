@@ -153,6 +153,10 @@ FILES = {
         {"overrides": ["trainer.devices=2"]},
         "trainer.devices=2 is set by the sweep itself; write devices_per_trial",
     ),
+    "the project as an override": (
+        {"overrides": ["wandb_project=ours"]},
+        "wandb_project=ours is set by the sweep itself; write wandb_project: at the top",
+    ),
     "escaping name": ({"name": "../x"}, "name='../x': must be a plain folder name"),
     "unknown score": (
         {"metric": "score/fid"},

@@ -50,7 +50,9 @@ def all_kinds(tmp_path):
 
 
 def test_the_file_is_in_wandbs_terms(tmp_path):
-    config = config_of(tmp_path, pruning=HYPERBAND, overrides=["schedule.total_images=96"], direction="maximize")
+    config = config_of(
+        tmp_path, pruning=HYPERBAND, overrides=["schedule.total_images=96"], direction="maximize", wandb_project="ours"
+    )
     assert config["method"] == "bayes" and config["run_cap"] == 4
     assert config["metric"] == {"name": "score/frechet_random_conv", "goal": "maximize"}
     assert config["parameters"] == {
@@ -64,6 +66,7 @@ def test_the_file_is_in_wandbs_terms(tmp_path):
     assert config["early_terminate"] == {"type": "hyperband", "max_iter": 18, "s": 2, "eta": 3}
     assert config["command"][:5] == ["${env}", "${interpreter}", "-m", "experiments.run", str(TINY_YAML)]
     assert config["command"][-1] == "${args_no_hyphens}" and "schedule.total_images=96" in config["command"]
+    assert config["project"] == "ours" and "wandb_project=ours" in config["command"]  # also names the pseudonyms' salt
 
 
 def test_the_file_follows_the_rules_of_wandbs_schema(tmp_path):
@@ -102,6 +105,14 @@ def test_the_file_passes_wandbs_own_schema(tmp_path):
 def test_hyperband_counts_scores_and_not_images(tmp_path):
     config = config_of(tmp_path, pruning={"rule": "hyperband", "min_images": 80})
     assert config["early_terminate"] == {"type": "hyperband", "min_iter": 2, "eta": 3}  # a score every 40 images
+
+
+@pytest.mark.parametrize("every, scores", [("every_images: 20", 4), ("seed: 3", 1)])  # 1: the default is 50,000
+def test_a_score_is_found_whatever_it_is_called(tmp_path, every, scores):
+    quality = f"callbacks.quality={{_target_: callbacks.fid.FrechetScore, {every}}}"
+    overrides = ["callbacks.score=null", quality]
+    config = config_of(tmp_path, pruning={"rule": "hyperband", "min_images": 80}, overrides=overrides)
+    assert config["early_terminate"]["min_iter"] == scores
 
 
 REFUSED = {

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import resource
 
 import pytest
 from conftest import run_cli, tiny, tiny_config
 
-from callbacks.files import append_rows
+from callbacks.files import Rows, append_rows
 from experiments import tracking, training
 from experiments.evaluation.settings import Suite
 from experiments.evaluation.subject import Subject, real_data
@@ -39,6 +40,21 @@ def test_torn_row_costs_only_itself(tmp_path):
         file.write('{"images_seen": 16, "lo')
     append_rows(path, [{"images_seen": 24}])
     assert [row["images_seen"] for row in read_rows(path)] == [8, 24]
+
+
+def test_rows_that_a_full_disk_cuts_short_are_written_once(tmp_path):
+    """A limit on the size of files stands in for the disk: it takes what fits, too, before it refuses."""
+    rows = Rows(tmp_path / "metrics.jsonl")
+    rows.append({"images_seen": 8})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for clock, room in ((16, 30), (24, 50)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            rows.append({"images_seen": clock})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    rows.append({"images_seen": 32})
+    assert [row["images_seen"] for row in read_rows(rows.path)] == [8, 16, 24, 32]
 
 
 def test_missing_record_is_empty(tmp_path):
@@ -133,6 +149,59 @@ def test_wandb_that_cannot_be_imported_does_not_stop_a_run(tmp_path, caplog, mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert tracking.wandb_logger(tmp_path, "offline", "p", {"name": "x"}) is None
     assert "metrics.jsonl is complete without it" in caplog.text
+
+
+class BrokenRun:
+    """A W&B run whose every call fails, as when its service has died."""
+
+    def __init__(self):
+        self.calls = []
+
+    def define_metric(self, *_, **__):
+        pass
+
+    def __getattr__(self, name):
+        def call(*_, **__):
+            self.calls.append(name)
+            raise BrokenPipeError(f"no service for {name}")
+
+        return call
+
+
+def test_wandb_that_fails_while_a_run_trains_does_not_stop_it(tmp_path, caplog, monkeypatch):
+    import wandb
+
+    broken = BrokenRun()
+    monkeypatch.setattr(wandb, "init", lambda **_: broken)
+    directory = train(tiny_config("dcgan", tmp_path, "tracking=offline"))
+    assert json.loads((directory / "status.json").read_text())["state"] == "finished"
+    assert {"log", "finish"} <= set(broken.calls)
+    assert "W&B failed (no service for finish)" in caplog.text
+
+
+def test_wandb_that_fails_at_the_end_does_not_hide_why_a_run_failed(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", lambda **_: BrokenRun())
+    monkeypatch.setattr(training, "fit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config("dcgan", tmp_path, "tracking=offline"))
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_wandb_that_cannot_begin_at_all_does_not_stop_a_run(tmp_path, caplog, monkeypatch, mode):
+    import wandb
+
+    tried = []
+
+    def init(mode, **_):
+        tried.append(mode)
+        raise wandb.Error("no\nluck")
+
+    monkeypatch.setattr(wandb, "init", init)
+    assert tracking.wandb_logger(tmp_path, mode, "p", {"name": "x"}) is None
+    assert tried == list(dict.fromkeys([mode, "offline"]))
+    assert "W&B cannot write offline (no); the record in metrics.jsonl is complete without it" in caplog.text
 
 
 @pytest.mark.slow

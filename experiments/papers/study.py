@@ -26,7 +26,7 @@ from experiments.evaluation.vectors import VectorCache
 from experiments.loading import Trained, load_run
 from experiments.run_directory import changed_hyper_parameters, matters, read_status, write_text
 from experiments.sweeps import trials
-from experiments.training import build, problems_of_nodes, recorded
+from experiments.training import build, checked, recorded
 from lightning_modules.metrics.features import FeatureExtractor, InceptionV3
 
 
@@ -368,7 +368,7 @@ class Study:
                 file.write_text(self._experiment(run))
                 try:
                     configs[run] = cfg.load(str(file), run.overrides)
-                    problems += _problems_of_run(run, cfg.experiment(configs[run]))
+                    problems += _problems_of_run(run, checked(configs[run]))
                 except ConfigError as error:
                     problems += error.problems
         if problems:
@@ -409,9 +409,7 @@ def _problems_of_launch(overrides: Sequence[str]) -> list[str]:
 
 
 def _problems_of_run(run: Run, experiment: Experiment) -> list[str]:
-    """Return what is wrong with a run's experiment, or with the run that has ended in its place."""
-    if problems := problems_of_nodes(experiment):
-        return problems
+    """Return what is wrong with the run that has ended in the place of this one."""
     directory = run.directory() or (trials.newest_run(run.folder) if run.state() == "diverged" else None)
     changes = changed_hyper_parameters(directory, recorded(experiment)) if directory else []
     if not changes:

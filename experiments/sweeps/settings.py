@@ -149,8 +149,8 @@ class Sweep:
     def cadence(self, assignment: Assignment) -> int:
         """Return the images between two scores of a trial."""
         experiment, overrides = self.command(assignment)
-        node = cfg.load(experiment, overrides).get("callbacks", {}).get("score") or {}
-        return int(node.get("every_images", 1)) if self.metric.startswith("score/") else 1
+        node = _scores(cfg.load(experiment, overrides).get("callbacks", {})).get(self.metric)
+        return 1 if node is None else int(cfg.completed(node)["every_images"])
 
     def recorded(self) -> Node:
         """Return the sweep as its folder keeps it: without the storage, which may hold a password."""
@@ -193,13 +193,16 @@ def check_experiments(sweep: Sweep) -> None:
     Raises:
         ConfigError: With every problem, each once.
     """
+    from experiments.training import checked
+
     space, problems = sweep.search_space(), {}
     for branch in space.branches():
         for assignment in [branch, *_corners(space, branch)]:
             try:
                 experiment, overrides = sweep.command(assignment)
-                checked = cfg.experiment(cfg.load(experiment, overrides))
-                found = _problems_of_experiment(sweep, checked, with_data=assignment is branch)
+                found = _problems_of_experiment(
+                    sweep, checked(cfg.load(experiment, overrides)), with_data=assignment is branch
+                )
             except ConfigError as error:
                 found = error.problems
             problems.update(dict.fromkeys(found))
@@ -210,11 +213,10 @@ def check_experiments(sweep: Sweep) -> None:
 def _problems_of_experiment(sweep: Sweep, experiment: cfg.Experiment, with_data: bool) -> list[str]:
     from datamodules.base import ImageDataModule
     from datamodules.readers import DataError
-    from experiments.training import problems_of_nodes, problems_of_sharing
+    from experiments.training import problems_of_sharing
     from lightning_modules.schedules import Schedule
 
-    problems = problems_of_nodes(experiment) or _problems_of_metric(sweep, experiment)
-    if problems:
+    if problems := _problems_of_metric(sweep, experiment):
         return problems
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
     problems = problems_of_sharing(schedule, sweep.devices_per_trial)
@@ -240,17 +242,23 @@ def _corners(space: Space, branch: Assignment) -> list[Assignment]:
 
 def _problems_of_metric(sweep: Sweep, experiment: cfg.Experiment) -> list[str]:
     """Name a score that no callback of the experiment takes."""
-    from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
-
-    names = []
-    for node in experiment.callbacks.values():
-        if node is not None and node[cfg.TARGET].endswith("FrechetScore"):
-            extractor: Any = node.get("extractor")
-            cls = cfg.locate(extractor[cfg.TARGET], FeatureExtractor) if extractor else RandomConvNet
-            names.append(f"score/{getattr(cls, 'score_name', '')}")
+    names = _scores(experiment.callbacks)
     if not sweep.metric.startswith("score/") or not names or sweep.metric in names:
         return []
     return [f"metric={sweep.metric}: the experiment {experiment.name} takes {', '.join(names)}"]
+
+
+def _scores(callbacks: Node) -> dict[str, Node]:
+    """Return the nodes of the periodic scores, whatever the file calls them, by the name of the metric."""
+    from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
+
+    found = {}
+    for node in callbacks.values():
+        if node is not None and node.get(cfg.TARGET, "").endswith(".FrechetScore"):
+            extractor: Any = node.get("extractor")
+            cls = cfg.locate(extractor[cfg.TARGET], FeatureExtractor) if extractor else RandomConvNet
+            found[f"score/{getattr(cls, 'score_name', '')}"] = node
+    return found
 
 
 def _problems_of_pruning(sweep: Sweep) -> list[str]:
@@ -276,11 +284,7 @@ def _problems_of_overrides(sweep: Sweep) -> list[str]:
     for override in sweep.overrides:
         key = override.partition("=")[0]
         if key in RESERVED:
-            instead = {
-                "tracking": "; write tracking: at the top",
-                "trainer.devices": "; write devices_per_trial: at the top",
-            }
-            problems.append(f"overrides: {override} is set by the sweep itself{instead.get(key, '; remove it')}")
+            problems.append(f"overrides: {override} is set by the sweep itself; {INSTEAD.get(key, 'remove it')}")
         else:
             try:
                 cfg.parse_override(override)

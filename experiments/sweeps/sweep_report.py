@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import TARGET
-from experiments.report import STYLE, inline_figure
+from experiments.report import STYLE, csv_cell, inline_figure
 from experiments.run_directory import recorded_config, write_text
 from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, FloatRange, label
@@ -50,21 +50,10 @@ def write_table(study: Study) -> None:
     keys = [dimension.key for dimension in study.space.dimensions]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*COLUMNS, *map(defused, keys)])
+    writer.writerow([*COLUMNS, *map(csv_cell, keys)])
     for row in _rows(study):
-        writer.writerow([defused(row.get(key, "")) for key in (*COLUMNS, *keys)])
+        writer.writerow([csv_cell(row.get(key, "")) for key in (*COLUMNS, *keys)])
     write_text(study.folder / "trials.csv", buffer.getvalue())
-
-
-def defused(cell: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula; numbers stay numbers."""
-    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 def best_config(study: Study, best: FrozenTrial) -> str:

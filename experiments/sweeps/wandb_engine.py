@@ -90,7 +90,7 @@ def sweep_config(sweep: Sweep) -> Node:
 
 def _command(sweep: Sweep) -> list[str]:
     fixed = [*sweep.overrides, f"trainer.devices={sweep.devices_per_trial}"]
-    launch = [f"name={sweep.name}", f"runs_dir={sweep.runs_dir}", f"tracking={sweep.tracking}"]
+    launch = [f"{key}={getattr(sweep, key)}" for key in ("name", "runs_dir", "tracking", "wandb_project")]
     named = [sweep.experiment] if sweep.experiment is not None else []
     return ["${env}", "${interpreter}", "-m", "experiments.run", *named, *fixed, *launch, "${args_no_hyphens}"]
 

@@ -271,3 +271,11 @@ def test_loss_record_continues_from_its_state():
     for one in (record, other):
         one.add("a", torch.tensor(6.0), 16)
     assert float(record.means()["a"]) == float(other.means()["a"]) == 3.0
+
+
+def test_losses_of_a_checkpoint_follow_the_module_to_its_device(monkeypatch):
+    module = DCGAN(SCHEDULE, seed=0, image_size=SIZE)
+    module.losses.load_state_dict({"generator/adversarial": [[1.0], 2]})
+    monkeypatch.setattr(DCGAN, "_optimizers", lambda self: [])
+    module.to("meta").on_train_start()
+    assert [mean.device.type for mean in module.losses.means().values()] == ["meta"]
