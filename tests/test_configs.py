@@ -1,5 +1,7 @@
 """Every shipped experiment runs; what is wrong with a configuration is said at once."""
 
+import re
+
 import pytest
 import yaml
 from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
@@ -32,7 +34,18 @@ GROWING = [
 ]
 
 
-@pytest.mark.parametrize("name", shipped())
+def kinds():
+    """Every shipped experiment; those that differ from an earlier one in numbers only are slow."""
+    seen = set()
+    for name in shipped():
+        config = cfg.load(name)
+        classes = tuple(re.findall(r"'_target_': '(\S+)'", str(config)))
+        kind = (classes, config["trainer"]["precision"], config["data"].get("layout"))
+        yield pytest.param(name, marks=[pytest.mark.slow] if kind in seen else [])
+        seen.add(kind)
+
+
+@pytest.mark.parametrize("name", list(kinds()))
 def test_every_shipped_experiment_runs_to_its_end_through_the_command_line(name, tmp_path, request, capsys):
     config = cfg.load(name)
     overrides = [*SMALL, f"runs_dir={tmp_path}"]
@@ -61,7 +74,8 @@ def test_every_shipped_experiment_says_what_it_is_and_how_to_run_it(name):
 
 def test_list_show_and_help(capsys):
     assert run.main(["--list"]) == 0
-    assert all(name in capsys.readouterr().out for name in ("demo",))
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()] == shipped()
     assert run.main(["demo", "--show", "schedule.batch_sizes=7"]) == 0
     shown = capsys.readouterr().out
     assert "batch_sizes: 7" in shown and shown.startswith("name: demo") and "channel_base" not in shown

@@ -3,13 +3,16 @@
 import itertools
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny
+from conftest import ROOT, assert_same_state, children, newest_checkpoint, run_cli, tiny
 
 from experiments import launch, processes, run
 from experiments.run_directory import read_status, write_status
@@ -141,8 +144,8 @@ def test_submitted_job_is_warned_requeued_and_ends_with_the_same_weights(slurm, 
         while not list(slurm.glob("runs/dcgan/*/checkpoints/images_*.ckpt")):
             assert first.poll() is None and time.monotonic() < deadline, output_of(folder)
             time.sleep(0.05)
-        (srun,) = subprocess.check_output(["pgrep", "-P", str(first.pid)]).split()
-        os.kill(int(srun), signal.SIGUSR1)
+        (srun,) = children(first.pid)
+        os.kill(srun, signal.SIGUSR1)
         assert first.wait(timeout=120) == run.EXIT_PREEMPTED, output_of(folder)
     finally:
         first.kill()
@@ -168,7 +171,9 @@ def test_two_machines_train_are_killed_and_resume(tmp_path):
     """Two torchrun agents on one machine, as on two: they find each other, share a run, and go on after a kill."""
     overrides = ["trainer.num_nodes=2", "schedule.total_images=4000", "callbacks.checkpoint.every_images=160"]
 
-    def machines(folder, port):
+    def machines(folder):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
         agents = []
         for node in (0, 1):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}"]
@@ -182,20 +187,23 @@ def test_two_machines_train_are_killed_and_resume(tmp_path):
             _, errors = agent.communicate(timeout=240)
             assert agent.returncode == 0, errors.decode()
 
-    agents = machines(tmp_path, 29611)
+    agents = machines(tmp_path)
     deadline = time.monotonic() + 240
     while len(list(tmp_path.glob("runs/dcgan/*/checkpoints/images_*.ckpt"))) < 2:
         assert time.monotonic() < deadline and agents[0].poll() is None, agents[0].stderr.read().decode()
         time.sleep(0.01)
     for agent in agents:
         os.killpg(agent.pid, signal.SIGKILL)
-    subprocess.run(["pkill", "-KILL", "-f", f"runs_dir={tmp_path}"])  # torchrun's workers have sessions of their own
+    for command in Path("/proc").glob("[0-9]*/cmdline"):  # torchrun's workers have sessions of their own
+        with suppress(OSError):
+            if f"runs_dir={tmp_path}".encode() in command.read_bytes():
+                os.kill(int(command.parent.name), signal.SIGKILL)
     for agent in agents:
         agent.communicate()
     (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
     assert read_status(directory)["state"] == "running"
-    finish(machines(tmp_path, 29612))
+    finish(machines(tmp_path))
     assert [path.name for path in (tmp_path / "runs" / "dcgan").iterdir()] == [directory.name]
-    finish(machines(tmp_path / "whole", 29613))
+    finish(machines(tmp_path / "whole"))
     (whole,) = (tmp_path / "whole" / "runs" / "dcgan").iterdir()
     assert_same_state(newest_checkpoint(directory), newest_checkpoint(whole))

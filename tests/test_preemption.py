@@ -101,6 +101,7 @@ def test_signal_before_training_ends_with_the_exit_code_for_it(tmp_path, number)
     try:
         while not list((tmp_path / "runs").glob("*/*/log.txt")):  # the images are being drawn
             assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.05)
         process.send_signal(number)
         process.communicate(timeout=60)
     finally:
