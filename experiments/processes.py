@@ -143,6 +143,7 @@ def ended_together(trainer: L.Trainer, directory: Path) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(0.5):
+            dismiss_the_observer()
             what = dead()
             if what and not over.wait(2.0):  # time for the error that this process meets by itself
                 tell(what)
@@ -160,6 +161,13 @@ def ended_together(trainer: L.Trainer, directory: Path) -> Iterator[None]:
         raise
     finally:
         over.set()
+
+
+def dismiss_the_observer() -> None:
+    """Take Lightning's own watcher off its post: it kills the first process before that can say what has happened."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            vars(thread)["_child_processes"] = []  # with none to watch over it ends
 
 
 def how_it_ended(code: int) -> str:

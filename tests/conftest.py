@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import pseudonyms
 from experiments import config as cfg
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,14 @@ def private_cache(tmp_path_factory):
     """No test reads or writes the user's cache, salts and tables."""
     os.environ["MIRAGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["MIRAGE_PRIVATE"] = str(tmp_path_factory.mktemp("private"))
+
+
+@pytest.fixture(autouse=True)
+def names_of_its_own():
+    """No test hides the names of another's patients."""
+    before = set(pseudonyms._known)
+    yield
+    pseudonyms._known.intersection_update(before)
 
 
 def write_kidney(root: Path, per_class: int = 10, size: int = 64, suffix: str = ".jpg") -> Path:

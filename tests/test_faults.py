@@ -181,6 +181,21 @@ def test_flipped_bit_in_the_cache_is_noticed(tmp_path, capsys, monkeypatch):
 # Processes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_lightnings_observer_does_not_kill_the_first_process():
+    code = """
+import subprocess, sys, time
+from lightning.fabric.strategies.launchers.subprocess_script import _launch_process_observer
+from experiments.processes import dismiss_the_observer
+_launch_process_observer([subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])])
+if sys.argv[1] == "dismissed":
+    dismiss_the_observer()
+time.sleep(8)
+"""
+    codes = [subprocess.run([sys.executable, "-c", code, how], cwd=ROOT).returncode for how in ("dismissed", "on duty")]
+    assert codes == [0, -signal.SIGKILL]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_dead_rank_ends_the_others_and_is_named(tmp_path, victim):
     process = started(*tiny("dcgan", tmp_path, "trainer.devices=2", FOREVER, "callbacks.losses.every_images=8"))
