@@ -1,4 +1,4 @@
-"""Where a run begins, handed down from its first process to those that Lightning starts from it.
+"""What a process knows from the one that started it: where a run begins, handed down to those that Lightning starts.
 
 Nothing heavy is imported: a signal may come while torch is being imported, and ``run.py`` then asks who started it.
 """
@@ -29,6 +29,11 @@ def handed_down() -> tuple[Path, Path | None] | None:
 def started_by_the_first_process() -> bool:
     """Tell whether Lightning started this process from the first one."""
     return handed_down() is not None
+
+
+def launched_rank() -> int:
+    """Return this process's number among those that torchrun or SLURM has started, 0 if they have started none."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def forget() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from experiments.config import ConfigError, description, load, shipped
-from experiments.handing_down import started_by_the_first_process
+from experiments.handing_down import launched_rank, started_by_the_first_process
 from experiments.redaction import RedactingFormatter
 
 EXIT_BAD_CONFIG = 2
@@ -186,7 +186,8 @@ def _leave(number: int, frame: object) -> None:
     if started_by_the_first_process():
         os.kill(os.getppid(), number)  # whose exit code is the run's; this process ends with it
     else:
-        os._exit(EXIT_PREEMPTED)
+        # srun ends with the highest code of all: the first process's, which may have refused the data, must count.
+        os._exit(EXIT_PREEMPTED if launched_rank() == 0 else 0)
 
 
 def refuse(name: str, problems: list[str]) -> int:

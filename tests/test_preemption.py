@@ -110,18 +110,21 @@ def test_signal_before_training_ends_with_the_exit_code_for_it(tmp_path, number)
     assert reached(tmp_path / "runs") == -1
 
 
-def test_signal_while_torch_is_imported_ends_with_the_exit_code_for_it(tmp_path):
+@pytest.mark.parametrize(
+    ("rank", "code"), [({}, 85), ({"RANK": "0"}, 85), ({"RANK": "1"}, 0), ({"SLURM_PROCID": "3"}, 0)]
+)
+def test_signal_while_torch_is_imported_ends_with_the_exit_code_for_it(tmp_path, rank, code):
     half = tmp_path / "packages" / "torch"
     half.mkdir(parents=True)
     (half / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
     process = subprocess.run(
         [sys.executable, "-m", "experiments.run", *tiny("dcgan", tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(half.parent)},
+        env={**os.environ, "PYTHONPATH": str(half.parent), **rank},
         capture_output=True,
         text=True,
     )
-    assert process.returncode == run.EXIT_PREEMPTED, process.stderr
+    assert process.returncode == code, process.stderr
     assert process.stderr == ""
 
 
