@@ -278,8 +278,6 @@ def decide_start(experiment: Experiment, config: Node, held: ExitStack) -> run_d
         held.enter_context(run_directory.lock(start.directory))
         run_directory.create(start.directory, config)
         run_directory.write_status(start.directory, "running", pid=os.getpid())
-        if start.checkpoint is not None:
-            run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(start.checkpoint))
     except OSError as error:
         raise ConfigError([f"runs_dir={experiment.runs_dir}: cannot be written to ({error})"]) from error
     return start
@@ -344,6 +342,10 @@ def fit(
     """
     done = start.checkpoint is not None and run_directory.clock_of(start.checkpoint) >= parts.schedule.total_images
     try:
+        if start.checkpoint is not None and not done:
+            check_fits(start.checkpoint, parts.module)
+        if start.checkpoint is not None and first:
+            run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(start.checkpoint))
         if done:  # a run that was killed between its last checkpoint and its report
             log.info(
                 "all %d images have been shown; to go on: resume=%s allow_changes=true and more schedule.total_images",
@@ -351,8 +353,6 @@ def fit(
                 start.directory,
             )
         else:
-            if start.checkpoint is not None:
-                check_fits(start.checkpoint, parts.module)
             _fit_with_roll_backs(new_trainer, parts, start, first)
     except Exception as error:
         fault = explain(error)

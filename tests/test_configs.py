@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 import yaml
 from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 
@@ -316,6 +317,15 @@ def test_finished_run_is_not_trained_any_further(tmp_path):
     assert sorted(path.name for path in (first / "checkpoints").iterdir()) == names
     assert (first / "report.html").exists()
     assert '"finished"' in (first / "status.json").read_text()
+
+
+def test_checkpoint_that_is_refused_moves_no_other(tmp_path):
+    first = train(tiny_config("dcgan", tmp_path))
+    older = first / "checkpoints" / "images_000000000024.ckpt"
+    torch.save({**torch.load(older, weights_only=True), "losses": []}, older)
+    with pytest.raises(ConfigError, match=r"images_000000000024\.ckpt: is no checkpoint of a Mirage run"):
+        train(tiny_config("dcgan", tmp_path, f"resume={older}", "schedule.total_images=48", "allow_changes=true"))
+    assert (first / "checkpoints" / "images_000000000096.ckpt").exists()
 
 
 def test_resuming_from_an_older_checkpoint_keeps_the_new_ones(tmp_path):
