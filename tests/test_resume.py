@@ -33,6 +33,7 @@ MATRIX = [
     for workers in (0, 2)
     for devices in (1, 2)
 ]
+MATRIX += [("wgan", "mid-pass", 0, 1), ("progressive_r1", "fade", 0, 1)]
 
 
 def run(family, folder, devices, *overrides):
@@ -94,16 +95,21 @@ def test_worker_processes_do_not_change_the_result(whole_run, tmp_path):
     assert_same_state(newest_checkpoint(other), newest_checkpoint(whole_run("dcgan", 1)))
 
 
-def test_augmented_run_resumes_to_the_bit_with_other_workers(tmp_path):
-    augmented = ["data.augmentation.preset=kidney_ct", "data.augmentation.flip_lr=0.5"]
-    whole = run("progressive", tmp_path / "whole", 1, *augmented)
-    plain = run("progressive", tmp_path / "plain", 1)
+OTHERWISE = {
+    "augmented": ["data.augmentation.preset=kidney_ct", "data.augmentation.flip_lr=0.5"],
+    "bf16": ["trainer.precision=bf16-mixed"],
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_run_that_is_otherwise_resumes_to_the_bit_with_other_workers(whole_run, tmp_path, how):
+    whole = run("progressive", tmp_path / "whole", 1, *OTHERWISE[how])
     with pytest.raises(AssertionError):
-        assert_same_state(newest_checkpoint(plain), newest_checkpoint(whole))
+        assert_same_state(newest_checkpoint(whole_run("progressive", 1)), newest_checkpoint(whole))
     part = tmp_path / "runs" / "progressive" / whole.name
     shutil.copytree(whole, part)
     checkpoint = part / "checkpoints" / "images_000000000072.ckpt"
-    run("progressive", tmp_path, 1, *augmented, "data.num_workers=2", f"resume={checkpoint}")
+    run("progressive", tmp_path, 1, *OTHERWISE[how], "data.num_workers=2", f"resume={checkpoint}")
     assert_same_state(newest_checkpoint(part), newest_checkpoint(whole))
 
 
