@@ -112,7 +112,8 @@ class PeriodicCheckpoint(Checkpoint):
         if wanted:
             self._owed = not self._save(trainer, directory / f"kept_{pl_module.images_seen:012d}.ckpt")
         if best and self._save(trainer, directory / "best.ckpt"):
-            log.info("lowest score so far at images_seen=%d: %s %.4g", pl_module.images_seen, *pl_module.score)
+            name, _, value = pl_module.score
+            log.info("lowest score so far at images_seen=%d: %s %.4g", pl_module.images_seen, name, value)
         if (
             due
             and self._save(trainer, directory / f"images_{pl_module.images_seen:012d}.ckpt")
@@ -138,10 +139,10 @@ class PeriodicCheckpoint(Checkpoint):
         if not self.keep_best or module.scored_at != module.images_seen or self._scored_at == module.scored_at:
             return False
         self._scored_at = module.scored_at
-        name, value = module.score
-        if value >= self.best.get(name, float("inf")):
+        kind, value = f"{module.score.name} {module.score.fingerprint}", module.score.value
+        if value >= self.best.get(kind, float("inf")):
             return False
-        self.best[name] = value
+        self.best[kind] = value
         return True
 
     def _time_is_up(self, trainer: L.Trainer, module: GANModule, images_seen: int) -> bool:

@@ -18,7 +18,7 @@ from callbacks.divergence import assert_finite
 from callbacks.files import Rows, training_goes_on, write_atomically
 from callbacks.real_images import even_rows, real_images
 from callbacks.version import code_version
-from lightning_modules.gan import GANModule
+from lightning_modules.gan import GANModule, Score
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
 from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
 
@@ -106,7 +106,7 @@ class FrechetScore(L.Callback):
         fingerprint = self._fingerprint(trainer, module, fake.count)
         # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
         value, key = trainer.strategy.broadcast((frechet_distance(self._real, fake), _hash(fingerprint)[:8]), src=0)
-        module.scored_at, module.score = module.images_seen, (f"{name} (fingerprint {key})", value)
+        module.scored_at, module.score = module.images_seen, Score(name, key, value)
         log_numbers(trainer, module, {name: value})
         if trainer.is_global_zero:
             row = {"images_seen": module.images_seen, "value": value, "generated_at": list(self._generated_at)}

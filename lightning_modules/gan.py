@@ -6,7 +6,7 @@ Read a family file (``dcgan.py`` is the shortest) for what is trained; read this
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -24,6 +24,14 @@ Batch = dict[str, Any]
 
 class OtherDataError(RuntimeError):
     """A checkpoint was trained on other images than those at hand."""
+
+
+class Score(NamedTuple):
+    """A periodic score: its name, a hash of what two scores must share to be compared, and its value."""
+
+    name: str
+    fingerprint: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ class GANModule(L.LightningModule, ABC):
         losses: Running means of the losses, read and reset by the loss log.
         latest: Newest value of every logged number, for the progress bar and the choice of the best checkpoint.
         scored_at: Clock of the newest score, -1 before the first.
-        score: Name and value of the newest score.
+        score: The newest score.
         verdict: What the health watch says of the run, in a few words; empty until it has spoken.
         data_facts: Plain facts of the data set (intensity range, classes, fingerprint) that travel in the checkpoint.
         accept_other_data: Load a checkpoint although it was trained on other images.
@@ -187,7 +195,7 @@ class GANModule(L.LightningModule, ABC):
         self.images_seen = 0
         self.losses = LossRecord()
         self.latest: dict[str, float] = {}
-        self.scored_at, self.score = -1, ("", float("inf"))
+        self.scored_at, self.score = -1, Score("", "", float("inf"))
         self.verdict = ""
         self.data_facts: dict[str, Any] = {}
         self.accept_other_data = False

@@ -12,6 +12,7 @@ from experiments import run
 from experiments.config import CONFIGS, ConfigError, shipped
 from experiments.run_directory import changed_hyper_parameters
 from experiments.training import train
+from lightning_modules.gan import Score
 
 SMALL = [
     "callbacks.score.count=4",
@@ -416,12 +417,12 @@ def test_best_checkpoint_starts_anew_with_another_score():
     from callbacks.checkpoint import PeriodicCheckpoint
 
     class Module:
-        images_seen, scored_at, score = 8, 8, ("score/fid", 50.0)
+        images_seen, scored_at, score = 8, 8, Score("score/fid", "1a", 50.0)
 
     callback = PeriodicCheckpoint()
-    callback.load_state_dict({"best": {"score/frechet_random_conv": 0.3}, "scored_at": 0})
+    callback.load_state_dict({"best": {"score/frechet_random_conv 2b": 0.3}, "scored_at": 0})
     assert callback._is_best(Module())
-    assert callback.best == {"score/frechet_random_conv": 0.3, "score/fid": 50.0}
+    assert callback.best == {"score/frechet_random_conv 2b": 0.3, "score/fid 1a": 50.0}
     older = PeriodicCheckpoint()
     older.load_state_dict({"best": ["score/fid", 0.3], "scored_at": 0})
     assert older._is_best(Module())
@@ -431,11 +432,11 @@ def test_two_scores_are_each_compared_with_their_own_kind():
     from callbacks.checkpoint import PeriodicCheckpoint
 
     class Module:
-        images_seen, scored_at, score = 0, 0, ("", 0.0)
+        images_seen, scored_at, score = 0, 0, Score("", "", 0.0)
 
     callback, module, best = PeriodicCheckpoint(), Module(), []
     for clock, score in enumerate([("a", 5.0), ("b", 50.0), ("a", 6.0), ("b", 51.0), ("b", 49.0), ("a", 4.0)]):
-        module.images_seen, module.scored_at, module.score = clock, clock, score
+        module.images_seen, module.scored_at, module.score = clock, clock, Score("score/fid", *score)
         best.append(callback._is_best(module))
     assert best == [True, True, False, False, True, True]
 
