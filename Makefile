@@ -26,7 +26,7 @@ test: install ## quick tests, minutes, on all cores
 	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 8 --dist loadscope
 
 test-all: test ## all tests, the whole resume matrix included
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 lint: install ## ruff: style and formatting
 	$(BIN)/ruff check .
