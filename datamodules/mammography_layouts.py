@@ -22,14 +22,7 @@ import numpy as np
 from datamodules.dicom import read_dicom, read_header
 from datamodules.files import find_files, walk_files
 from datamodules.pseudonyms import remember
-from datamodules.readers import (
-    DICOM,
-    PICTURES,
-    DataError,
-    UnreadableImageError,
-    read_grey,
-    read_table_bytes,
-)
+from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey, read_table_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset

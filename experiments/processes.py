@@ -87,8 +87,7 @@ def is_first_process(launcher: ClusterEnvironment | None) -> bool:
 def let_the_first_process_speak() -> None:
     """Keep a process that Lightning started alive until the first one has ended.
 
-    All processes meet the same error; Lightning kills the first one seconds after another has gone, and with it the
-    message, the status of the run and its exit code.
+    All processes meet the same error; the first one would take another's end for a death, and say that instead.
     """
     parent = os.getppid()
     deadline = time.monotonic() + 60.0

@@ -20,15 +20,7 @@ from datamodules.cache import content_hashes
 from datamodules.dicom import read_dicom
 from datamodules.files import find_files
 from datamodules.pseudonyms import remember
-from datamodules.readers import (
-    DICOM,
-    PICTURES,
-    UnreadableImageError,
-    image_size,
-    is_deep,
-    read_grey,
-    read_table_bytes,
-)
+from datamodules.readers import DICOM, PICTURES, UnreadableImageError, image_size, is_deep, read_grey, read_table_bytes
 from datamodules.transforms import resize
 from experiments.config import ConfigError
 from experiments.loading import Trained, generate

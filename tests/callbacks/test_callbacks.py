@@ -297,7 +297,11 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
 
         def images(self, split, batch_size, rank=0, world_size=1):
             read.append(split)
-            return iter(IMAGES.split(batch_size)) if split == "train" else iter([HELD_OUT[rank::world_size]])
+            return iter(IMAGES.split(batch_size))
+
+        def select(self, split, indices):
+            read.append(split)
+            return HELD_OUT[indices]
 
     class Strategy:
         def reduce_boolean_decision(self, decision, all):
@@ -364,11 +368,12 @@ def test_held_out_images_are_taken_from_all_over_the_split():
         def size(self, split):
             return 100
 
-        def images(self, split, batch_size, rank=0, world_size=1):
-            rows = torch.arange(100)[rank::world_size]
-            return iter(rows.split(batch_size))
+        def select(self, split, indices):
+            return torch.arange(100)[indices]
 
     assert spread(Data(), "val", 4).tolist() == [0, 25, 50, 75]
+    assert spread(Data(), "val", 60).tolist()[-2:] == [96, 98]
+    assert spread(Data(), "val", 200).tolist() == [*range(100)]
 
 
 def test_scores_csv_takes_rows_with_other_columns(tmp_path):
