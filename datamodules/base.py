@@ -10,9 +10,10 @@ import signal
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -27,13 +28,10 @@ from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
 from datamodules.splits import SPLITS, check_disjoint, split_by_group
 from datamodules.transforms import resize
+from datamodules.versions import RESIZING, Rule, name_ending, newest, rule_of, sentences
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
-
-# Part of cache key and fingerprint. Raise it when the same file gives other pixels than before, in any data set or in
-# ``resize``: caches are built anew, and runs on the old pixels are not resumed. Drawings have a version of their own.
-READING_VERSION = 1
 
 
 def _outlive_a_signal(worker: int) -> None:
@@ -89,12 +87,28 @@ class Record:
         group: Patient, or block of neighbouring slices: never in two splits.
         labels: Names of the classes that it belongs to.
         path: Its file; None for an image that is made in memory.
+        told: What ``read`` takes from elsewhere than the file, e.g. from a table; another one gives other pixels.
     """
 
     name: str
     group: str
     labels: tuple[str, ...]
     path: Path | None = None
+    told: str = ""
+
+
+class Used(NamedTuple):
+    """An image that is used.
+
+    Attributes:
+        record: What the data set says of it.
+        content: Hash of what it is made of.
+        rule: The version of the reader that it is read by.
+    """
+
+    record: Record
+    content: str
+    rule: Rule
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -144,7 +158,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.max_unreadable, self.num_workers = max_unreadable, num_workers
         self.augmentation = augmentation or Augmentation()
-        self._scan: tuple[list[Record], list[str]] | None = None
+        self._scan: list[Used] | None = None
         self._rows: dict[str, np.ndarray] = {}
         self._caches: dict[tuple[int, int], ImageCache] = {}
 
@@ -166,6 +180,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return what ``read`` depends on besides the file, to be part of the cache's key."""
         return {}
 
+    @property
+    def layout_name(self) -> str:
+        """Name under which ``versions.CHANGES`` lists what has changed in how this data set makes images of files."""
+        return self._name
+
     def split(self, records: Sequence[Record]) -> np.ndarray:
         """Return "train", "val" or "test" for each record (N,); no group may lie in two parts."""
         groups = [record.group for record in records]
@@ -181,12 +200,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Open the caches and split the images by group."""
         self._caches = self._open_caches()
-        self._kept = self._kept_records(next(iter(self._caches.values())))
-        records = [record for record, _ in self._kept]
+        self._kept = self._kept_images(next(iter(self._caches.values())))
+        records = [image.record for image in self._kept]
         split = self.split(records)
         check_disjoint([record.group for record in records], split.tolist())
         self._rows = {name: np.flatnonzero(split == name) for name in SPLITS}
-        self._names = [record.name for record, _ in self._kept]
+        self._names = [record.name for record in records]
         self._labels = self._multi_hot()
         if not len(self._rows["train"]):
             raise DataError(f"{self._name}: no image is left for training ({len(self._kept)} in all)")
@@ -232,7 +251,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def groups(self, split: str) -> int:
         """Return the number of groups (patients, blocks of slices) in a split."""
-        return len({self._kept[row][0].group for row in self._rows[split]})
+        return len({self._kept[row].record.group for row in self._rows[split]})
 
     def images(self, split: str, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
         """Yield a process's share of a split's images (N, C, H, W) in [-1, 1] at the final resolution, once each."""
@@ -247,13 +266,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def split_records(self, split: str) -> list[Record]:
         """Return what is known of each image of a split, in order."""
-        return [self._kept[row][0] for row in self._rows[split]]
+        return [self._kept[row].record for row in self._rows[split]]
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
-        digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self._reading()}".encode())
+        digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())
         for row in self._rows[split]:
-            digest.update(self._kept[row][1].encode())
+            digest.update(self._kept[row].content.encode())
+        digest.update(name_ending(self._rules([self._kept[row] for row in self._rows[split]])).encode())
         return digest.hexdigest()[:20]
 
     def facts(self) -> dict[str, Any]:
@@ -266,6 +286,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "images": {split: self.size(split) for split in SPLITS},
             "groups": {split: self.groups(split) for split in SPLITS},
             "fingerprint": {split: self.fingerprint(split) for split in SPLITS},
+            "reading": sentences(self._rules(self._kept)),
         }
 
     def cache_bytes(self, images: int) -> dict[tuple[int, int], int]:
@@ -289,8 +310,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     # Mechanics ------------------------------------------------------------------------------------------------------
 
-    def _scanned(self) -> tuple[list[Record], list[str]]:
-        """Return the records that are used, and the hash of each one's content."""
+    def _scanned(self) -> list[Used]:
+        """Return the images that are used."""
         if self._scan is None:
             records = self.records()
             files = [record for record in records if record.path is not None]
@@ -301,8 +322,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 contents = self._contents(records)
             except OSError as error:
                 raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
-            self._scan = self._without_duplicates(records, contents)
+            kept, contents = self._without_duplicates(records, contents)
+            with ThreadPoolExecutor(8) as pool:  # on network disks the time goes into waiting for each file
+                rules = list(pool.map(lambda record: rule_of(record.path) if record.path else (self._name, 1), kept))
+            told = [content + record.told for record, content in zip(kept, contents, strict=True)]
+            self._scan = list(map(Used, kept, told, rules))
         return self._scan
+
+    def _rules(self, images: Sequence[Used]) -> list[Rule]:
+        """Return every version of reading that images have come through."""
+        return [newest(self.layout_name), newest(RESIZING), *(image.rule for image in images)]
 
     def _without_duplicates(self, records: list[Record], contents: list[str]) -> tuple[list[Record], list[str]]:
         """Keep the first of byte-identical files, or none if they have different labels: which are right is not known.
@@ -354,15 +383,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
             next(hashes) if record.path is not None else f"{record.name} {self.read_settings()}" for record in records
         ]
 
-    def _reading(self) -> dict[str, Any]:
-        """Return what the pixels depend on besides the files; version 1 is not said, as it was before there was one."""
-        version = {"reading": READING_VERSION} if READING_VERSION > 1 else {}
-        return {**version, **self.read_settings()}
-
     def _open_caches(self) -> dict[tuple[int, int], ImageCache]:
         """Return a cache per resolution of the schedule; missing ones are built in one pass over the files."""
-        records, contents = self._scanned()
-        names = [record.name for record in records]
+        images = self._scanned()
+        records, rules = [image.record for image in images], self._rules(images)
+        names, contents = [record.name for record in records], [image.content for image in images]
         resolutions = self.schedule.resolutions()
         largest_first = sorted(set(resolutions), reverse=True)
 
@@ -382,6 +407,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
         shapes = [(self.channels, height, width) for height, width in largest_first]
         directories = [self._cache_directory(shape, names, contents) for shape in shapes]
+        directories = [path.with_name(path.name + name_ending(rules)) for path in directories]
+        self._say_what_is_outdated(directories, rules)
         try:
             caches = open_or_build(directories, names, read, shapes, self.intensity.bits, self.max_unreadable)
         except OSError as error:
@@ -392,6 +419,20 @@ class ImageDataModule(L.LightningDataModule, ABC):
         by_resolution = dict(zip(largest_first, caches, strict=True))
         return {resolution: by_resolution[resolution] for resolution in resolutions}
 
+    def _say_what_is_outdated(self, directories: list[Path], rules: list[Rule]) -> None:
+        """Say why images that have a cache are read once more."""
+        for directory in directories:
+            first = directory.name.removesuffix(name_ending(rules))
+            older = sorted(path.name for path in directory.parent.glob(f"{first}*") if path.is_dir())
+            if older and not directory.exists():
+                log.warning(
+                    "%s: the cache %s was made by earlier rules of reading and is made anew; the old folder can be "
+                    "deleted. Changed since: %s",
+                    self._name,
+                    older[-1],
+                    "; ".join(sentences(rule for rule in rules if name_ending([rule]) not in older[-1])),
+                )
+
     def _cache_directory(self, shape: tuple[int, int, int], names: list[str], contents: list[str]) -> Path:
         _, height, width = shape
         settings = {
@@ -399,15 +440,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "format": 2,  # of the cache's files
             "size": [height, width],
             "intensity": asdict(self.intensity),
-            **self._reading(),
+            **self.read_settings(),
         }
         key = cache_key(settings, names, contents)
         return self.cache_dir / "images" / f"{self._name}-{height}x{width}-{key}"
 
-    def _kept_records(self, cache: ImageCache) -> list[tuple[Record, str]]:
-        """Return record and content hash of every image in the cache, in its order."""
-        records, contents = self._scanned()
-        by_name = {record.name: (record, content) for record, content in zip(records, contents, strict=True)}
+    def _kept_images(self, cache: ImageCache) -> list[Used]:
+        """Return what is known of every image in the cache, in its order."""
+        by_name = {image.record.name: image for image in self._scanned()}
         try:
             return [by_name[name] for name in cache.names]
         except KeyError as error:
@@ -416,8 +456,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _multi_hot(self) -> np.ndarray:
         column = {name: i for i, name in enumerate(self.classes)}
         labels = np.zeros((len(self._kept), len(self.classes)), dtype=np.float32)
-        for row, (record, _) in enumerate(self._kept):
-            labels[row, [column[label] for label in record.labels]] = 1.0
+        for row, image in enumerate(self._kept):
+            labels[row, [column[label] for label in image.record.labels]] = 1.0
         return labels
 
 

@@ -135,7 +135,7 @@ class CTKidney(ImageDataModule):
     @cached_property
     def _native_size(self) -> tuple[int, int]:
         """The size (H, W) that most files have."""
-        found = [image_size(record.path) for record in self._scanned()[0] if record.path is not None]
+        found = [image_size(image.record.path) for image in self._scanned() if image.record.path is not None]
         sizes = Counter(size for size in found if size is not None)
         return max(sizes, key=lambda size: (sizes[size], size)) if sizes else (0, 0)
 

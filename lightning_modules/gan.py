@@ -359,10 +359,12 @@ class GANModule(L.LightningModule, ABC):
             OtherDataError: If training has begun on other images, unless ``accept_other_data``.
         """
         before = checkpoint["data_facts"]
-        changed = [key for key in before if before[key] != self.data_facts.get(key)]
+        changed = [key for key in before if key != "reading" and before[key] != self.data_facts.get(key)]
         if self.data_facts and changed and not self.accept_other_data:
             differences = "; ".join(f"{key}: was {before[key]}, is {self.data_facts.get(key)}" for key in changed)
-            raise OtherDataError(f"the data is not what the checkpoint was trained on ({differences})")
+            rules = [rule for rule in self.data_facts.get("reading", []) if rule not in before.get("reading", [])]
+            since = f". Files are read by other rules since then: {'; '.join(rules)}" if rules else ""
+            raise OtherDataError(f"the data is not what the checkpoint was trained on ({differences}){since}")
         self.images_seen = checkpoint["images_seen"]
         self.set_point(self.schedule.at(self.images_seen))
         self.losses.load_state_dict(checkpoint["losses"], self.global_rank)

@@ -30,6 +30,7 @@ from PIL import Image
 
 from callbacks.checkpoint import is_intact
 from callbacks.divergence import DivergedError
+from datamodules import versions
 from experiments import run, training
 from experiments.faults import FaultError
 from experiments.run_directory import read_status
@@ -165,6 +166,16 @@ def test_changed_data_file_is_noticed_on_resume(stopped_run, capsys):
     Image.fromarray(np.full((64, 64), 7, np.uint8)).save(files[0])
     assert run.main(arguments) == run.EXIT_BAD_CONFIG
     assert "fingerprint: was" in capsys.readouterr().err
+
+
+def test_files_that_are_read_by_other_rules_are_noticed_on_resume(stopped_run, capsys, monkeypatch):
+    arguments, _ = stopped_run
+    monkeypatch.setitem(versions.CHANGES, "png", (versions.Change("sixteen bits are kept"),))
+    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    assert "Files are read by other rules since then: png 2: sixteen bits are kept" in capsys.readouterr().err
+    monkeypatch.setitem(versions.CHANGES, "png", ())
+    monkeypatch.setitem(versions.CHANGES, "jpeg", (versions.Change("of which there is none"),))
+    assert run.main(arguments) == 0
 
 
 def test_flipped_bit_in_the_cache_is_noticed(tmp_path, capsys, monkeypatch):

@@ -92,7 +92,7 @@ def prepared(root, tmp_path, **arguments):
 
 
 def patients_of(data, split):
-    return {data._kept[row][0].group for row in data._rows[split]}
+    return {data._kept[row].record.group for row in data._rows[split]}
 
 
 def write_table(tmp_path, text, name=V2020):

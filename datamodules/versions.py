@@ -1,0 +1,64 @@
+"""Versions of reading: which rules made pixels out of files.
+
+A reader, a layout or the resizing that gives other pixels than before gets a new version: one more ``Change`` below. A
+cache is built anew, and a run on the old pixels refused, only where a change concerns one of the files. Version 1 is
+said nowhere: caches and runs from before there were versions keep their names and fingerprints.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from datamodules.readers import DICOM
+
+Rule = tuple[str, int]  # name of a reader or layout, and its version
+
+
+class Change(NamedTuple):
+    """What one version has changed.
+
+    Attributes:
+        what: In a few words, for users: "16-bit colours keep all of their bits".
+        concerns: Tells whether it can have changed the pixels of a file; of a layout it is not asked.
+    """
+
+    what: str
+    concerns: Callable[[Path], bool] = lambda path: True
+
+
+RESIZING = "resizing"
+# Names are those of readers and of layouts (``ImageDataModule.layout_name``); they become part of a cache's name. The
+# first change makes version 2.
+CHANGES: dict[str, tuple[Change, ...]] = {"png": (), "jpeg": (), "tiff": (), "bmp": (), "dicom": (), RESIZING: ()}
+_PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
+
+
+def newest(name: str) -> Rule:
+    """Return the present version of a layout or of the resizing."""
+    return name, 1 + len(CHANGES.get(name, ()))
+
+
+def rule_of(path: Path) -> Rule:
+    """Return the reader of a file, with the version that last can have changed its pixels."""
+    suffix = path.suffix.lower()
+    name = "dicom" if suffix in DICOM else _PICTURES[suffix]
+    numbered = enumerate(CHANGES[name], 2)
+    return name, max((version for version, change in numbered if change.concerns(path)), default=1)
+
+
+def name_ending(rules: Iterable[Rule]) -> str:
+    """Return what a cache's name ends with, e.g. "-dicom2-png2"; nothing where all rules are the first."""
+    return "".join(f"-{name}{version}" for name, version in _later(rules))
+
+
+def sentences(rules: Iterable[Rule]) -> list[str]:
+    """Return what has changed since version 1, e.g. "png 2: 16-bit colours keep all of their bits"."""
+    return [
+        f"{name} {number}: {CHANGES[name][number - 2].what}"
+        for name, version in _later(rules)
+        for number in range(2, version + 1)
+    ]
+
+
+def _later(rules: Iterable[Rule]) -> list[Rule]:
+    return sorted({(name, version) for name, version in rules if version > 1})
