@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from datamodules.dicom import read_dicom, read_header
 from datamodules.files import find_files, walk_files
+from datamodules.patients import patient_key
 from datamodules.pseudonyms import remember
 from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey, read_table_bytes
 
@@ -56,6 +57,8 @@ class Found:
         view: "CC", "MLO", another view's name, or None if it is not known.
         side: "LEFT", "RIGHT" or None.
         excluded: Reasons (of ``REASONS``) for which it may be left out.
+        chest_wall: Border at which the chest wall lies by the file's PatientOrientation: "left", "right" or None.
+        tag: The file's PatientID, "" if it has none.
     """
 
     path: Path
@@ -63,6 +66,8 @@ class Found:
     view: str | None
     side: str | None
     excluded: tuple[str, ...] = ()
+    chest_wall: str | None = None
+    tag: str = ""
 
 
 class _Notes:
@@ -172,7 +177,8 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
             raise DataError(
                 f"{csv_path}: exclude={row['exclude']!r} of {row['file']!r} must be of {', '.join(REASONS)}"
             )
-        if rows.setdefault(_below(root, row["file"], csv_path), row)["patient"] != row["patient"]:
+        listed = rows.setdefault(_below(root, row["file"], csv_path), row)
+        if patient_key(listed["patient"]) != patient_key(row["patient"]):
             raise DataError(f"{csv_path}: {row['file']!r} is listed with two patients")
     paths = sorted(path for path in rows if path.is_file())
     _check_missing(str(csv_path), {str(path) for path in rows}, {str(p) for p in rows.keys() - set(paths)}, missing_ok)
@@ -182,7 +188,7 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
         in_csv = (row.get("view", "").upper() or None, SIDES.get(row.get("side", "").upper()))
         one = _found(path, header, row["patient"], notes, ("its name", _from_name(path)), ("the CSV", in_csv))
         excluded = tuple(sorted({*one.excluded, *_words(row.get("exclude", ""))}))
-        found.append(Found(path, one.patient, one.view, one.side, excluded))
+        found.append(replace(one, excluded=excluded))
     return found
 
 
@@ -244,7 +250,11 @@ def _found(
                     f"{what} contradicts {said_by}, which is not followed", f"{path.name} ({chosen[i]}, {said[i]})"
                 )
     remember((path.name, patient))
-    return Found(path, patient, chosen[0], chosen[1], () if header is None else tag_reasons(header))
+    found = Found(path, patient, chosen[0], chosen[1])
+    if header is None:
+        return found
+    tag = str(header.get("PatientID") or "").strip()
+    return replace(found, excluded=tag_reasons(header), chest_wall=tag_chest_wall(header), tag=tag)
 
 
 def view_of(path: Path) -> str | None:
@@ -272,6 +282,21 @@ def tag_side(header: "Dataset") -> str | None:
         if side:
             return side
     return None
+
+
+def tag_chest_wall(header: "Dataset") -> str | None:
+    """Return the border at which the chest wall lies, "left", "right" or None.
+
+    PatientOrientation says first whereto the rows run (DICOM PS3.3 C.7.6.1.1.1): away from the chest wall if that is
+    anterior ("A"), towards it if it is posterior ("P").
+    """
+    orientation = header.get("PatientOrientation")
+    if orientation is None or isinstance(orientation, str) or len(orientation) != 2:  # CBIS-DDSM has the view there
+        return None
+    rows = str(orientation[0]).strip().upper()
+    if ("A" in rows) == ("P" in rows):
+        return None
+    return "left" if "A" in rows else "right"
 
 
 def tag_reasons(header: "Dataset") -> tuple[str, ...]:

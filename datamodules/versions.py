@@ -29,7 +29,17 @@ class Change(NamedTuple):
 RESIZING = "resizing"
 # Names are those of readers and of layouts (``ImageDataModule.layout_name``); they become part of a cache's name. The
 # first change makes version 2.
-CHANGES: dict[str, tuple[Change, ...]] = {"png": (), "jpeg": (), "tiff": (), "bmp": (), "dicom": (), RESIZING: ()}
+CHANGES: dict[str, tuple[Change, ...]] = {
+    "png": (),
+    "jpeg": (),
+    "tiff": (),
+    "bmp": (),
+    "dicom": (),
+    RESIZING: (),
+    "Mammography": (
+        Change("the breast's side is seen along the borders, else told by tags or table; it was the brighter half"),
+    ),
+}
 _PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
 
 

@@ -19,6 +19,7 @@ from datamodules.mammography import (
     isolate_breast,
     pad_to_aspect,
     read_picture,
+    seen_side,
 )
 from datamodules.mammography_layouts import read_cbis_csv, read_rows
 from datamodules.readers import DataError, UnreadableImageError
@@ -160,6 +161,157 @@ def test_flip_brings_all_breasts_to_one_border(tmp_path, flip_to):
         assert breast_side(values) == expected
         chest = values[:, 0] if expected == "left" else values[:, -1]
         assert chest.max() > 0.2 and record.labels == ("LEFT",)  # the label is the patient's side
+
+
+# Where the breast lies ---------------------------------------------------------------------------------------------
+
+
+def half_ellipse(width=60, reach=0.95, start=0, dim=0.25, bright=0.9):
+    """Return a breast (100, width) at the left border, its far half the brighter one."""
+    y, x = np.mgrid[:100, :width] + 0.5
+    inside = ((y - 50) / 45) ** 2 + (np.maximum(x - start, 0) / (reach * width - start)) ** 2 < 1
+    gland = x - start > (reach * width - start) / 2
+    return np.where(inside & (x >= start), np.where(gland, bright, dim), 0.0).astype(np.float32)
+
+
+def with_label(values):
+    values[5:15, -8:] = 1.0
+    return values
+
+
+def with_strip(values, columns, width=2):
+    values[:, columns : columns + width or None] = 1.0
+    return values
+
+
+CROPPED = {
+    "far half brighter": half_ellipse(),
+    "touches the other border, too": half_ellipse(reach=1.0),
+    "wide, on faint noise": np.maximum(half_ellipse(200), np.random.default_rng(0).uniform(0, 0.01, (100, 200))),
+    "fat of one value fills more of it than the background": half_ellipse(reach=1.3, dim=0.2),
+    "dark line at the chest wall": half_ellipse(200, start=4),
+    "label at the other border": with_label(half_ellipse(reach=0.8)),
+    "scanner strip at the other border": with_strip(half_ellipse(reach=0.8), -2),
+    "scanner strip at the chest wall": with_strip(half_ellipse(200, reach=0.8), 0),
+    "away from both borders": half_ellipse(reach=0.8, start=10),
+    "large": np.repeat(np.repeat(half_ellipse(), 12, 0), 12, 1),
+}
+
+
+@pytest.mark.parametrize("name", CROPPED)
+def test_breast_lies_where_more_of_it_is_not_where_it_is_brighter(name):
+    values = CROPPED[name].astype(np.float32)
+    mirrored = values[:, ::-1].copy()
+    assert (breast_side(values), breast_side(mirrored)) == ("left", "right")
+    seen = name != "away from both borders"
+    assert (seen_side(values), seen_side(mirrored)) == (("left", "right") if seen else (None, None))
+    clean = isolate_breast(values)
+    chest = 10 if not seen else 5
+    assert (clean[25:75, chest : chest + 8] == values[25:75, chest : chest + 8]).all()
+
+
+def test_what_is_told_decides_where_the_borders_do_not_show_it():
+    y, x = np.mgrid[:100, :80] + 0.5
+    alone = (((y - 50) / 40) ** 2 + ((x - 40) / 30) ** 2 < 1).astype(np.float32) * 0.5  # touches no border
+    for values in (alone, np.full((100, 80), 0.6, np.float32), np.zeros((100, 80), np.float32)):
+        assert seen_side(values) is None
+        assert [breast_side(values, told) for told in ("left", "right", "")] == ["left", "right", "left"]
+    assert breast_side(half_ellipse(), "right") == "left"  # a table's side is the patient's, not the image's
+
+
+def sided(tmp_path, *images, **arguments):
+    """Return a module of PNG files, each of a picture and a side in the CSV; "" = the CSV says none."""
+    lines = ["file,patient,view,side"]
+    for number, (values, side) in enumerate(images):
+        stored = np.rint(values * 255).astype(np.uint8)
+        stored[50, 20] = number + 1  # no two files are equal
+        save(tmp_path / "root" / f"image{number}.png", stored)
+        lines.append(f"image{number}.png,patient{number},CC,{side}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    module = data(tmp_path / "root", tmp_path, csv=str(tmp_path / "list.csv"), val_fraction=0, test_fraction=0)
+    for name, value in arguments.items():
+        setattr(module, name, value)
+    return module
+
+
+@pytest.mark.parametrize("flip_to", [None, "left", "right"])
+def test_no_band_of_background_at_the_chest_wall_and_flips_to_the_right_border(tmp_path, flip_to):
+    left = half_ellipse()
+    images = [(left, "L"), (left[:, ::-1], "R"), (left, ""), (left[:, ::-1], "")]
+    module = sided(tmp_path, *images, flip_to=flip_to)
+    for record, (_, side) in zip(module.records(), images, strict=True):
+        assert record.told == {"L": "left", "R": "right", "": ""}[side]
+    module.prepare_data()
+    module.setup()
+    for number, image in enumerate(module.images("train", 1)):
+        border = {"left": 0, "right": -1}[flip_to or ("left", "right")[number % 2]]
+        assert (image[0, 0, 30:130, border] > -1).all() and (image[0, 0, :, -1 - border] == -1).all()
+
+
+def whole_ellipse():
+    y, x = np.mgrid[:100, :60] + 0.5
+    return (((y - 50) / 40) ** 2 + ((x - 30) / 22) ** 2 < 1) * np.float32(0.5)
+
+
+def test_sides_that_the_pixels_contradict_or_do_not_show_are_said_once(tmp_path, caplog):
+    left, right = half_ellipse(), half_ellipse()[:, ::-1]
+    module = sided(tmp_path, (left, "L"), (right, "R"), (right, "L"), (left, ""), (whole_ellipse(), "R"))
+    module.prepare_data()
+    module.setup()
+    said = [text for text in caplog.messages if "side" in text]
+    assert len(said) == 2
+    assert "lies at the other border in 1 images and at the border of that name in 2, e.g. image2.png" in said[0]
+    assert "in 1 images the borders do not show where the breast lies, e.g. image4.png" in said[1]
+    labels = [record.labels[0] for record in module.records()]
+    assert labels == ["LEFT", "RIGHT", "LEFT", "CC", "RIGHT"]  # the patient's side stays what the table says
+    padded = [module.read(record)[0] for record in module.records()]
+    assert [bool(values[55, 0] > 0) for values in padded] == [True, False, False, True, False]
+    ellipse = np.flatnonzero(padded[4].any(axis=0))
+    assert ellipse[0] - (padded[4].shape[1] - 60) == 8  # padded at the left
+
+
+def test_of_a_mirrored_data_set_the_few_that_are_not_are_named(tmp_path, caplog):
+    right = half_ellipse()[:, ::-1]
+    module = sided(tmp_path, (right, "L"), (right, "L"), (half_ellipse(), "L"))
+    module.prepare_data()
+    assert "other border in 2 images and at the border of that name in 1, e.g. image2.png" in caplog.text
+
+
+def test_another_side_in_the_table_is_another_cache(tmp_path):
+    def prints(side):
+        module = sided(tmp_path, (whole_ellipse(), side), (half_ellipse(), "L"))
+        module.prepare_data()
+        module.setup()
+        assert module.facts()["reading"][0].startswith("Mammography 2: the breast's side is seen along the borders")
+        return module.fingerprint("train"), torch.cat(list(module.images("train", 2)))
+
+    (left, at_left), (right, at_right) = prints("L"), prints("R")
+    assert left != right and not torch.equal(at_left[0], at_right[0]) and torch.equal(at_left[1], at_right[1])
+
+
+@pytest.mark.parametrize(
+    ("orientation", "side", "told"),
+    [
+        (["A", "R"], "R", "left"),  # the file's own orientation comes before what its side is called
+        (["A", "FL"], "L", "left"),
+        (["P", "FL"], "L", "right"),
+        (["PR", "F"], "", "right"),
+        (["L", "F"], "R", "right"),
+        ("CC", "L", "left"),
+        ("", "", ""),
+        (["A", "P", "F"], "", ""),
+    ],
+)
+def test_file_tells_the_chest_wall_by_its_orientation_else_by_its_side(tmp_path, orientation, side, told):
+    stored = (whole_ellipse() * 4095).astype(np.uint16)
+    path = tmp_path / "root" / "a.dcm"
+    write_mammogram(path, stored, bits=12, PatientOrientation=orientation, ImageLaterality=side)
+    module = data(path.parent, tmp_path, flip_to="left")
+    (record,) = module.records()
+    assert record.told == told
+    module.flip_to = None
+    columns = np.flatnonzero(module.read(record)[0].any(axis=0))
+    assert columns[0] == (8 if told != "right" else 8 + 80 - 60)
 
 
 def test_isolated_breast_loses_strip_and_label_but_no_tissue():
@@ -314,6 +466,28 @@ def test_csv_gives_patient_view_side_and_reason(tmp_path, separator):
     assert (second.group, second.labels) == ("B", ("RIGHT", "MLO"))
     module.exclude = ("clips",)
     assert len(module.records()) == 1
+
+
+def test_patient_of_two_spellings_is_one_group(tmp_path, caplog):
+    lines = ["file,patient"]
+    for patient in range(1, 9):
+        for spelling in (f"{patient:05d}", f"{patient}", f"{patient}.0"):
+            lines.append(f"IM{len(lines)}.png,{spelling}")
+    lines += ["IM1.png,1"]  # a file may be listed again, under the other spelling
+    module = with_csv(tmp_path, "\n".join(lines), *(f"IM{i}.png" for i in range(1, 25)))
+    assert sorted({record.group for record in module.records()}) == [f"{patient:05d}" for patient in range(1, 9)]
+    assert "8 patients are spelled in several ways" in caplog.text
+
+
+def test_tag_joins_two_names_of_a_patient_in_the_table(tmp_path, caplog):
+    lines = ["file,patient"]
+    for i, (tag, name) in enumerate((("0012", "Ada"), ("12", "Ada L."), ("13", "Bo"), ("13", "Bo"))):
+        write_mammogram(tmp_path / "root" / f"{i}.dcm", breast(number=i), bits=12, patient=tag)
+        lines.append(f"{i}.dcm,{name}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    module = data(tmp_path / "root", tmp_path, csv=str(tmp_path / "list.csv"))
+    assert [record.group for record in module.records()] == ["Ada", "Ada", "Bo", "Bo"]
+    assert "1 patients are spelled in several ways" in caplog.text and "0012" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -570,6 +744,20 @@ def test_settings_that_change_pixels_change_the_cache(tmp_path):
 # Real samples -----------------------------------------------------------------------------------------------------
 
 
+def real_pictures():
+    names = {"nyu_gmic/images/*.png": (0, 4095), "cbis_ddsm/png8/*/*.png": None, "cdd_cesm_cc/*/*/*.jpg": None}
+    return [(path, limits) for pattern, limits in names.items() for path in sorted(SAMPLES.glob(pattern))]
+
+
+@needs_samples
+def test_real_breasts_are_seen_at_their_chest_wall():
+    """As seen by eye: both of CBIS-DDSM, a left and a right breast, at the right border; the others where they say."""
+    sides = {path: seen_side(read_picture(path, limits)) for path, limits in real_pictures()}
+    right = {path for path in sides if "cbis" in path.parts[-4] or "R-" in path.name or path.parent.name == "right"}
+    assert len(sides) == 20 and len(right) == 11
+    assert {path for path, side in sides.items() if side == "right"} == right and None not in sides.values()
+
+
 @needs_samples
 def test_real_cbis_crops(tmp_path):
     module = prepared(
@@ -626,16 +814,12 @@ def test_real_cesm_needs_a_csv(tmp_path):
     assert len(module.records()) == 14 and all(len(record.labels) == 2 for record in module.records())
 
 
-def real_pictures():
-    names = {"nyu_gmic/images/*.png": (0, 4095), "cbis_ddsm/png8/*/*.png": None, "cdd_cesm_cc/*/*/*.jpg": None}
-    return [(path, limits) for pattern, limits in names.items() for path in sorted(SAMPLES.glob(pattern))]
-
-
 @needs_samples
 @pytest.mark.parametrize(("path", "limits"), real_pictures(), ids=lambda value: getattr(value, "name", ""))
 def test_quirk_16_isolation_keeps_real_breasts_and_drops_strip_and_labels(path, limits):
     values = read_picture(path, limits)
     clean = isolate_breast(values)
+    assert seen_side(clean) == seen_side(values)
     kept = clean == values
     if "P_00016_LEFT_CC" in path.name:  # a slanted white strip beside the chest wall, up to 48 pixels wide
         assert (values[:, -48:] > 0.95).mean() > 0.3 and (clean > 0.95).sum() < 0.02 * (values > 0.95).sum()
