@@ -11,10 +11,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from pydantic import Field
 
 from callbacks.clock import check_cadence, crossed, reached
 from callbacks.divergence import assert_finite
 from callbacks.files import write_atomically
+from callbacks.state import MOST, State
 from lightning_modules.gan import GANModule
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,14 @@ def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
         raise
 
 
+class BestScores(State):
+    """The state of ``PeriodicCheckpoint``; older runs kept one score as name and value, or None."""
+
+    best: dict[str, float] | list[Any] | None
+    scored_at: int = Field(ge=-1, le=MOST)
+    owed: bool = False
+
+
 class PeriodicCheckpoint(Checkpoint):
     """Saves ``checkpoints/images_<clock>.ckpt`` on the clock and whenever training stops, and the best by score.
 
@@ -67,6 +77,7 @@ class PeriodicCheckpoint(Checkpoint):
         keep_at: Clocks whose checkpoint is kept for good as ``kept_<clock>.ckpt``, e.g. one that a paper reports.
     """
 
+    state_model = BestScores
     _LOOK_EVERY_BATCHES = 20  # how often the processes agree on the time
 
     def __init__(

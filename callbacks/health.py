@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from callbacks.clock import check_cadence, log_numbers
@@ -17,6 +18,7 @@ from callbacks.divergence import DivergedError, assert_finite
 from callbacks.files import training_goes_on, write_atomically
 from callbacks.real_images import real_images, spread
 from callbacks.sample_grid import enlarged
+from callbacks.state import Count, State
 from lightning_modules.gan import GANModule
 from lightning_modules.metrics.diversity import diversity
 from lightning_modules.metrics.features import RandomConvNet
@@ -242,6 +244,20 @@ def _healthy_side(limit: Limit) -> str:
     return "at most" if limit.side == "above" else "at least"
 
 
+class Measurements(State):
+    """The state of ``Health``."""
+
+    recent: list[Signals]
+    measured: Count
+    since: Count
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if len(self.recent) != min(self.measured, PERSISTENT):
+            raise ValueError(f"recent must hold the last {PERSISTENT} of all measurements")
+        return self
+
+
 class Health(L.Callback):
     """Measures a few signals on the clock, logs them as ``health/...``, and says in plain language what they mean.
 
@@ -266,6 +282,8 @@ class Health(L.Callback):
             of the generator, since gradients of both networks are needed.
         count: Generated, training and held-out images, each.
     """
+
+    state_model = Measurements
 
     def __init__(self, every_images: int = 20_000, count: int = 64) -> None:
         check_cadence("every_images", every_images)

@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from callbacks.checkpoint import AtomicCheckpointIO
+from callbacks.checkpoint import is_intact
 from datamodules.base import ImageDataModule, Intensity
 from experiments import config as cfg
+from experiments.checkpoint_check import check_trained
 from experiments.config import ConfigError, Experiment, Node
-from experiments.run_directory import newest_usable_checkpoint, recorded_config
-from experiments.training import check_fits
+from experiments.run_directory import newest_usable_checkpoint, opened, recorded_config
 from lightning_modules.gan import GANModule
 from lightning_modules.networks.latents import chunk_size, in_chunks
 from lightning_modules.schedules import Schedule
@@ -61,19 +60,16 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
         raise ConfigError([f"{directory}: holds no usable checkpoint" if path.is_dir() else f"{path}: no such file"])
     config = recorded_config(directory)
     module = _build(config)
-    try:
-        content = AtomicCheckpointIO().load_checkpoint(checkpoint)
-    except Exception as error:  # unpickling raises nearly anything
-        raise ConfigError([f"{checkpoint}: cannot be loaded ({error})"]) from error
-    check_fits(checkpoint, module)
-    try:
-        module.load_state_dict(content["state_dict"])
-        module.on_load_checkpoint(content)
-    except Exception as error:  # what lies inside a stranger's parts does, too
-        raise ConfigError([f"{checkpoint}: cannot be loaded ({type(error).__name__}: {error})"]) from error
+    if not is_intact(checkpoint):
+        raise ConfigError([f"{checkpoint}: cannot be loaded: it is damaged, or no checkpoint of a Mirage run"])
+    content = opened(checkpoint)
+    facts = check_trained(checkpoint, content, module).data_facts
+    module.load_state_dict(content["state_dict"])
+    module.on_load_checkpoint(content)
     module.data_facts = content["data_facts"]
     module.eval().requires_grad_(False).to(device)
-    return Trained(directory, checkpoint, config, module, _intensity(checkpoint, module.data_facts), _hash(module))
+    intensity = Intensity(**facts.intensity.model_dump())
+    return Trained(directory, checkpoint, config, module, intensity, _hash(module))
 
 
 def untrained(config: Node) -> GANModule:
@@ -153,16 +149,6 @@ def _build(config: Node) -> GANModule:
         raise ConfigError(problems)
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
     return cfg.build(experiment.module, "module", GANModule, schedule=schedule, seed=experiment.seed)
-
-
-def _intensity(checkpoint: Path, facts: dict[str, Any]) -> Intensity:
-    try:
-        said = facts["intensity"]
-        return Intensity(
-            float(said["low"]), float(said["high"]), int(said["bits"]), str(said["unit"]), str(said["meaning"])
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError([f"{checkpoint}: does not say what its images' values mean"]) from error
 
 
 def _hash(module: GANModule) -> str:

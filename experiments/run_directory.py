@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from callbacks.checkpoint import is_intact
 from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
+from callbacks.state import MOST
 from experiments.config import ConfigError, Node, load
 from experiments.untrusted import read_yaml
 
@@ -123,19 +124,29 @@ def newest_usable_checkpoint(directory: Path) -> Path | None:
     return None
 
 
+def opened(checkpoint: Path) -> dict[str, Any]:
+    """Return what lies in a checkpoint; tensors stay on the disk until they are looked at.
+
+    Raises:
+        ConfigError: If the file is none of ours: it holds no clock.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        clock = content["images_seen"]
+    except Exception as error:  # unpickling raises nearly anything
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
+    if type(content) is not dict or type(clock) is not int or not 0 <= clock <= MOST:
+        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no images_seen)"])
+    return content
+
+
 def clock_of(checkpoint: Path) -> int:
     """Return the images seen of a checkpoint.
 
     Raises:
         ConfigError: If the file is none of ours.
     """
-    try:
-        clock = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"]
-    except Exception as error:  # unpickling raises nearly anything
-        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run ({type(error).__name__})"]) from error
-    if not isinstance(clock, int) or clock < 0:
-        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no images_seen)"])
-    return clock
+    return opened(checkpoint)["images_seen"]
 
 
 def read_status(directory: Path) -> dict[str, Any]:

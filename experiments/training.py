@@ -27,6 +27,7 @@ from datamodules.pseudonyms import Pseudonyms
 from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes, run_directory
+from experiments.checkpoint_check import check_resumable
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
 from experiments.faults import FaultError, OutOfMemoryError, explain, is_out_of_memory
 from experiments.redaction import RedactingFormatter, redacted
@@ -343,7 +344,7 @@ def fit(
     done = start.checkpoint is not None and run_directory.clock_of(start.checkpoint) >= parts.schedule.total_images
     try:
         if start.checkpoint is not None and not done:
-            check_fits(start.checkpoint, parts.module)
+            check_fits(start.checkpoint, parts)
         if start.checkpoint is not None and first:
             run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(start.checkpoint))
         if done:  # a run that was killed between its last checkpoint and its report
@@ -401,6 +402,7 @@ def _fit_with_roll_backs(
             checkpoint = trainer.strategy.broadcast(run_directory.newest_usable_checkpoint(start.directory), src=0)
             if parts.module.roll_backs >= allowed or checkpoint is None:
                 raise
+            check_fits(checkpoint, parts)
             parts.module.roll_backs += 1
             if first:
                 log.warning(
@@ -414,35 +416,13 @@ def _fit_with_roll_backs(
                 mark_resumed(start.directory, run_directory.clock_of(checkpoint))
 
 
-# What a checkpoint holds besides its clock, and as what.
-PARTS = {
-    "state_dict": dict,
-    "optimizer_states": list,
-    "callbacks": dict,
-    "loops": dict,
-    "losses": dict,
-    "latest": dict,
-    "data_facts": dict,
-}
-
-
-def check_fits(checkpoint: Path, module: GANModule) -> None:
-    """Check that a checkpoint, perhaps a stranger's, holds a run of these networks.
+def check_fits(checkpoint: Path, parts: Parts) -> None:
+    """Check that training can go on from a checkpoint, perhaps a stranger's.
 
     Raises:
-        ConfigError: If a part is missing or of another kind, or a tensor has another name or shape.
+        ConfigError: If any of it is not what this run would have written.
     """
-    run_directory.clock_of(checkpoint)  # refuses what is no dict with a clock
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    missing = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
-    if missing:
-        raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
-    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    held = {name: getattr(tensor, "shape", "none") for name, tensor in dict(content["state_dict"]).items()}
-    differing = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
-    if differing:
-        what = f"{len(differing)} tensors differ, e.g. {differing[0]}"
-        raise ConfigError([f"{checkpoint}: holds other networks than module describes ({what})"])
+    check_resumable(checkpoint, run_directory.opened(checkpoint), parts.module, parts.callbacks)
 
 
 def _reason(error: Exception, fault: str | None, pseudonyms: Pseudonyms) -> str:

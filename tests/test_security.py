@@ -145,6 +145,7 @@ MALFORMED = {
     "a list": (lambda content: [content], "is no checkpoint of a Mirage run"),
     "no clock": (lambda content: {k: v for k, v in content.items() if k != "images_seen"}, "is no checkpoint"),
     "text for a clock": (lambda content: {**content, "images_seen": "88"}, "it has no images_seen"),
+    "True for a clock": (lambda content: {**content, "images_seen": True}, "it has no images_seen"),
     "a clock below zero": (lambda content: {**content, "images_seen": -8}, "it has no images_seen"),
     "a list for losses": (lambda content: {**content, "losses": []}, "it has no losses"),
     "a list for facts": (lambda content: {**content, "data_facts": [1]}, "it has no data_facts"),
@@ -171,8 +172,26 @@ def test_malformed_checkpoint_is_refused_by_every_verb(case, run_dir, tmp_path, 
 def test_malformed_losses_inside_a_checkpoint_are_one_sentence(run_dir):
     path = run_dir / "checkpoints" / "images_000000000088.ckpt"
     torch.save({**torch.load(path, weights_only=True), "losses": {"generator/adversarial": 3}}, path)
-    with pytest.raises(ConfigError, match=r"images_000000000088\.ckpt: cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"images_000000000088\.ckpt: losses\.generator/adversarial: input should be"):
         load_run(path)
+
+
+# Of the kinds that end in a traceback or not at all; test_checkpoint_check.py asks for those that end the process.
+INNER = {
+    "loops": ({"fit_loop": 3}, "loops.fit_loop: input should be"),
+    "callbacks": ({"Health": 3}, "callbacks.Health: input should be"),
+    "optimizer_states": ([], "optimizer_states: holds 0, the run has 2 optimizers"),
+}
+
+
+@pytest.mark.parametrize("part", INNER)
+def test_part_that_does_not_fit_a_run_is_refused_before_it_begins_and_only_there(part, run_dir, tmp_path, capsys):
+    value, expected = INNER[part]
+    path = run_dir / "checkpoints" / "images_000000000080.ckpt"
+    torch.save({**torch.load(path, weights_only=True), part: value}, path)
+    assert f"{path}: {expected}" in refused(capsys, *resume(tmp_path, path))
+    assert (path.parent / "images_000000000096.ckpt").exists()  # nothing was set aside for it
+    assert load_run(path).module.images_seen == 80  # sampling needs no such part
 
 
 @pytest.mark.parametrize("what", ["auto", "directory"])
