@@ -36,7 +36,7 @@ def problems(data: ImageDataModule, schedule: Schedule, world_size: int, local: 
         return []
     (height, width), enough = largest.resolution, total - free + needed(largest)
     return [
-        f"data.num_workers={data.num_workers}: reading batches of {largest.batch_size} images of {height}x{width} takes "
+        f"data.num_workers={data.num_workers}: reading {largest.batch_size} images of {height}x{width} per batch takes "
         f"{needed(largest) / MIB:.1f} MiB of shared memory, {FOLDER} has {free / MIB:.1f} MiB free of "
         f"{total / MIB:.1f}; {WHAT_TO_DO} (at least {math.ceil(enough / MIB)} MiB in all)"
     ]
