@@ -6,6 +6,7 @@ has no classes), ``id`` (names), ``images_seen`` (the clock that it was drawn fo
 
 import hashlib
 import logging
+import mmap
 import signal
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -32,6 +33,23 @@ from datamodules.versions import RESIZING, Rule, name_ending, newest, rule_of, s
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
+
+READ_AHEAD = 2  # batches that each reading process prepares
+
+
+class SharedMemoryError(RuntimeError):
+    """A reading process got no shared memory for its batch; the message ends with the system's reason."""
+
+
+def _move_to_shared_memory(batch: Any) -> Batch:
+    """Move the tensors to where the training process can read them.
+
+    torch does the same when the batch is sent, in a thread whose errors reach nobody: training would wait for ever.
+    """
+    try:
+        return {key: value.share_memory_() if isinstance(value, Tensor) else value for key, value in batch.items()}
+    except RuntimeError as error:
+        raise SharedMemoryError(str(error).partition("\n")[0]) from error
 
 
 def _outlive_a_signal(worker: int) -> None:
@@ -228,6 +246,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             batch_size=None,  # the sampler asks for whole batches
             sampler=sampler,
             num_workers=self.num_workers,
+            prefetch_factor=READ_AHEAD if self.num_workers else None,
+            collate_fn=_move_to_shared_memory if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=trainer.strategy.root_device.type == "cuda",
             worker_init_fn=_outlive_a_signal,
@@ -293,6 +313,25 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return the bytes on disk of each resolution's cache for so many images."""
         per_value = self.channels * (1 if self.intensity.bits <= 8 else 2)
         return {(height, width): images * height * width * per_value for height, width in self.schedule.resolutions()}
+
+    def shared_bytes(self, images: int, resolution: tuple[int, int]) -> int:
+        """Return the bytes of shared memory that the readers of one training process hold at most.
+
+        Batches lie there from when they are read until they were trained on: those read ahead, one that Lightning
+        fetches early, and the present one. Each tensor takes whole pages; the queues' semaphores take one each (counted
+        with torch 2.14 and Lightning 2.6).
+
+        Args:
+            images: Images of a batch, of this process.
+            resolution: Height and width of the images.
+        """
+        if not self.num_workers:
+            return 0
+        height, width = resolution
+        values = (images * self.channels * height * width, images * len(self.classes))
+        pages_of_a_batch = sum(-(-4 * count // mmap.PAGESIZE) for count in values)
+        batches, semaphores = READ_AHEAD * self.num_workers + 2, 3 * self.num_workers + 9
+        return (batches * pages_of_a_batch + semaphores) * mmap.PAGESIZE
 
     def describe(self) -> str:
         """Return a table of images, groups and classes per split, for the log."""

@@ -2,8 +2,12 @@
 
 import errno
 import re
+import traceback
 
 import torch
+
+from datamodules.base import SharedMemoryError
+from experiments.shared_memory import WHAT_TO_DO
 
 
 class FaultError(RuntimeError):
@@ -28,14 +32,31 @@ def explain(error: BaseException) -> str | None:
     text = str(error)
     if is_out_of_memory(error):
         return f"out of memory ({' '.join(text.split())[:200]})"
+    if reason := _shared_memory_is_full(error):
+        return f"a process that reads images got no shared memory ({reason}); {WHAT_TO_DO}; resume=auto goes on"
     if match := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", text):
         return (
-            f"a process that reads images (pid {match[1]}) was killed, often because memory ran out; resume=auto goes "
-            "on, data.num_workers=0 reads without such processes"
+            f"a process that reads images (pid {match[1]}) was killed, often because memory or shared memory ran out; "
+            "resume=auto goes on, data.num_workers=0 reads without such processes"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error}); free some space, resume=auto goes on"
     return None
+
+
+def _shared_memory_is_full(error: BaseException) -> str | None:
+    """Return the reason if that is what an error says.
+
+    It comes from a reader that puts its batch there, from one that was killed when it wrote to pages that there are not
+    (torch's own error then hides the signal, which is its cause), or from the queues: their semaphores lie there.
+    """
+    if isinstance(error, SharedMemoryError):  # which brings the reader's traceback along
+        return str(error).strip().split("\n")[-1].partition("SharedMemoryError: ")[2]
+    for text in (str(error), str(error.__cause__)):
+        if "killed by signal: Bus error" in text:
+            return text.partition(". It is possible")[0]
+    in_a_queue = any("multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    return str(error) if isinstance(error, OSError) and error.errno == errno.ENOSPC and in_a_queue else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

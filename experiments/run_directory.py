@@ -165,7 +165,10 @@ def write_status(directory: Path, state: str, **more: Any) -> None:
 
 
 def create(directory: Path, config: Node) -> None:
-    """Create the directory with the resolved config and the versions; what a resumed run finds there is kept."""
+    """Create the directory with the resolved config and the versions; what a resumed run finds there is kept.
+
+    Its versions are those that made its checkpoints until training goes on (``callbacks.environment``).
+    """
     directory.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(directory)
     text = OmegaConf.to_yaml(OmegaConf.create(config))
@@ -173,7 +176,8 @@ def create(directory: Path, config: Node) -> None:
     if old.is_file() and old.read_bytes() != text.encode():
         shutil.copy2(old, directory / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
     write_text(directory / "config.yaml", text)
-    write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    if not (directory / "versions.json").exists():
+        write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
 def recorded_config(directory: Path) -> Node:

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.divergence import DivergedError, DivergenceWatch
 from callbacks.ema import GeneratorEMA
+from callbacks.environment import EnvironmentRecord
 from callbacks.fade_in import FadeIn
 from callbacks.files import append_rows
 from callbacks.preemption import Preempted, Preemption
@@ -26,7 +27,7 @@ from datamodules.base import ImageDataModule
 from datamodules.pseudonyms import Pseudonyms
 from datamodules.readers import DataError
 from experiments import config as cfg
-from experiments import processes, run_directory
+from experiments import processes, run_directory, shared_memory
 from experiments.checkpoint_check import check_resumable
 from experiments.config import ConfigError, Experiment, Node, TrainerSettings
 from experiments.faults import FaultError, OutOfMemoryError, explain, is_out_of_memory
@@ -192,7 +193,10 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
         ConfigError: With every problem.
     """
     try:
-        problems = problems_of_sharing(parts.schedule, processes.world_size(parts.settings, launcher))
+        world_size = processes.world_size(parts.settings, launcher)
+        problems = problems_of_sharing(parts.schedule, world_size)
+        local = processes.devices_per_machine(parts.settings)
+        problems += shared_memory.problems(parts.data, parts.schedule, world_size, local)
     except ConfigError as error:
         problems = error.problems
     problems += problems_of_shape(parts)
@@ -295,6 +299,7 @@ def build_trainer(
     """Return a trainer for one endless epoch that the module's clock stops."""
     devices = processes.devices_per_machine(settings)
     several = devices * settings.num_nodes > 1 or launcher is not None
+    environment = EnvironmentRecord(directory / "versions.json", run_directory.versions)
     # Phases train one network at a time, so each backward leaves parameters of the others unused.
     strategy: Strategy | str = DDPStrategy(find_unused_parameters=True) if several else "auto"
     with warnings.catch_warnings():
@@ -309,7 +314,7 @@ def build_trainer(
             # Batch norm of a generator sees the whole batch, as on one GPU; torch has no such layer for the CPU.
             sync_batchnorm=several and processes.uses_gpu(settings),
             # Networks grow, then the average moves, before any other callback looks at them.
-            callbacks=[preemption, *sorted(callbacks, key=_place)],
+            callbacks=[preemption, environment, *sorted(callbacks, key=_place)],
             logger=list(loggers),
             plugins=[AtomicCheckpointIO(), *([launcher] if launcher else [])],
             default_root_dir=directory,

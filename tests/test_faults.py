@@ -1,13 +1,16 @@
 """Faults for real: a full disk, damaged files, dead processes, no memory, NaN. Each has its message."""
 
 import json
+import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,11 +34,14 @@ from PIL import Image
 from callbacks.checkpoint import is_intact
 from callbacks.divergence import DivergedError
 from datamodules import versions
+from datamodules.phantoms import Phantoms
+from experiments import config as cfg
 from experiments import run, training
-from experiments.faults import FaultError
+from experiments.faults import FaultError, explain
 from experiments.run_directory import read_status
 from experiments.tracking import read_rows
 from experiments.training import train
+from lightning_modules.schedules import ConstantSchedule
 
 FOREVER = "schedule.total_images=1000000"
 
@@ -258,6 +264,134 @@ def test_second_process_in_a_run_directory_refuses(tmp_path):
         process.communicate()
     assert second.returncode == run.EXIT_BAD_CONFIG
     assert f"process {process.pid} is training in this run directory; stop it first" in second.stderr
+
+
+# Shared memory --------------------------------------------------------------------------------------------------------
+
+# Stages of 8 images of 5x4, 512 of 10x8 and 64 of 20x16: the second is the largest. float32 and four classes.
+GROWING = ("schedule.batch_sizes=[8,512,64]", "data.num_workers=2")
+PAGE = 4096
+NEEDED = {1: (6 * (40 + 2) + 15) * PAGE, 2: 2 * (6 * (20 + 1) + 15) * PAGE}  # by processes, which share a batch
+
+
+@pytest.fixture
+def report_shared_memory(monkeypatch):
+    """Let the system report so many free bytes of 64 MiB of shared memory; None = there is none."""
+
+    def report(free):
+        def usage(path):
+            assert path == "/dev/shm"
+            if free is None:
+                raise FileNotFoundError(path)
+            return SimpleNamespace(total=2**26, free=free)
+
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+
+    return report
+
+
+@pytest.mark.parametrize("devices", NEEDED)
+def test_too_little_shared_memory_is_refused_before_the_start(devices, tmp_path, report_shared_memory, capsys):
+    arguments = tiny("progressive", tmp_path, *GROWING, f"trainer.devices={devices}")
+    report_shared_memory(NEEDED[devices] - 1)
+    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    said = capsys.readouterr().err
+    assert "data.num_workers=2: reading 512 images of 10x8 per batch takes 1." in said
+    assert "of shared memory, /dev/shm has 1." in said and "MiB free of 64.0;" in said
+    assert "data.num_workers=0 needs none" in said and "--shm-size" in said and "(at least 65 MiB in all)" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("devices", NEEDED)
+def test_enough_shared_memory_is_accepted(devices, tmp_path, report_shared_memory):
+    parts = training.build(cfg.experiment(tiny_config("progressive", tmp_path, *GROWING, f"trainer.devices={devices}")))
+    report_shared_memory(NEEDED[devices])
+    training.check_together(parts, None)
+    report_shared_memory(None)
+    with pytest.raises(cfg.ConfigError, match=r"/dev/shm has 0\.0 MiB free"):
+        training.check_together(parts, None)
+    parts.data.num_workers = 0
+    training.check_together(parts, None)
+
+
+def shared(pids):
+    """Pages of shared memory that processes have mapped or hold open, by file."""
+    found = {}
+    for descriptor in (file for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()):
+        if os.path.islink(descriptor) and os.readlink(descriptor).startswith("/dev/shm/"):
+            found[str(descriptor.stat().st_ino)] = descriptor.stat().st_blocks * 512 // PAGE
+    for line in "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids).splitlines():
+        span, _, _, _, inode, *path = line.split(maxsplit=5)
+        if path and path[0].startswith("/dev/shm/"):
+            start, end = (int(number, 16) for number in span.split("-"))
+            found.setdefault(inode, (end - start) // PAGE)
+    return found
+
+
+def test_readers_take_the_shared_memory_that_was_reckoned(tmp_path):
+    data = Phantoms(ConstantSchedule((32, 32), 8, 800), 0, str(tmp_path), "kidney_ct", 20, num_workers=2)
+    data.setup()
+    device, module = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(images_seen=0)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=device, lightning_module=module)
+    before, others = shared([os.getpid()]), children(os.getpid())
+    batches = iter(data.train_dataloader())
+    held = [next(batches), next(batches)]
+    readers = set(children(os.getpid())) - set(others)
+    needed = data.shared_bytes(8, (32, 32)) // PAGE
+    used = {}
+    deadline = time.monotonic() + 10
+    while len(used) < 2 * 6 + 14 and time.monotonic() < deadline:  # until as much is read ahead as ever is
+        time.sleep(0.05)
+        used = {key: pages for key, pages in shared([os.getpid(), *readers]).items() if key not in before}
+    assert len(held) == len(readers) == 2
+    assert sum(used.values()) == 6 * (8 + 1) + 14 == needed - 1  # one more semaphore is Lightning's
+
+
+@pytest.mark.timeout(120)
+def test_shared_memory_that_ends_during_training_is_said(tmp_path, capsys, monkeypatch):
+    if multiprocessing.get_start_method() != "fork":
+        pytest.skip("a process that is not forked does not know the fault")
+
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    assert run.main(tiny("dcgan", tmp_path, "data.num_workers=1")) == 1
+    said = capsys.readouterr().err
+    sentence = (
+        "a process that reads images got no shared memory (unable to allocate shared memory(shm) for file </torch_7>: "
+        "No space left on device (28)); data.num_workers=0 needs none"
+    )
+    assert f"error: {sentence}" in said and "resume=auto goes on (images_seen=0)" in said and "Traceback" not in said
+    (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
+    assert read_status(directory)["reason"].startswith(sentence)
+
+
+class Dying(torch.utils.data.Dataset):
+    """Ends its process as writing to a page does that shared memory does not have."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    def __len__(self):
+        return 1
+
+
+def test_reader_that_a_bus_error_killed_lacked_shared_memory():
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(torch.utils.data.DataLoader(Dying(), batch_size=None, num_workers=1)))
+    assert "Bus error); data.num_workers=0 needs none" in explain(caught.value)
+
+
+def test_full_shared_memory_is_no_full_disk(monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", full)
+    with pytest.raises(OSError) as caught:
+        multiprocessing.Queue()
+    assert "got no shared memory ([Errno 28] No space left on device); data.num_workers=0" in explain(caught.value)
+    assert explain(OSError(28, "No space left on device")).startswith("the disk is full")
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

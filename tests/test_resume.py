@@ -1,10 +1,13 @@
 """A run that goes on from a checkpoint ends with the weights of the run that was never interrupted, bit for bit."""
 
+import json
 import shutil
 
 import pytest
+import torch
 from conftest import assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
 
+from callbacks.environment import record
 from experiments.tracking import read_rows
 from experiments.training import train
 
@@ -93,6 +96,95 @@ def test_pass_of_the_tiny_run_is_forty_images(whole_run):
 def test_worker_processes_do_not_change_the_result(whole_run, tmp_path):
     other = run("dcgan", tmp_path, 1, "data.num_workers=2")
     assert_same_state(newest_checkpoint(other), newest_checkpoint(whole_run("dcgan", 1)))
+
+
+# What computes -----------------------------------------------------------------------------------------------------
+
+
+def warnings_of(caplog):
+    said = [message for message in caplog.messages if message.startswith("what computes is not what computed")]
+    caplog.clear()
+    return said
+
+
+def test_other_number_of_threads_is_warned_of_once_and_gives_other_bits(whole_run, tmp_path, caplog):
+    whole = whole_run("dcgan", 1)
+    part = tmp_path / "runs" / "dcgan" / whole.name
+    shutil.copytree(whole, part)
+
+    def go_on(clock):
+        caplog.clear()
+        resume = f"resume={part / 'checkpoints' / f'images_{clock:012d}.ckpt'}"
+        train(tiny_config("dcgan", tmp_path, resume, "callbacks.score=null"))
+        return warnings_of(caplog)
+
+    assert go_on(88) == []
+    assert_same_state(newest_checkpoint(part), newest_checkpoint(whole))
+    torch.set_num_threads(2)
+    try:
+        (said,) = go_on(64)
+        assert "checkpoint at images_seen=64; the run goes on, but its weights may not be" in said
+        assert said.endswith("to the bit: threads (OMP_NUM_THREADS): was 1, is 2")
+        with pytest.raises(AssertionError):
+            assert_same_state(newest_checkpoint(part), newest_checkpoint(whole))
+        assert go_on(88) == []  # which two threads have written
+    finally:
+        torch.set_num_threads(1)
+    recorded = json.loads((part / "versions.json").read_text())
+    assert [recorded["threads"], recorded["from_images_seen"]] == [2, 64]
+    assert [(before["threads"], before["from_images_seen"]) for before in recorded["before"]] == [(1, 0)]
+
+
+NOW = {"torch": "2.14.1", "threads": 4, "processor": "A", "processes": 2, "git_commit": "b", "platform": "here"}
+
+
+@pytest.mark.parametrize(
+    "then, said",
+    [
+        ({}, []),
+        ({"git_commit": "a", "platform": "there"}, []),  # decide no bits
+        ({"threads": 1}, ["threads (OMP_NUM_THREADS): was 1, is 4"]),
+        ({"torch": "2.13.0", "processor": "B"}, ["processor: was 'B', is 'A'", "torch: was '2.13.0', is '2.14.1'"]),
+        ({"processes": 1}, ["processes (trainer.devices x trainer.num_nodes): was 1, is 2"]),
+    ],
+)
+def test_only_what_decides_bits_is_compared(then, said, tmp_path):
+    path = tmp_path / "versions.json"
+    assert record(path, 0, {**NOW, **then}) == []  # a new run
+    assert record(path, 40, NOW) == said
+    assert record(path, 80, NOW) == []
+
+
+def test_checkpoint_is_compared_with_the_part_that_wrote_it(tmp_path):
+    path, other = tmp_path / "versions.json", {**NOW, "threads": 1}
+    assert record(path, 0, NOW) == []
+    assert len(record(path, 40, other)) == 1
+    assert len(record(path, 40, other)) == 1  # killed before it wrote one: the checkpoint is still the first part's
+    assert record(path, 48, other) == [] and json.loads(path.read_text())["from_images_seen"] == 40
+    assert len(record(path, 56, NOW)) == 1
+    assert [part["from_images_seen"] for part in json.loads(path.read_text())["before"]] == [0, 40]
+    assert record(path, 32, NOW) == [] and json.loads(path.read_text())["before"] == []
+    assert record(path, 0, other) == []  # anew
+
+
+def test_run_of_an_earlier_version_gives_no_false_alarm(tmp_path):
+    path = tmp_path / "versions.json"
+    path.write_text(json.dumps({"python": "3.11.7", "torch": "2.14.1"}))
+    assert record(path, 40, NOW) == []
+    path.write_text(json.dumps({"python": "3.11.7", "torch": "2.13.0"}))
+    assert record(path, 40, NOW) == ["torch: was '2.13.0', is '2.14.1'"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "[" * 100_000, "\xff", '{"before": 3}', '{"before": [[], 3, {}]}', '{"from_images_seen": "x"}', "null"],
+    ids=range(8),
+)
+def test_versions_of_a_stranger_do_not_stop_a_resume(text, tmp_path):
+    path = tmp_path / "versions.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert record(path, 40, NOW) == []
+    assert record(path, 80, {**NOW, "threads": 1}) == ["threads (OMP_NUM_THREADS): was 4, is 1"]
 
 
 OTHERWISE = {
