@@ -4,6 +4,7 @@ A depth is no range: 12-bit detectors are stored in 16-bit files, and black to w
 than 8 bits need a range, unless they say that they fill their bits, as the PNG files of ``writers`` do.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,14 @@ def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: st
 
     Raises:
         DataError: If nothing was declared and the file does not say it: a missing setting, not a damaged file.
-        UnreadableImageError: If a value lies outside.
+        UnreadableImageError: If a value lies outside, or a file of 8 bits cannot reach white: it would be black.
     """
     low, high = float(values.min()), float(values.max())
+    if declared is not None and declared[1] > BYTE[1] and not is_deep(path):
+        raise UnreadableImageError(
+            f"{path.name}: has 8 bits, which do not reach {setting}=[{declared[0]:g},{declared[1]:g}]; keep files of 8 "
+            "bits apart from those of more, or save all alike"
+        )
     if declared is None and (high > BYTE[1] or is_deep(path)):
         if not _fills_its_bits(path):
             whole = low >= 0 and high <= DEEP[1] and np.array_equal(values, np.rint(values))
@@ -48,14 +54,16 @@ def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: st
     return black, white
 
 
-def share_used(values: np.ndarray) -> float:
-    """Return the share of the range that values use, from 0 to 1; the outermost thousandths (burnt-in text) aside.
+def share_used(images: Iterable[np.ndarray]) -> float:
+    """Return the share of their range that images use together, from 0 to 1.
+
+    Of each image the outermost thousandths are left out: burnt-in text, dead pixels.
 
     Args:
-        values: Of some images of a set, any shape, in [-1, 1].
+        images: Some images of a set, of any shape, in [-1, 1].
     """
-    low, high = np.quantile(values, (0.001, 0.999))
-    return float(high - low) / 2.0
+    ends = [np.quantile(_thinned(image), (0.001, 0.999)) for image in images]
+    return float(max(high for _, high in ends) - min(low for low, _ in ends)) / 2.0
 
 
 def unlike_shares(real: float, generated: float, setting: str, generated_setting: str) -> str:
@@ -74,6 +82,11 @@ def unlike_shares(real: float, generated: float, setting: str, generated_setting
         f"real images use {real:.0%} of their range of values, generated ones {generated:.0%}: if that is not what the "
         f"images show, {setting} or {generated_setting} is wrong (12-bit values in 16-bit files want [0,4095])"
     )
+
+
+def _thinned(image: np.ndarray) -> np.ndarray:
+    """Return about 100,000 pixels of an image at most, from all over it."""
+    return image.ravel()[:: 1 + image.size // 100_000]
 
 
 def _fills_its_bits(path: Path) -> bool:

@@ -26,12 +26,14 @@ def test_bytes_say_their_range_and_a_declared_one_holds(tmp_path):
     assert found(path) == (0, 255) and found(path, (0, 200)) == (0, 200)
     with pytest.raises(UnreadableImageError, match=r"a.png: values 3 .. 200 lie outside value_range=\[0,199\]"):
         found(path, (0, 199))
+    with pytest.raises(UnreadableImageError, match=r"a.png: has 8 bits, which do not reach value_range=\[0,4095\]"):
+        found(path, (0, 4095))  # among 12-bit files it would be nearly black
 
 
 @pytest.mark.parametrize("highest", [9, 4095, 65535])
 def test_sixteen_bits_say_no_range_whatever_they_hold(tmp_path, highest):
     path = saved(tmp_path / "a.png", np.array([[0, highest]], np.uint16))
-    with pytest.raises(DataError, match=rf"a.png: has 16 bits with values 0 .. {highest}, .*set value_range, e.g.") as e:
+    with pytest.raises(DataError, match=rf"a.png: has 16 bits with values 0 .. {highest}, .*set value_range, ") as e:
         found(path)
     assert not isinstance(e.value, UnreadableImageError)
     assert found(path, (0, 65535)) == (0, 65535)
