@@ -25,7 +25,7 @@ def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: st
         path: A PNG, JPEG, TIFF or BMP file.
         values: What ``read_grey`` returned of it.
         declared: The range that the user has declared; None = what the file says.
-        setting: The key with which it is declared, for messages.
+        setting: The key or the option with which it is declared, for messages.
 
     Raises:
         DataError: If nothing was declared and the file does not say it: a missing setting, not a damaged file.
@@ -34,8 +34,8 @@ def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: st
     low, high = float(values.min()), float(values.max())
     if declared is not None and declared[1] > BYTE[1] and not is_deep(path):
         raise UnreadableImageError(
-            f"{path.name}: has 8 bits, which do not reach {setting}=[{declared[0]:g},{declared[1]:g}]; keep files of 8 "
-            "bits apart from those of more, or save all alike"
+            f"{path.name}: has 8 bits, which do not reach {_written(setting, declared)}; keep files of 8 bits apart "
+            "from those of more, or save all alike"
         )
     if declared is None and (high > BYTE[1] or is_deep(path)):
         if not _fills_its_bits(path):
@@ -43,27 +43,31 @@ def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: st
             raise DataError(
                 f"{path.name}: has {'16 bits with values' if whole else 'values of more than 16 bits or fractions,'} "
                 f"{low:g} .. {high:g}, and does not say which of them are black and white; set {setting}, e.g. "
-                f"{setting}=[0,4095] for 12-bit or [0,65535] for 16-bit values"
+                f"{_written(setting, (0, 4095))} for 12-bit or {_written(setting, DEEP)} for 16-bit values"
             )
         declared = DEEP
     black, white = declared or BYTE
     if low < black or high > white:
         raise UnreadableImageError(
-            f"{path.name}: values {low:g} .. {high:g} lie outside {setting}=[{black:g},{white:g}]"
+            f"{path.name}: values {low:g} .. {high:g} lie outside {_written(setting, (black, white))}"
         )
     return black, white
 
 
-def share_used(images: Iterable[np.ndarray]) -> float:
+def ends_of(values: np.ndarray) -> np.ndarray:
+    """Return the lowest and the highest value of an image, the outermost 0.5 % (burnt-in text, dead pixels) left out."""
+    thinned = values.ravel()[:: 1 + values.size // 100_000]
+    return np.quantile(thinned, (0.005, 0.995))
+
+
+def share_used(ends: Iterable[np.ndarray]) -> float:
     """Return the share of their range that images use together, from 0 to 1.
 
-    Of each image the outermost thousandths are left out: burnt-in text, dead pixels.
-
     Args:
-        images: Some images of a set, of any shape, in [-1, 1].
+        ends: ``ends_of`` each image in [-1, 1].
     """
-    ends = [np.quantile(_thinned(image), (0.001, 0.999)) for image in images]
-    return float(max(high for _, high in ends) - min(low for low, _ in ends)) / 2.0
+    lows, highs = zip(*ends, strict=True)
+    return float(max(highs) - min(lows)) / 2.0
 
 
 def unlike_shares(real: float, generated: float, setting: str, generated_setting: str) -> str:
@@ -80,13 +84,14 @@ def unlike_shares(real: float, generated: float, setting: str, generated_setting
         return ""
     return (
         f"real images use {real:.0%} of their range of values, generated ones {generated:.0%}: if that is not what the "
-        f"images show, {setting} or {generated_setting} is wrong (12-bit values in 16-bit files want [0,4095])"
+        f"images show, {setting} or {generated_setting} is wrong (12-bit values in 16-bit files want 0 to 4095)"
     )
 
 
-def _thinned(image: np.ndarray) -> np.ndarray:
-    """Return about 100,000 pixels of an image at most, from all over it."""
-    return image.ravel()[:: 1 + image.size // 100_000]
+def _written(setting: str, ends: Range) -> str:
+    """Return how a range is set: by a key, or by an option of a command line."""
+    low, high = (f"{end:g}" for end in ends)
+    return f"{setting} {low} {high}" if setting.startswith("--") else f"{setting}=[{low},{high}]"
 
 
 def _fills_its_bits(path: Path) -> bool:

@@ -103,6 +103,14 @@ def copies_among(files: Sequence[Path], contents: Sequence[str]) -> dict[int, in
     return {i: place for i, place in copies.items() if place not in unreadable}
 
 
+def said_of_copies(which: str, copies: int, files: int) -> tuple[str, ...]:
+    """Return what is said of copies: of generated images they are a finding and stay, of others they are left out."""
+    if not copies:
+        return ()
+    done = "they stay, for a generator that repeats itself is judged by it" if which == "generated" else "left out"
+    return (f"{copies} of {files} {which} files are copies of another one, byte by byte: {done}",)
+
+
 def join_groups(groups: Sequence[str], copies: dict[int, int]) -> list[str]:
     """Return the groups after joining those that share a file: it is one patient under two names."""
     joined: dict[str, str] = {}

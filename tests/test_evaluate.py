@@ -192,12 +192,13 @@ def test_listed_copies_are_those_that_the_score_counts(suite, tmp_path):
 
 def test_held_out_patients_and_files_must_be_new(suite, tmp_path):
     real, held_out = write_pngs(tmp_path / "real", 20, 0), write_pngs(tmp_path / "held_out", 20, 1)
+    judged = write_pngs(tmp_path / "judged", 20, 2)
     loaded = load_suite(suite, [f"against={real}", f"held_out={held_out}", f"groups={tmp_path / 'patients.csv'}"])
 
     def check(patient_of, suite=loaded):
         names = sorted({path.name for folder in (real, held_out) for path in folder.iterdir()})
         (tmp_path / "patients.csv").write_text("file,group\n" + "".join(f"{n},{patient_of(n)}\n" for n in names))
-        return sets_of(suite, Subject(real, None), real)
+        return sets_of(suite, Subject(judged, None), real)
 
     assert len(check(lambda name: name[:-5]).held_out) == 20  # 0_00, 0_01; 1_00, 1_01
     with pytest.raises(ConfigError, match=r"held_out=.*: 2 of its 2 patients also have images in .*, e.g. 00;"):

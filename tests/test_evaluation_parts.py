@@ -372,7 +372,9 @@ def test_folder_of_8_and_16_bit_files_keeps_its_range(tmp_path):
 @pytest.mark.parametrize(("role", "key"), [("real", "value_range"), ("generated", "generated_value_range")])
 def test_range_of_16_bit_files_is_declared_or_refused(tmp_path, role, key):
     Image.fromarray(np.array([[0, 4095], [819, 1638]], np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=rf"a.png: has 16 bits with values 0 .. 4095.* set {key}, e.g. {key}=\[0,4095\]"):
+    with pytest.raises(
+        DataError, match=rf"a.png: has 16 bits with values 0 .. 4095.* set {key}, e.g. {key}=\[0,4095\]"
+    ):
         FolderImages(tmp_path, 0, role=role).read(0, 1)
     declared = FolderImages(tmp_path, 0, value_range=(0, 4095), role=role).read(0, 1)
     assert torch.allclose(declared[0, 0], torch.tensor([[-1.0, 1.0], [-0.6, -0.2]]), atol=1e-6)

@@ -25,7 +25,16 @@ from datamodules.readers import DICOM, PICTURES, read_grey, read_table_bytes
 from datamodules.transforms import pad_equally, resize
 from datamodules.value_range import range_of
 from experiments.config import ConfigError
-from experiments.folders import FileSet, Size, copies_among, has_aspect, join_groups, sizes_of, text_of_size
+from experiments.folders import (
+    FileSet,
+    Size,
+    copies_among,
+    has_aspect,
+    join_groups,
+    said_of_copies,
+    sizes_of,
+    text_of_size,
+)
 from experiments.loading import Trained, generate
 
 SUFFIXES = PICTURES | DICOM | {".tif", ".tiff"}
@@ -167,6 +176,7 @@ class FolderImages(ImageSet):
         pad: Pad images of another aspect ratio than that of ``size`` with black, on opposite sides alike.
 
     Attributes:
+        patients: The groups of all files, copies included, as the CSV calls them.
         said: What the user has to know of the folder: counts, no names.
 
     Raises:
@@ -191,6 +201,7 @@ class FolderImages(ImageSet):
             raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})"])
         names = [path.relative_to(folder).as_posix() for path in files]
         of = names if groups is None else _groups(groups, names)
+        self.patients = set(of)
         contents = content_hashes(files, hashes or folder / ".hashes.json")
         copies = copies_among(files, contents)
         kept = list(range(len(files)))
@@ -209,7 +220,7 @@ class FolderImages(ImageSet):
         self.what = "folder of images"
         if not pad:
             self._check_aspect(sizes)
-        self.said = [*_said_of_copies(role, len(copies), len(files)), *self._said_of_sizes()]
+        self.said = [*said_of_copies(role, len(copies), len(files)), *self._said_of_sizes()]
 
     @property
     def own_size(self) -> Size:
@@ -255,8 +266,8 @@ class FolderImages(ImageSet):
             raise ConfigError(
                 [
                     f"{self.folder}: {len(other)} of {len(self)} images have another aspect ratio than "
-                    f"{text_of_size(self.size)} pixels (height x width) and would be squashed, e.g. {name} with {size}; "
-                    "pad=true pads them with black, size=[HEIGHT,WIDTH] names the size of all images"
+                    f"{text_of_size(self.size)} pixels (height x width), e.g. {name} with {size}, and would be squashed; "
+                    "pad=true pads them with black, size=[HEIGHT,WIDTH] names the size of all"
                 ]
             )
 
@@ -285,13 +296,6 @@ def _groups(path: Path, names: list[str]) -> list[str]:
     if missing:
         raise ConfigError([f"groups={path}: says nothing of {len(missing)} of {len(names)} files, e.g. {missing[0]}"])
     return [group[name] for name in names]
-
-
-def _said_of_copies(role: Role, copies: int, files: int) -> list[str]:
-    if not copies:
-        return []
-    done = "they stay, since a generator that repeats itself is judged" if role == "generated" else "they are left out"
-    return [f"{copies} of {files} {role} files are copies of another one, byte by byte; {done}"]
 
 
 def _sizes_in_words(sizes: Counter[Size]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datamodules.base import ImageDataModule
-from datamodules.value_range import share_used, unlike_shares
+from datamodules.value_range import ends_of, share_used, unlike_shares
 from experiments import config as cfg
 from experiments.config import ConfigError
 from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages
@@ -158,10 +158,10 @@ def _size_of(trained: Trained) -> tuple[int, int]:
 
 def _check_held_out(train: FolderImages, held_out: FolderImages, groups: Path | None) -> None:
     problems = []
-    shared = sorted(set(train.groups) & set(held_out.groups)) if groups else []
+    shared = sorted(train.patients & held_out.patients) if groups else []
     if shared:
         problems.append(
-            f"held_out={held_out.folder}: {len(shared)} of its {len(set(held_out.groups))} patients also have images "
+            f"held_out={held_out.folder}: {len(shared)} of its {len(held_out.patients)} patients also have images "
             f"in against={train.folder}, e.g. {shared[0]}; hold out whole patients, and see to it that no file of one "
             f"folder is called as one of the other, for groups={groups} gives both the same patient"
         )
@@ -183,7 +183,7 @@ def _warnings(real: ImageSet, generated: ImageSet, held_out: ImageSet | None) ->
     folders = [images for images in (real, held_out, generated) if isinstance(images, FolderImages)]
     said = [sentence for images in folders for sentence in images.said]
     if isinstance(generated, FolderImages):  # a generator's range is that of its data set
-        shares = [share_used(_first_images(images)) for images in (real, generated)]
+        shares = [share_used(map(ends_of, _first_images(images))) for images in (real, generated)]
         said.append(unlike_shares(shares[0], shares[1], "value_range", "generated_value_range"))
     return tuple(sentence for sentence in said if sentence)
 

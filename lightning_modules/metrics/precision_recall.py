@@ -86,8 +86,7 @@ class _Neighbourhood(DistributionScore):
             return []
         same = f"{self.k} others" if self.k > 1 else "another one"
         return [
-            f"{points} of {len(vectors)} {name} images equal {same}: their balls have radius 0 and hold nothing but equal "
-            "images"
+            f"{points} of {len(vectors)} {name} images equal {same}: their balls have radius 0 and hold nothing else"
         ]
 
 

@@ -56,7 +56,9 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     assert names(root) == ["a.png"]
 
 
-@pytest.mark.parametrize("left", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX", "@Recycle", "#snapshot"])
+@pytest.mark.parametrize(
+    "left", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX", "@Recycle", "#snapshot"]
+)
 def test_what_a_system_leaves_is_left_out(left, tmp_path):
     """Unless the root itself lies there: then the user means it."""
     root = tmp_path / left / "root"

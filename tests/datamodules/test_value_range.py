@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 from datamodules.base import Intensity
 from datamodules.mammography import read_picture
 from datamodules.readers import DataError, UnreadableImageError, read_grey
-from datamodules.value_range import range_of, share_used, unlike_shares
+from datamodules.value_range import ends_of, range_of, share_used, unlike_shares
 from datamodules.writers import write_png8, write_png16
 
 
@@ -67,7 +67,7 @@ def test_unlike_shares_are_named():
     full = np.random.default_rng(0).uniform(-1, 1, (20, 1, 32, 32))
     twelve_in_sixteen = (full + 1) / 16 - 1
     twelve_in_sixteen[0, 0, 0, :4] = 1.0  # a burnt-in letter
-    shares = share_used(full), share_used(twelve_in_sixteen)
+    shares = share_used(map(ends_of, full)), share_used(map(ends_of, twelve_in_sixteen))
     assert shares == pytest.approx((0.998, 0.0624), abs=0.002)
     said = unlike_shares(*shares, "value_range", "generated_value_range")
     assert "real images use 100% of their range of values, generated ones 6%" in said
