@@ -55,7 +55,7 @@ def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: st
 
 
 def ends_of(values: np.ndarray) -> np.ndarray:
-    """Return the lowest and the highest value of an image, the outermost 0.5 % (burnt-in text, dead pixels) left out."""
+    """Return the lowest and the highest value of an image without the outermost 0.5 % (burnt-in text, dead pixels)."""
     thinned = values.ravel()[:: 1 + values.size // 100_000]
     return np.quantile(thinned, (0.005, 0.995))
 

@@ -106,10 +106,11 @@ class RealImages(ImageSet):
         data_set = type(self.data).__name__
         return {"data_set": data_set, "split": self.splits, "images": len(self), "fingerprint": self._fingerprint}
 
+    @property
     def file_set(self) -> FileSet:
-        """Return what tells whether these images also lie elsewhere."""
-        contents = [self.data.split_contents(split)[index] for split, index in self.places]
-        return FileSet(self.what, None, self.names, contents)
+        """What tells whether these images also lie elsewhere."""
+        contents = {split: self.data.split_contents(split) for split in self.splits.split("+")}
+        return FileSet(self.what, None, self.names, [contents[split][index] for split, index in self.places])
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read from the image cache."""
@@ -176,6 +177,7 @@ class FolderImages(ImageSet):
         pad: Pad images of another aspect ratio than that of ``size`` with black, on opposite sides alike.
 
     Attributes:
+        file_set: All files, copies and those that were not drawn included: what tells whether they also lie elsewhere.
         patients: The groups of all files, copies included, as the CSV calls them.
         said: What the user has to know of the folder: counts, no names.
 
@@ -214,6 +216,8 @@ class FolderImages(ImageSet):
         self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
         remember(self.groups)
         self.contents = [contents[i] for i in chosen]
+        key = f"{KEYS[role]}={folder}" if KEYS[role] else str(folder)
+        self.file_set = FileSet(key, folder, names, contents)
         sizes = sizes_of(folder, self.files)
         self.own_sizes = Counter(sizes)
         self.size = size or self.own_size
@@ -236,11 +240,6 @@ class FolderImages(ImageSet):
         said = {"data_set": "folder", "images": len(self), "fingerprint": self._fingerprint}
         padded = {"padded": True} if self.pad else {}
         return {**said, "value_range": list(self.value_range or ()) or "bit depth", "size": list(self.size), **padded}
-
-    def file_set(self) -> FileSet:
-        """Return what tells whether these images also lie elsewhere."""
-        key = KEYS[self.role]
-        return FileSet(f"{key}={self.folder}" if key else str(self.folder), self.folder, self.names, self.contents)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Decode with threads and resize."""
@@ -266,8 +265,8 @@ class FolderImages(ImageSet):
             raise ConfigError(
                 [
                     f"{self.folder}: {len(other)} of {len(self)} images have another aspect ratio than "
-                    f"{text_of_size(self.size)} pixels (height x width), e.g. {name} with {size}, and would be squashed; "
-                    "pad=true pads them with black, size=[HEIGHT,WIDTH] names the size of all"
+                    f"{text_of_size(self.size)} pixels (height x width), e.g. {name} with {size}: they would be "
+                    "squashed. pad=true pads them with black, size=[HEIGHT,WIDTH] names the size of all"
                 ]
             )
 

@@ -165,15 +165,15 @@ def _check_held_out(train: FolderImages, held_out: FolderImages, groups: Path | 
             f"in against={train.folder}, e.g. {shared[0]}; hold out whole patients, and see to it that no file of one "
             f"folder is called as one of the other, for groups={groups} gives both the same patient"
         )
-    problems += overlap(held_out.file_set(), train.file_set())
+    problems += overlap(held_out.file_set, train.file_set)
     if problems:
         raise ConfigError(problems)
 
 
 def _check_new(generated: FolderImages, others: Sequence[ImageSet | None]) -> None:
     """Refuse generated images that are files of real ones."""
-    files = [images.file_set() for images in others if isinstance(images, FolderImages | RealImages)]
-    problems = [problem for theirs in files for problem in overlap(generated.file_set(), theirs)]
+    files = [images.file_set for images in others if isinstance(images, FolderImages | RealImages)]
+    problems = [problem for theirs in files for problem in overlap(generated.file_set, theirs)]
     if problems:
         raise ConfigError(problems[:1])  # the training images are those of ``against`` again
 
