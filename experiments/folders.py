@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +70,13 @@ def text_of_size(size: Sequence[int]) -> str:
 def _size(path: Path) -> Size | None:
     if path.suffix.lower() not in DICOM:
         return image_size(path)
-    try:
+    with suppress(UnreadableImageError, AttributeError, TypeError, ValueError):
         header = read_header(path)
         return int(header.Rows), int(header.Columns)
-    except (UnreadableImageError, AttributeError, TypeError, ValueError):
-        return None
+    with suppress(UnreadableImageError):  # a tag that says nothing of the pixels may be damaged
+        height, width = read_dicom(path).shape
+        return height, width
+    return None
 
 
 def _reason(path: Path) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_kidney
+from dicom_files import write_mammogram
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
@@ -114,6 +115,13 @@ def another_shape_of_all(top):
     return {}
 
 
+def another_shape_of_dicom(top):
+    write_mammogram(top / "gen" / "x.dcm", np.arange(16 * 24, dtype=np.uint16).reshape(16, 24), bits=12)
+    for path in sorted((top / "gen").glob("*.png"))[:4]:
+        path.unlink()
+    return {}
+
+
 def twelve_bits(name):
     def change(top):
         fill(top / name, 0, top=4095, dtype=np.uint16)
@@ -153,6 +161,7 @@ REFUSED = {
     other_shapes: r"gen: 3 of 12 images have another aspect ratio than 16x16 .* with 16x32: .*pad=true",
     other_shapes_of_real: r"real: 3 of 12 images have another aspect ratio than 16x16 .* with 20x16: ",
     another_shape_of_all: r"gen: 12 of 12 images have another aspect ratio than 16x16 .* with 32x24: ",
+    another_shape_of_dicom: r"gen: 1 of 9 images have another aspect ratio than 16x16 .*e.g. x.dcm with 16x24: ",
     empty_files: r"real: 3 of 12 images cannot be read, e.g. 0\d.png: .*; repair or remove them",
     nothing_but_thumbnails: "gen: holds no image",
 }

@@ -214,7 +214,7 @@ class FolderImages(ImageSet):
         self.folder, self.value_range, self.role, self.pad = folder, value_range, role, pad
         self.files = [files[i] for i in chosen]
         self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
-        remember(self.groups)
+        remember(self.patients)
         self.contents = [contents[i] for i in chosen]
         key = f"{KEYS[role]}={folder}" if KEYS[role] else str(folder)
         self.file_set = FileSet(key, folder, names, contents)

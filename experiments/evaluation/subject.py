@@ -182,7 +182,7 @@ def _warnings(real: ImageSet, generated: ImageSet, held_out: ImageSet | None) ->
     """Return what the user has to know of folders, before any score is taken."""
     folders = [images for images in (real, held_out, generated) if isinstance(images, FolderImages)]
     said = [sentence for images in folders for sentence in images.said]
-    if isinstance(generated, FolderImages):  # a generator's range is that of its data set
+    if folders:  # a data set and a generator that was trained on it have one range
         shares = [share_used(map(ends_of, _first_images(images))) for images in (real, generated)]
         said.append(unlike_shares(shares[0], shares[1], "value_range", "generated_value_range"))
     return tuple(sentence for sentence in said if sentence)
