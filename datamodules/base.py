@@ -288,6 +288,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return what is known of each image of a split, in order."""
         return [self._kept[row].record for row in self._rows[split]]
 
+    def split_contents(self, split: str) -> list[str]:
+        """Return a hash of the content of each image of a split, in order: of its file's bytes where it has one."""
+        return [self._kept[row].content for row in self._rows[split]]
+
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
         digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())

@@ -21,6 +21,7 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.files import is_hidden
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
 from datamodules.samplers import Schedule
@@ -283,7 +284,8 @@ class ChestXray14(ImageDataModule):
                 continue
             try:
                 with os.scandir(folder) as entries:
-                    names = [entry.name for entry in entries if entry.name.endswith(".png") and entry.is_file()]
+                    shown = [entry for entry in entries if not is_hidden(entry.name)]
+                    names = [entry.name for entry in shown if entry.name.endswith(".png") and entry.is_file()]
             except OSError as error:
                 raise DataError(f"{folder}: cannot be listed ({error})") from error
             remember(names)

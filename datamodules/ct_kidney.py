@@ -17,6 +17,7 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.files import is_hidden
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, image_size, read_grey, read_table_bytes
 from datamodules.samplers import Schedule
@@ -196,8 +197,8 @@ def read_classes(path: Path, classes: tuple[str, ...]) -> dict[str, str]:
 
 
 def _shown(folder: Path) -> list[Path]:
-    """Return what lies in a folder without what is hidden, e.g. the ._ files that macOS leaves."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    """Return what lies in a folder, without what is hidden or left there by a system."""
+    return [path for path in folder.iterdir() if not is_hidden(path.name)]
 
 
 def _by_number(path: Path) -> tuple[int, str]:

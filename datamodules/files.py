@@ -12,9 +12,26 @@ from typing import Any, BinaryIO
 
 from datamodules.pseudonyms import remember
 
+# What systems and file servers leave beside the files of a user: thumbnails, what was deleted, earlier states, indexes.
+# Names that begin with a dot (.snapshot, .@__thumb, .Trash-1000, .ipynb_checkpoints) are hidden anyway.
+LEFT_BY_SYSTEMS = {
+    *("@eadir", "#recycle", "#snapshot", "@sharebin", "@sharesnap", "@tmp", "@syno"),  # Synology
+    *("@recycle", "@recently-snapshot", "@transcode"),  # QNAP
+    *("~snapshot", "trashbox"),  # NetApp, Buffalo
+    *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),  # Windows: folders
+    *("thumbs.db", "ehthumbs.db", "desktop.ini"),  # Windows: files
+    *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),  # macOS
+    "lost+found",  # ext2 to ext4
+}
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or a folder of this name is hidden, or left by a system rather than by the user."""
+    return name.startswith(".") or name.casefold() in LEFT_BY_SYSTEMS
+
 
 def walk_files(root: Path) -> Iterator[Path]:
-    """Yield all files below a folder, also through links, without hidden ones and those in hidden folders.
+    """Yield all files below a folder, also through links, without what ``is_hidden`` and what lies in such folders.
 
     A folder is entered once, by its own place rather than by a link to it: links in a circle end, names stay.
     """
@@ -27,9 +44,9 @@ def walk_files(root: Path) -> Iterator[Path]:
                 inside.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            inside[:] = sorted(name for name in inside if not is_hidden(name))
             starts += [path for name in inside if (path := Path(folder, name)).is_symlink()]
-            yield from (Path(folder, name) for name in names if not name.startswith("."))
+            yield from (Path(folder, name) for name in names if not is_hidden(name))
 
 
 def find_files(root: Path, suffixes: set[str]) -> list[Path]:

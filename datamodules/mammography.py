@@ -21,9 +21,10 @@ from datamodules.dicom import read_dicom
 from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.patients import one_name_per_patient
-from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, is_deep, read_grey
+from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey
 from datamodules.samplers import Schedule
 from datamodules.transforms import resize
+from datamodules.value_range import range_of
 
 log = logging.getLogger(__name__)
 Side = Literal["left", "right"]  # border of an image
@@ -61,7 +62,7 @@ class Mammography(ImageDataModule):
             the borders contradict these is logged. With it, augmentation must not flip.
         isolate_breast: Set everything but the breast to background: labels, markers, white strips of film scanners.
         value_range: PNG and JPEG: the stored values that are black and white. Needed for 16-bit files, whose values
-            may fill 12 bits as well as 16; None = 0 to 255, for 8-bit files.
+            may fill 12 bits as well as 16; None = 0 to 255 for 8-bit files, 0 to 65535 for 16-bit files of Mirage's.
         window: DICOM: which of the file's windows or VOI LUTs is used, counted from 0.
         exclude: Reasons, of "implant", "magnification" (also partial views), "clips" and "for_processing" (the
             detector's raw image, which looks unlike what is shown to readers), for which images are left out, according
@@ -273,21 +274,11 @@ def read_picture(path: Path, value_range: tuple[float, float] | None) -> np.ndar
     """Read a PNG or JPEG as display values (H, W) in [0, 1].
 
     Raises:
-        DataError: If it has more than 8 bits and no range is given: the file does not say what white is.
+        DataError: If no range is given and the file does not say what white is; see ``range_of``.
         UnreadableImageError: If it is damaged, not grey, or has values outside the range.
     """
     values = read_grey(path)
-    low, high = float(values.min()), float(values.max())
-    if value_range is None and (high > 255 or is_deep(path)):
-        raise DataError(
-            f"{path.name}: has 16 bits with values {low:g} .. {high:g}, and does not say which of them are black and "
-            "white; set data.value_range, e.g. data.value_range=[0,4095] for 12-bit or [0,65535] for 16-bit values"
-        )
-    black, white = value_range or (0.0, 255.0)
-    if low < black or high > white:
-        raise UnreadableImageError(
-            f"{path.name}: values {low:g} .. {high:g} lie outside data.value_range=[{black:g},{white:g}]"
-        )
+    black, white = range_of(path, values, value_range, "data.value_range")
     return ((values - black) / (white - black)).astype(np.float32)
 
 

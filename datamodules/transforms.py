@@ -1,4 +1,4 @@
-"""Resizing, for the image cache."""
+"""Resizing and padding."""
 
 from functools import lru_cache
 
@@ -26,6 +26,14 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     batch = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0)
     resized = F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
     return resized.squeeze(0).numpy()
+
+
+def pad_equally(image: np.ndarray, height: int, width: int, value: float) -> np.ndarray:
+    """Pad an image (C, H, W) on opposite sides alike, to the aspect ratio height : width."""
+    _, h, w = image.shape
+    below, beside = max(0, round(w * height / width) - h), max(0, round(h * width / height) - w)
+    around = ((0, 0), (below // 2, below - below // 2), (beside // 2, beside - beside // 2))
+    return np.pad(image, around, constant_values=value)
 
 
 @lru_cache(maxsize=64)  # data sets have few sizes; a matrix holds about two numbers per old pixel

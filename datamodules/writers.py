@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
 
+# Text of every PNG file. A reader may rely on it: the darkest grey is 0, the brightest the largest that the bits hold.
+MARK = {"Synthetic": "yes", "Software": "Mirage"}
 NOTICE = "Synthetic image made by a GAN (Mirage); not a patient."
 # Root of Mirage's own UIDs: a UUID needs no registration (DICOM PS3.5 B.2).
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "mirage-gan")
@@ -112,7 +114,7 @@ def _quantise(image: Tensor, levels: int, channels: tuple[int, ...]) -> np.ndarr
 
 
 def _write_png(values: np.ndarray, path: Path, intensity: Intensity | None) -> None:
-    text = {"Synthetic": "yes", "Software": "Mirage", "Comment": NOTICE}
+    text = {**MARK, "Comment": NOTICE}
     if intensity is not None:  # the smallest grey is low, the largest is high
         text["Intensity low"], text["Intensity high"] = repr(float(intensity.low)), repr(float(intensity.high))
         text["Intensity unit"], text["Intensity meaning"] = intensity.unit, intensity.meaning

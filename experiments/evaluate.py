@@ -87,7 +87,8 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return EXIT_PREEMPTED
-    print("\n".join(score_lines(json.loads((folder / "scores.json").read_text())["scores"])))
+    found = json.loads((folder / "scores.json").read_text())
+    print("\n".join(score_lines(found["scores"], found["warnings"])))
     print(f"\nscores  {folder / 'scores.json'}\nreport  {folder / 'report.html'}")
     return 0
 

@@ -10,7 +10,8 @@ from conftest import write_kidney
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
-from datamodules.readers import UnreadableImageError
+from datamodules.readers import DataError, UnreadableImageError
+from datamodules.writers import write_png16
 from experiments.config import ConfigError
 from experiments.evaluation.image_sets import FolderImages, ImageSet, RealImages, choose
 from experiments.evaluation.resampling import halves, interval
@@ -359,16 +360,26 @@ def test_fingerprints_differ_with_anything_that_matters(tmp_path):
 def test_folder_of_8_and_16_bit_files_keeps_its_range(tmp_path):
     (tmp_path / "sub").mkdir()
     Image.fromarray(np.array([[0, 255], [51, 102]], np.uint8)).save(tmp_path / "a.png")
-    Image.fromarray(np.array([[0, 65535], [13107, 26214]], np.uint16)).save(tmp_path / "sub" / "b.png")
+    write_png16(torch.tensor([[-1.0, 1.0], [-0.6, -0.2]]), tmp_path / "sub" / "b.png")
     images = FolderImages(tmp_path, seed=0)
     values = images.read(0, 2)
     assert torch.allclose(values[0], values[1], atol=1e-6)
     assert torch.allclose(values[0, 0], torch.tensor([[-1.0, 1.0], [-0.6, -0.2]]), atol=1e-6)
     beside = FolderImages(tmp_path / "sub" / ".." / "sub", seed=0)
     assert torch.equal(beside.read(0, 1)[0], values[images.names.index("sub/b.png")])
-    twelve_bits = FolderImages(tmp_path / "sub", seed=0, value_range=(0, 4095))
-    with pytest.raises(UnreadableImageError, match=r"b.png.*0 .. 65535 lie outside 0 .. 4095; set value_range"):
-        twelve_bits.read(0, 1)
+
+
+@pytest.mark.parametrize(("role", "key"), [("real", "value_range"), ("generated", "generated_value_range")])
+def test_range_of_16_bit_files_is_declared_or_refused(tmp_path, role, key):
+    Image.fromarray(np.array([[0, 4095], [819, 1638]], np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(
+        DataError, match=rf"a.png: has 16 bits with values 0 .. 4095.* set {key}, e.g. {key}=\[0,4095\]"
+    ):
+        FolderImages(tmp_path, 0, role=role).read(0, 1)
+    declared = FolderImages(tmp_path, 0, value_range=(0, 4095), role=role).read(0, 1)
+    assert torch.allclose(declared[0, 0], torch.tensor([[-1.0, 1.0], [-0.6, -0.2]]), atol=1e-6)
+    with pytest.raises(UnreadableImageError, match=rf"a.png: values 0 .. 4095 lie outside {key}=\[0,4000\]"):
+        FolderImages(tmp_path, 0, value_range=(0, 4000), role=role).read(0, 1)
 
 
 def test_folder_identity_follows_contents_not_names(tmp_path):

@@ -10,6 +10,7 @@ from dicom_files import write_mammogram
 from PIL import Image
 
 from datamodules.readers import DataError
+from datamodules.writers import write_png16
 from experiments.studies.moment_figures import beyond_axes, contour_plots, scatter_matrix
 from experiments.studies.moments import (
     analyse,
@@ -19,6 +20,7 @@ from experiments.studies.moments import (
     read_folder,
     sections,
     tables_csv,
+    warnings_of,
 )
 from lightning_modules.metrics.agreement import MomentAgreement, agreement, contour_coverage, neighbours_within
 from lightning_modules.metrics.moments import NAMES, moments, moments_of_levels
@@ -74,7 +76,8 @@ def output(folders, tmp_path_factory):
     """What the command writes into a folder, and says."""
     out, said = tmp_path_factory.mktemp("out"), io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert main([str(folders / "real"), str(folders / "generated"), "--output", str(out / "new" / "folder")]) == 0
+        roots = [str(folders / "real"), str(folders / "generated")]
+        assert main([*roots, "--value-range", "0", "65535", "--output", str(out / "new" / "folder")]) == 0
     return out / "new" / "folder", said.getvalue()
 
 
@@ -112,7 +115,7 @@ def test_the_report_needs_no_network_and_holds_the_tables(output):
 
 def test_files_of_a_folder_are_read_in_any_container(tmp_path):
     stored = next(stored_images(1, np.uint16, 0)) // 16
-    write_folder(tmp_path, [stored])
+    write_png16(torch.from_numpy(stored / 32767.5 - 1.0), tmp_path / "0.png")
     Image.fromarray((stored // 16).astype(np.uint8)).save(tmp_path / "1.png")
     write_mammogram(tmp_path / "2.dcm", stored, bits=12)
     found = read_folder(tmp_path)
@@ -132,8 +135,38 @@ def test_twelve_bits_in_sixteen_need_their_range(tmp_path):
     write_folder(tmp_path, [stored])
     found = read_folder(tmp_path, (0.0, 4095.0))
     torch.testing.assert_close(found.moments, moments_of_levels(stored, (0, 4095)))
-    with pytest.raises(DataError, match=r"1 of 1 images cannot be used, e.g. 0.png: values .* value_range=0..9"):
+    with pytest.raises(
+        DataError, match=r"1 of 1 images cannot be used, e.g. 0.png: values .* outside --value-range 0 9"
+    ):
         read_folder(tmp_path, (0.0, 9.0))
+    with pytest.raises(DataError, match=r"0.png: has 16 bits .*set --generated-value-range, .* 0 4095 for 12-bit"):
+        read_folder(tmp_path, generated=True)
+    shares = read_folder(tmp_path, (0.0, 4095.0)).share, read_folder(tmp_path, (0.0, 65535.0)).share
+    assert shares[0] == pytest.approx(16 * shares[1], rel=1e-3) and shares[0] > 0.3
+
+
+def test_copies_and_overlaps_are_told(tmp_path):
+    images = list(stored_images(4, np.uint8, 0))
+    write_folder(tmp_path / "a", images)
+    write_folder(tmp_path / "a" / "@eaDir", images, "thumb{}.png")
+    write_folder(tmp_path / "a" / "more", images[:3], "{}_copy.png")
+    real = read_folder(tmp_path / "a")
+    assert len(real.moments) == 4 and "3 of 7 real files are copies of another one" in real.warnings[0]
+    generated = read_folder(tmp_path / "a", generated=True)
+    assert len(generated.moments) == 7 and "3 of 7 generated files are copies" in generated.warnings[0]
+    below = read_folder(write_folder(tmp_path / "a" / "generated", stored_images(3, np.uint8, 1)))
+    write_folder(tmp_path / "b", [next(stored_images(1, np.uint8, 2))])
+    write_folder(tmp_path / "b", images[:2], "{}_copy.png")
+    for other, said in (
+        (generated, "are one folder"),
+        (below, "generated lies in .*a, so"),
+        (read_folder(tmp_path / "b"), "b: 2 of its 3 files also lie in .*a, e.g. 0_copy.png as 0.png"),
+    ):
+        with pytest.raises(DataError, match=said):
+            warnings_of(real, other)
+    dark = read_folder(write_folder(tmp_path / "c", [image // 16 for image in stored_images(4, np.uint8, 3)]))
+    (_, said) = warnings_of(real, dark)
+    assert "--generated-value-range is wrong" in said
 
 
 def test_a_view_is_chosen_by_name_or_tag(tmp_path):
@@ -143,7 +176,7 @@ def test_a_view_is_chosen_by_name_or_tag(tmp_path):
     write_folder(tmp_path, images[4:5], "unnamed{}.png")
     write_mammogram(tmp_path / "5.dcm", images[5].astype(np.uint16), bits=12, ViewPosition="MLO")
     assert len(read_folder(tmp_path, view="MLO").moments) == 3
-    assert len(read_folder(tmp_path, view="MLO", unknown_view=True).moments) == 4
+    assert len(read_folder(tmp_path, view="MLO", generated=True).moments) == 4
     assert len(read_folder(tmp_path, view="CC").moments) == 2
     assert len(read_folder(tmp_path).moments) == 6
 
@@ -157,7 +190,8 @@ def test_bad_folders_are_named(tmp_path, capsys):
     assert "empty: holds no PNG or DICOM file" in capsys.readouterr().err
     assert main([str(tmp_path / "few"), str(tmp_path / "few"), "--view", "CC"]) == 1
     assert "say CC" in capsys.readouterr().err
-    assert main([str(tmp_path / "few"), str(tmp_path / "few"), "--output", str(tmp_path / "out")]) == 1
+    write_folder(tmp_path / "others", stored_images(10, np.uint8, 1))
+    assert main([str(tmp_path / "few"), str(tmp_path / "others"), "--output", str(tmp_path / "out")]) == 1
     assert "at least 50 images of each set, got 10" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "few" / "3.png").write_bytes(b"\x89PNG damaged")

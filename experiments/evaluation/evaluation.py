@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from callbacks.version import code_version
 from datamodules.pseudonyms import Pseudonyms
 from experiments import config as cfg
 from experiments.config import ConfigError
+from experiments.evaluation.image_sets import FolderImages, ImageSet
 from experiments.evaluation.page import Gallery, write_page
 from experiments.evaluation.scoring import Row, Scorer, Sets
 from experiments.evaluation.settings import Suite, Tools, build_tools
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of, subject_of
 from experiments.evaluation.vectors import VectorCache, key_of
+from experiments.folders import text_of_size
 from experiments.report import csv_cell
 from experiments.run_directory import write_text
 from experiments.studies.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
@@ -26,6 +29,8 @@ from lightning_modules.metrics.memorisation import Copies, Copy, copies
 from lightning_modules.metrics.moments import Moments
 
 log = logging.getLogger(__name__)
+
+SIZES = 10  # sizes of files that are listed, the most frequent ones
 
 
 def evaluate(target: str, suite: Suite) -> Path:
@@ -74,8 +79,8 @@ def evaluate(target: str, suite: Suite) -> Path:
     return output
 
 
-def score_lines(rows: list[Row]) -> list[str]:
-    """Return a table of scores as lines of text."""
+def score_lines(rows: list[Row], of_sets: Sequence[str] = ()) -> list[str]:
+    """Return a table of scores as lines of text, the warnings last: those of the sets of images, then each score's."""
     lines = [f"{'score':<34} {'value':>10}  {'95 % interval':<23} {'floor (real, half size)':<25} verdict"]
     for row in rows:
         if row["value"] is None:
@@ -85,7 +90,7 @@ def score_lines(rows: list[Row]) -> list[str]:
         floor = f"{row['floor_low']:.4g} .. {row['floor_high']:.4g}" if "low" in row else "-"
         lines.append(f"{row['name']:<34} {row['value']:>10.4g}  {interval:<23} {floor:<25} {row.get('verdict', '-')}")
     warnings = dict.fromkeys(f"{row['score']}: {warning}" for row in rows for warning in row.get("warnings", ()))
-    return [*lines, *(f"warning: {warning}" for warning in warnings)]
+    return [*lines, *(f"warning: {warning}" for warning in (*of_sets, *warnings))]
 
 
 def moments_of(
@@ -137,14 +142,22 @@ def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
         "code_version": code_version(),
         "images_seen": trained.module.images_seen if trained else None,
         "weights_sha256": trained.weights_sha256 if trained else None,
-        "generated": {**sets.generated.identity(), "images": len(sets.generated)},
-        "real": {**sets.real.identity(), "groups": len(set(sets.real.groups))},
+        "warnings": list(sets.warnings),
+        "generated": {**sets.generated.identity(), "images": len(sets.generated), **_own_sizes(sets.generated)},
+        "real": {**sets.real.identity(), "groups": len(set(sets.real.groups)), **_own_sizes(sets.real)},
         "train": len(sets.train) if sets.train else None,
         "held_out": len(sets.held_out) if sets.held_out else None,
         "resolution": list(sets.real.size),
         "generated_at": list(trained.module.schedule.at(trained.module.images_seen).resolution) if trained else None,
         "resampling": "halves of the groups without replacement, 95 % intervals",
     }
+
+
+def _own_sizes(images: ImageSet) -> dict[str, Any]:
+    """Return the sizes that files had, and how many of them; nothing of what is no folder."""
+    if not isinstance(images, FolderImages):
+        return {}
+    return {"own_sizes": {text_of_size(size): count for size, count in images.own_sizes.most_common(SIZES)}}
 
 
 def _output(suite: Suite, subject: Subject) -> Path:

@@ -4,11 +4,12 @@ import csv
 import hashlib
 import io
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,12 +21,25 @@ from datamodules.cache import content_hashes
 from datamodules.dicom import read_dicom
 from datamodules.files import find_files
 from datamodules.pseudonyms import remember
-from datamodules.readers import DICOM, PICTURES, UnreadableImageError, image_size, is_deep, read_grey, read_table_bytes
-from datamodules.transforms import resize
+from datamodules.readers import DICOM, PICTURES, read_grey, read_table_bytes
+from datamodules.transforms import pad_equally, resize
+from datamodules.value_range import range_of
 from experiments.config import ConfigError
+from experiments.folders import (
+    FileSet,
+    Size,
+    copies_among,
+    has_aspect,
+    join_groups,
+    said_of_copies,
+    sizes_of,
+    text_of_size,
+)
 from experiments.loading import Trained, generate
 
 SUFFIXES = PICTURES | DICOM | {".tif", ".tiff"}
+Role = Literal["real", "held-out", "generated"]
+KEYS = {"real": "against", "held-out": "held_out", "generated": ""}  # how a suite names their folders
 
 
 class ImageSet(ABC):
@@ -41,10 +55,15 @@ class ImageSet(ABC):
     what: str
     names: list[str]
     groups: list[str]
-    size: tuple[int, int]
+    size: Size
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def own_size(self) -> Size:
+        """Height and width that most images have where they come from, before they are brought to ``size``."""
+        return self.size
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -86,6 +105,12 @@ class RealImages(ImageSet):
         """Return data set, splits and a hash of the contents in order."""
         data_set = type(self.data).__name__
         return {"data_set": data_set, "split": self.splits, "images": len(self), "fingerprint": self._fingerprint}
+
+    @property
+    def file_set(self) -> FileSet:
+        """What tells whether these images also lie elsewhere."""
+        contents = {split: self.data.split_contents(split) for split in self.splits.split("+")}
+        return FileSet(self.what, None, self.names, [contents[split][index] for split, index in self.places])
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read from the image cache."""
@@ -136,18 +161,29 @@ class GeneratedImages(ImageSet):
 class FolderImages(ImageSet):
     """Grey PNG, JPEG, TIFF and DICOM files of a folder, at any depth.
 
+    Of equal files only the first one counts, and groups that share a file are one group. Only where a generator is
+    judged do they stay: that it repeats itself is a finding.
+
     Args:
         folder: The folder.
         seed: Names the order.
         at_most: Images, drawn at random; None = all.
         groups: CSV with columns file (path below the folder) and group; None = every file is a group of its own.
-        value_range: Values that become -1 and 1; None = 0 and the largest that the file's bits hold (255 or 65535).
+        value_range: Values that become -1 and 1; None = what the files say (see ``range_of``).
             DICOM files are taken as a viewer shows them, from black to white.
         size: Height and width to bring the images to by area averaging; None = those of the most files.
         hashes: Where hashes of unchanged files are remembered.
+        role: What the images are.
+        pad: Pad images of another aspect ratio than that of ``size`` with black, on opposite sides alike.
+
+    Attributes:
+        file_set: All files, copies and those that were not drawn included: what tells whether they also lie elsewhere.
+        patients: The groups of all files, copies included, as the CSV calls them.
+        said: What the user has to know of the folder: counts, no names.
 
     Raises:
-        ConfigError: If there is no image, or the CSV does not fit.
+        ConfigError: If there is no image, the CSV does not fit, or an image has another aspect ratio.
+        DataError: If a file's header cannot be read.
     """
 
     def __init__(
@@ -157,27 +193,43 @@ class FolderImages(ImageSet):
         at_most: int | None = None,
         groups: Path | None = None,
         value_range: tuple[float, float] | None = None,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         hashes: Path | None = None,
+        role: Role = "real",
+        pad: bool = False,
     ) -> None:
         files = find_files(folder, SUFFIXES)
         if not files:
             raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})"])
         names = [path.relative_to(folder).as_posix() for path in files]
         of = names if groups is None else _groups(groups, names)
-        chosen = choose(len(files), at_most, seed)
-        self.folder, self.value_range = folder, value_range
+        self.patients = set(of)
+        contents = content_hashes(files, hashes or folder / ".hashes.json")
+        copies = copies_among(files, contents)
+        kept = list(range(len(files)))
+        if role != "generated":
+            kept = [i for i in kept if i not in copies]
+            of = join_groups(of, copies)
+        chosen = [kept[i] for i in choose(len(kept), at_most, seed)]
+        self.folder, self.value_range, self.role, self.pad = folder, value_range, role, pad
         self.files = [files[i] for i in chosen]
         self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
-        remember(self.groups)
-        self.hashes = hashes or folder / ".hashes.json"
-        self.size = size or self._commonest_size()
+        remember(self.patients)
+        self.contents = [contents[i] for i in chosen]
+        key = f"{KEYS[role]}={folder}" if KEYS[role] else str(folder)
+        self.file_set = FileSet(key, folder, names, contents)
+        sizes = sizes_of(folder, self.files)
+        self.own_sizes = Counter(sizes)
+        self.size = size or self.own_size
         self.what = "folder of images"
+        if not pad:
+            self._check_aspect(sizes)
+        self.said = [*said_of_copies(role, len(copies), len(files)), *self._said_of_sizes()]
 
-    @cached_property
-    def contents(self) -> list[str]:
-        """SHA-256 of each file."""
-        return content_hashes(self.files, self.hashes)
+    @property
+    def own_size(self) -> Size:
+        """Height and width of the most files."""
+        return max(self.own_sizes, key=lambda size: (self.own_sizes[size], size))
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -186,7 +238,8 @@ class FolderImages(ImageSet):
     def identity(self) -> dict[str, Any]:
         """Return a hash of the contents in order, and how they are read."""
         said = {"data_set": "folder", "images": len(self), "fingerprint": self._fingerprint}
-        return {**said, "value_range": list(self.value_range or ()) or "bit depth", "size": list(self.size)}
+        padded = {"padded": True} if self.pad else {}
+        return {**said, "value_range": list(self.value_range or ()) or "bit depth", "size": list(self.size), **padded}
 
     def read(self, start: int, stop: int) -> Tensor:
         """Decode with threads and resize."""
@@ -198,22 +251,34 @@ class FolderImages(ImageSet):
             values, (low, high) = read_dicom(path), (0.0, 1.0)
         else:
             values = read_grey(path)
-            low, high = self.value_range or (0.0, 65535.0 if is_deep(path) else 255.0)
-            if self.value_range is None and not np.array_equal(values, np.rint(values)):
-                raise UnreadableImageError(f"{path}: holds values that are no whole numbers; set value_range")
-        if values.min() < low or values.max() > high:
-            raise UnreadableImageError(
-                f"{path}: values {values.min():g} .. {values.max():g} lie outside {low:g} .. {high:g}; set value_range "
-                "(generated_value_range for the folder that is judged)"
-            )
-        image = (values - low) * (2.0 / (high - low)) - 1.0
-        return torch.from_numpy(resize(image[None].astype(np.float32), *self.size)).clamp(-1.0, 1.0)
+            setting = "generated_value_range" if self.role == "generated" else "value_range"
+            low, high = range_of(path, values, self.value_range, setting)
+        image = ((values - low) * (2.0 / (high - low)) - 1.0)[None].astype(np.float32)
+        if self.pad:
+            image = pad_equally(image, *self.size, value=-1.0)
+        return torch.from_numpy(resize(image, *self.size)).clamp(-1.0, 1.0)
 
-    def _commonest_size(self) -> tuple[int, int]:
-        sizes = [size for size in map(_size, self.files[:200]) if size]
-        if not sizes:
-            raise ConfigError([f"{self.folder}: no image of it can be read"])
-        return max(set(sizes), key=sizes.count)
+    def _check_aspect(self, sizes: list[Size]) -> None:
+        other = [i for i, size in enumerate(sizes) if not has_aspect(size, self.size)]
+        if other:
+            name, size = self.names[other[0]], text_of_size(sizes[other[0]])
+            raise ConfigError(
+                [
+                    f"{self.folder}: {len(other)} of {len(self)} images have another aspect ratio than "
+                    f"{text_of_size(self.size)} pixels (height x width), e.g. {name} with {size}: they would be "
+                    "squashed. pad=true pads them with black, size=[HEIGHT,WIDTH] names the size of all"
+                ]
+            )
+
+    def _said_of_sizes(self) -> list[str]:
+        height, width = self.size
+        enlarged = sum(count for (h, w), count in self.own_sizes.items() if h < height or w < width)
+        if not enlarged:
+            return []
+        return [
+            f"{enlarged} of {len(self)} {self.role} images are enlarged to {text_of_size(self.size)} pixels (they have "
+            f"{_sizes_in_words(self.own_sizes)}): what is missing in them counts as a difference"
+        ]
 
 
 def choose(count: int, at_most: int | None, seed: int) -> list[int]:
@@ -232,8 +297,6 @@ def _groups(path: Path, names: list[str]) -> list[str]:
     return [group[name] for name in names]
 
 
-def _size(path: Path) -> tuple[int, int] | None:
-    if path.suffix.lower() not in DICOM:
-        return image_size(path)
-    height, width = read_dicom(path).shape
-    return height, width
+def _sizes_in_words(sizes: Counter[Size]) -> str:
+    shown = [text_of_size(size) for size, _ in sizes.most_common(3)]
+    return ", ".join(shown) + (" and others" if len(sizes) > len(shown) else "")

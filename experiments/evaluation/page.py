@@ -81,6 +81,7 @@ def write_page(
         f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}{OWN_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(_sentence(said))}</p>",
+        *(f"<p class=note>{html.escape(warning)}</p>" for warning in said["warnings"]),
         "<p class=note>This file shows real images beside generated ones. Treat it as patient data.</p>",
         "<h2>Scores</h2>",
         _floor_figure(rows),
@@ -104,6 +105,11 @@ def _sentence(said: dict[str, Any]) -> str:
     generated, real = said["generated"]["images"], said["real"]["images"]
     text = f"{generated:,} generated images against {real:,} real ones of {said['real']['groups']:,} groups "
     text += f"({said['against']}), {said['resolution'][0]}x{said['resolution'][1]} pixels, suite {said['suite']}."
+    for which in ("generated", "real"):
+        sizes = said[which].get("own_sizes", {})
+        if sizes and list(sizes) != ["x".join(map(str, said["resolution"]))]:
+            listed = ", ".join(f"{size} ({count:,})" for size, count in sizes.items())
+            text += f" The files of the {which} images have other sizes: {listed}."
     if said["generated_at"] and said["generated_at"] != said["resolution"]:
         at = "x".join(map(str, said["generated_at"]))
         text += f" The generator is still at {at}: its images were enlarged by repeating pixels."

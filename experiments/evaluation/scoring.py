@@ -41,12 +41,14 @@ class Sets:
         generated: The images that are judged; no more than ``real`` has.
         train: All images that the generator was trained on; None = not known.
         held_out: Real images of other patients; None = there are none.
+        warnings: What the user has to know of them before any score is taken, without names of files.
     """
 
     real: ImageSet
     generated: ImageSet
     train: ImageSet | None
     held_out: ImageSet | None
+    warnings: tuple[str, ...] = ()
 
 
 class _Prepared(NamedTuple):
@@ -173,6 +175,8 @@ class Scorer:
         bar.update()
         resampled = self._resampled(instrument, prepared, bar)
         warnings = [*_too_few(instrument, prepared), *([resampled.warning] if resampled.warning else [])]
+        if isinstance(instrument, DistributionScore):
+            warnings += instrument.warnings(prepared.real, prepared.generated)
         rows = []
         for value_name, value in measured.items():
             row = {**common, "name": title(value_name, extractor, label), "value": value, "warnings": warnings}
@@ -251,6 +255,7 @@ class Scorer:
             "at_most": instrument.at_most,
             "one_per_group": instrument.one_per_group,
             "resolution": list(self.sets.generated.size),
+            "generated_size": list(self.sets.generated.own_size),
             "dtype": "float32 vectors, float64 statistics",
             "device": self.vectors.device.type,
             "replicates": self.replicates,

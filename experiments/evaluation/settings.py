@@ -31,9 +31,11 @@ class Suite:
         data: Changes of that data's node, e.g. data.root.
         held_out: Folder of real images of other patients, where ``against`` is a folder of the training images.
         groups: CSV (file, group) of the folders ``against`` and ``held_out``: which files are of one patient.
-        value_range: Values of files in these folders that become black and white; null = what their bits hold.
+        value_range: Values of files in these folders that become black and white; null = 0 to 255, for files of 8 bits,
+            and what Mirage's own files of 16 bits say.
         generated_value_range: The same of the folder that is evaluated.
         size: Height and width of files in a folder; null = those of most of the real images.
+        pad: Pad files of another aspect ratio with black, on opposite sides alike; false = they are refused.
         output: Folder of the results; null = ``evaluation/<suite>-<clock>-<key>`` in the run directory,
             for folders ``evaluations/<folder>-<suite>-<key>`` here; the key is a hash of what was asked for.
         device: Where networks run.
@@ -54,6 +56,7 @@ class Suite:
     value_range: tuple[float, float] | None = None
     generated_value_range: tuple[float, float] | None = None
     size: tuple[int, int] | None = None
+    pad: bool = False
     output: str | None = None
     device: Literal["cpu", "cuda", "auto"] = "auto"
 

@@ -1,19 +1,28 @@
 """What is evaluated, and which real images it is compared with."""
 
-import os
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from datamodules.base import ImageDataModule
+from datamodules.value_range import ends_of, share_used, unlike_shares
 from experiments import config as cfg
 from experiments.config import ConfigError
 from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages
 from experiments.evaluation.scoring import Sets
 from experiments.evaluation.settings import Suite
+from experiments.folders import image_cache, overlap
 from experiments.loading import Trained, data_of, load_run
 from experiments.run_directory import recorded_config, refuse_links
+
+log = logging.getLogger(__name__)
+
+LOOKED_AT, TOGETHER = 100, 10  # images of a set whose values are looked at before any score is taken; read at a time
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,8 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
     """Return the sets of images that are compared, after a look at the first of each.
 
     Raises:
-        ConfigError: If generated and real images do not fit each other, or patients or files of the
-            training images are held out.
+        ConfigError: If generated and real images do not fit each other, patients or files of the training images are
+            held out, or real files are judged.
         DataError: If a file cannot be used.
     """
     seed, images = suite.seed, suite.images
@@ -97,31 +106,39 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
     else:
         size = suite.size or (_size_of(subject.trained) if subject.trained else None)
         groups = Path(suite.groups) if suite.groups else None
-        real = FolderImages(data, seed, images, groups, suite.value_range, size, hashes)
+        folder = partial(FolderImages, seed=seed, groups=groups, value_range=suite.value_range, hashes=hashes)
+        real = folder(data, at_most=images, size=size, pad=suite.pad)
         if suite.held_out is not None:
-            train = FolderImages(data, seed, None, groups, suite.value_range, real.size, hashes)
-            folder = Path(suite.held_out)
-            held_out = FolderImages(folder, seed, None, groups, suite.value_range, real.size, hashes)
+            train = folder(data, size=real.size, pad=suite.pad)
+            held_out = folder(Path(suite.held_out), size=real.size, pad=suite.pad, role="held-out")
             _check_held_out(train, held_out, groups)
     if subject.trained is not None:
         _refuse(suite, "these are for a folder that is evaluated", "generated_value_range")
+        if isinstance(data, ImageDataModule):
+            _refuse(suite, "this is for folders of images", "pad")
         generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
     else:
         value_range = suite.generated_value_range
-        generated = FolderImages(subject.path, seed, len(real), None, value_range, real.size, hashes)
+        generated = FolderImages(
+            subject.path, seed, len(real), None, value_range, real.size, hashes, role="generated", pad=suite.pad
+        )
+        _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)
-    return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None)
+    warnings = _warnings(real, generated, held_out)
+    for warning in warnings:
+        log.warning("warning: %s", warning)
+    return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None, warnings)
 
 
 def cache_dir(data: ImageDataModule | Path) -> Path:
     """Return where what is computed from patients' images is kept."""
     if isinstance(data, ImageDataModule):
         return data.cache_dir
-    return Path(os.environ.get("MIRAGE_CACHE") or "~/.cache/mirage").expanduser()  # as in configs/_base.yaml
+    return image_cache()
 
 
 def _refuse(suite: Suite, why: str, *names: str) -> None:
-    usual = {"split": "train", "data": {}}
+    usual = {"split": "train", "data": {}, "pad": False}
     given = [name for name in names if getattr(suite, name) != usual.get(name)]
     if given:
         raise ConfigError([f"{', '.join(given)}: {why}"])
@@ -141,23 +158,39 @@ def _size_of(trained: Trained) -> tuple[int, int]:
 
 def _check_held_out(train: FolderImages, held_out: FolderImages, groups: Path | None) -> None:
     problems = []
-    shared = sorted(set(train.groups) & set(held_out.groups)) if groups else []
+    shared = sorted(train.patients & held_out.patients) if groups else []
     if shared:
         problems.append(
-            f"held_out={held_out.folder}: {len(shared)} of its {len(set(held_out.groups))} patients also have images "
+            f"held_out={held_out.folder}: {len(shared)} of its {len(held_out.patients)} patients also have images "
             f"in against={train.folder}, e.g. {shared[0]}; hold out whole patients, and see to it that no file of one "
             f"folder is called as one of the other, for groups={groups} gives both the same patient"
         )
-    name = dict(zip(train.contents, train.names, strict=True))
-    pairs = zip(held_out.contents, held_out.names, strict=True)
-    equal = [(ours, name[content]) for content, ours in pairs if content in name]
-    if equal:
-        problems.append(
-            f"held_out={held_out.folder}: {len(equal)} of its {len(held_out)} files also lie in "
-            f"against={train.folder}, e.g. {equal[0][0]} as {equal[0][1]}; remove them from one of the folders"
-        )
+    problems += overlap(held_out.file_set, train.file_set)
     if problems:
         raise ConfigError(problems)
+
+
+def _check_new(generated: FolderImages, others: Sequence[ImageSet | None]) -> None:
+    """Refuse generated images that are files of real ones."""
+    files = [images.file_set for images in others if isinstance(images, FolderImages | RealImages)]
+    problems = [problem for theirs in files for problem in overlap(generated.file_set, theirs)]
+    if problems:
+        raise ConfigError(problems[:1])  # the training images are those of ``against`` again
+
+
+def _warnings(real: ImageSet, generated: ImageSet, held_out: ImageSet | None) -> tuple[str, ...]:
+    """Return what the user has to know of folders, before any score is taken."""
+    folders = [images for images in (real, held_out, generated) if isinstance(images, FolderImages)]
+    said = [sentence for images in folders for sentence in images.said]
+    if folders:  # a data set and a generator that was trained on it have one range
+        shares = [share_used(map(ends_of, _first_images(images))) for images in (real, generated)]
+        said.append(unlike_shares(shares[0], shares[1], "value_range", "generated_value_range"))
+    return tuple(sentence for sentence in said if sentence)
+
+
+def _first_images(images: ImageSet) -> Iterator[np.ndarray]:
+    for start in range(0, min(LOOKED_AT, len(images)), TOGETHER):
+        yield from images.read(start, min(start + TOGETHER, len(images))).numpy()
 
 
 def _check_fit(real: ImageSet, generated: ImageSet) -> None:

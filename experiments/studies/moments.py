@@ -18,16 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.cache import content_hashes
 from datamodules.dicom import read_dicom
 from datamodules.files import find_files
 from datamodules.mammography_layouts import view_of
 from datamodules.readers import DICOM, DataError, UnreadableImageError, is_deep, read_grey
+from datamodules.value_range import ends_of, range_of, share_used, unlike_shares
+from experiments.folders import FileSet, copies_among, image_cache, overlap, said_of_copies
 from experiments.report import STYLE, inline_figure
 from experiments.run_directory import write_text
 from experiments.studies.moment_figures import COVERED, PAIRS, beyond_axes, contour_plots, scatter_matrix
@@ -299,26 +303,41 @@ class Folder:
     Attributes:
         moments: (N, 5) float64.
         said: How many images, of which container, on which scale.
+        share: Share of the range of values that the images use, see ``share_used``.
+        files: What tells whether the images also lie elsewhere.
+        warnings: What the user has to know, without names of files.
     """
 
     moments: Tensor
     said: str
+    share: float
+    files: FileSet
+    warnings: tuple[str, ...]
+
+
+class _Image(NamedTuple):
+    """What is kept of an image: its moments (1, 5), the scale that they are on, and the ends of its values."""
+
+    moments: Tensor
+    scale: str
+    ends: np.ndarray
 
 
 def read_folder(
     root: Path,
     value_range: tuple[float, float] | None = None,
     view: str | None = None,
-    unknown_view: bool = False,
+    generated: bool = False,
 ) -> Folder:
     """Read all PNG and DICOM files below a folder, in threads; images may differ in size.
 
     Args:
         root: The folder.
-        value_range: Stored values of PNG files that are black and white; None = 0..255 or 0..65535, by the file's
-            bits. DICOM files are taken as a viewer shows them, black to white.
+        value_range: Stored values of PNG files that are black and white; None = what the files say (``range_of``).
+            DICOM files are taken as a viewer shows them, black to white.
         view: Only images of this view, by DICOM tag or file name; None = all.
-        unknown_view: Keep images of which the view is not known, too.
+        generated: Whether the images are generated: of real ones the copies of files are left out, and those of which
+            the view is not known.
 
     Raises:
         DataError: If there is no such image, or some cannot be used.
@@ -326,15 +345,20 @@ def read_folder(
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     paths = find_files(root, DICOM | {".png"})
+    which, setting = ("generated", "--generated-value-range") if generated else ("real", "--value-range")
+    contents = dict(zip(paths, content_hashes(paths, image_cache() / "hashes" / "folders.json"), strict=True))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         if view is not None:
-            wanted = {view, None} if unknown_view else {view}
+            wanted = {view, None} if generated else {view}
             views = list(pool.map(view_of, paths))
             paths = [path for path, found in zip(paths, views, strict=True) if found in wanted]
         if not paths:
             of_view = "" if view is None else f" whose tags or name (as in 0_L-{view}.png) say {view}"
             raise DataError(f"{root}: holds no PNG or DICOM file{of_view}")
-        results = pool.map(partial(_read_or_error, value_range=value_range), paths)
+        copies, count = copies_among(paths, [contents[path] for path in paths]), len(paths)
+        if not generated:
+            paths = [path for i, path in enumerate(paths) if i not in copies]
+        results = pool.map(partial(_read_or_error, value_range=value_range, setting=setting), paths)
         found = list(tqdm(results, root.name, len(paths), unit="image", disable=None))
     errors = [result for result in found if isinstance(result, UnreadableImageError)]
     if errors:
@@ -342,23 +366,43 @@ def read_folder(
             f"{root}: {len(errors)} of {len(paths)} images cannot be used, e.g. {errors[0]}; repair or remove them"
         )
     images = [result for result in found if not isinstance(result, UnreadableImageError)]
-    kinds = Counter(scale for _, scale in images)
-    said = "; ".join(f"{count:,} {scale}" for scale, count in sorted(kinds.items()))
-    return Folder(torch.cat([found for found, _ in images]), said if view is None else f"{said}; view {view}")
+    kinds = Counter(image.scale for image in images)
+    said = "; ".join(f"{number:,} {scale}" for scale, number in sorted(kinds.items()))
+    return Folder(
+        torch.cat([image.moments for image in images]),
+        said if view is None else f"{said}; view {view}",
+        share_used(image.ends for image in images),
+        FileSet(str(root), root, [path.name for path in paths], [contents[path] for path in paths]),
+        said_of_copies(which, len(copies), count),
+    )
 
 
-def _read_or_error(path: Path, value_range: tuple[float, float] | None) -> tuple[Tensor, str] | UnreadableImageError:
-    """Return the moments (1, 5) of a file and the scale that they are on, or why it cannot be used."""
+def warnings_of(real: Folder, generated: Folder) -> list[str]:
+    """Return what the user has to know of two folders before any number is taken.
+
+    Raises:
+        DataError: If one lies in the other, or they share files.
+    """
+    shared = overlap(generated.files, real.files)
+    if shared:
+        raise DataError(shared[0])
+    shares = unlike_shares(real.share, generated.share, "--value-range", "--generated-value-range")
+    return [*real.warnings, *generated.warnings, *([shares] if shares else [])]
+
+
+def _read_or_error(path: Path, value_range: tuple[float, float] | None, setting: str) -> _Image | UnreadableImageError:
+    """Return what is kept of an image, or why it cannot be used."""
     try:
         if path.suffix.lower() in DICOM:
-            shown = torch.from_numpy(read_dicom(path))
-            return moments(2.0 * shown.double()[None, None] - 1.0), "DICOM as displayed, black to white"
+            shown = 2.0 * torch.from_numpy(read_dicom(path)).double()[None, None] - 1.0
+            return _Image(moments(shown), "DICOM as displayed, black to white", ends_of(shown.numpy()))
         values, bits = read_grey(path), 16 if is_deep(path) else 8
-        low, high = value_range or (0.0, 2.0**bits - 1.0)
+        low, high = range_of(path, values, value_range, setting)
         stored = values.astype(np.uint16 if bits == 16 else np.uint8)
         if not np.array_equal(stored, values):
             raise UnreadableImageError(f"{path.name}: holds values that are no whole numbers of {bits} bits")
-        return moments_of_levels(stored, (low, high)), f"PNG of {bits} bits, values {low:g} to {high:g}"
+        scale = f"PNG of {bits} bits, values {low:g} to {high:g}"
+        return _Image(moments_of_levels(stored, (low, high)), scale, 2.0 * (ends_of(values) - low) / (high - low) - 1.0)
     except UnreadableImageError as error:
         return error
     except ValueError as error:
@@ -382,7 +426,8 @@ def main(arguments: list[str] | None = None) -> int:
             nargs=2,
             metavar=("LOW", "HIGH"),
             help="stored values that are black and white in the PNG files of "
-            + ("GENERATED (default: by their own bits)" if which else "REAL, e.g. 0 4095 (default: 0 255 or 0 65535)"),
+            + ("GENERATED" if which else "REAL")
+            + ", e.g. 0 4095 (default: 0 255 for files of 8 bits, and what Mirage's files of 16 bits say)",
         )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/moments"), help="folder of report.html and tables.csv"
@@ -393,7 +438,10 @@ def main(arguments: list[str] | None = None) -> int:
     ranges = _range(options.value_range), _range(options.generated_value_range)
     try:
         real = read_folder(roots[0], ranges[0], options.view)
-        generated = read_folder(roots[1], ranges[1], options.view, unknown_view=True)
+        generated = read_folder(roots[1], ranges[1], options.view, generated=True)
+        warnings = warnings_of(real, generated)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         study = analyse(real.moments, generated.moments, options.seed)
         effect = _effect_on_agreement(study)
     except (DataError, TooFewImagesError) as error:
@@ -403,6 +451,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"<!doctype html><meta charset=utf-8><title>Moments</title><style>{STYLE}</style>",
         f"<h1>Moments of {html.escape(roots[1].name)} against {html.escape(roots[0].name)}</h1>",
         f"<p>Real: {html.escape(real.said)}. Generated: {html.escape(generated.said)}.</p>",
+        *(f"<p>Warning: {html.escape(warning)}</p>" for warning in warnings),
         *sections(study),
         pruning_section(effect) if effect else "",
     ]

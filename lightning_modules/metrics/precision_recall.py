@@ -76,6 +76,19 @@ class _Neighbourhood(DistributionScore):
             raise ValueError(f"k={k}: must be at least 1")
         self.k, self.at_least = k, k + 1
 
+    def warnings(self, real: Tensor, generated: Tensor) -> list[str]:
+        """Say how many real images have balls that are points."""
+        return self._points(real, "real")
+
+    def _points(self, vectors: Tensor, name: str) -> list[str]:
+        points = int((neighbour_radii(vectors, self.k) == 0).sum())
+        if not points:
+            return []
+        same = f"{self.k} others" if self.k > 1 else "another one"
+        return [
+            f"{points} of {len(vectors)} {name} images equal {same}: their balls have radius 0 and hold nothing else"
+        ]
+
 
 class PrecisionRecall(_Neighbourhood):
     """Improved precision and recall.
@@ -94,6 +107,10 @@ class PrecisionRecall(_Neighbourhood):
         self.check(real, generated)
         precision, recall = precision_recall(real, generated, self.k)
         return {"precision": precision, "recall": recall}
+
+    def warnings(self, real: Tensor, generated: Tensor) -> list[str]:
+        """Say how many real and generated images have balls that are points."""
+        return self._points(real, "real") + self._points(generated, "generated")
 
 
 class DensityCoverage(_Neighbourhood):

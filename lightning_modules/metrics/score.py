@@ -86,6 +86,15 @@ class DistributionScore(Instrument):
             TooFewImagesError: If a set is smaller than ``at_least``.
         """
 
+    def warnings(self, real: Tensor, generated: Tensor) -> list[str]:
+        """Return in sentences what makes the numbers of these vectors mean little.
+
+        Args:
+            real: Vectors (N, D).
+            generated: Vectors (M, D).
+        """
+        return []
+
 
 class MemorisationScore(Instrument):
     """Whether a set of images repeats the training images."""

@@ -59,7 +59,8 @@ def test_batch_keeps_the_contract(kidney_root, tmp_path):
 
 def test_hidden_files_and_folders_are_left_out(tmp_path):
     root = write_kidney(tmp_path / "root", per_class=2)
-    shutil.copytree(class_folder(root, "Cyst"), root / ".trash" / "Cyst")
+    for trash in (".trash", "#recycle"):
+        shutil.copytree(class_folder(root, "Cyst"), root / trash / "Cyst")
     (class_folder(root, "Cyst") / "._Cyst- (1).jpg").write_bytes(b"what macOS leaves beside a file")
     assert len(kidney(root, tmp_path).records()) == 8
 

@@ -2,7 +2,9 @@
 
 import os
 
-from datamodules.files import find_files, write_atomically
+import pytest
+
+from datamodules.files import find_files, walk_files, write_atomically
 
 
 def names(root):
@@ -52,6 +54,22 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     root = tmp_path / ".hidden root"
     touch(root / "a.png", root / "._a.png", root / ".thumbs" / "a.png", root / "b" / ".c" / "d" / "a.png")
     assert names(root) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "left", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX", "@Recycle", "#snapshot"]
+)
+def test_what_a_system_leaves_is_left_out(left, tmp_path):
+    """Unless the root itself lies there: then the user means it."""
+    root = tmp_path / left / "root"
+    touch(root / "a.png", root / left / "a.png", root / "b" / left / "a.png" / "thumb.png", root / f"{left}.png")
+    (root / "b" / "b.png").touch()
+    assert names(root) == sorted([f"{left}.png", "a.png", "b/b.png"])
+
+
+def test_databases_of_thumbnails_are_no_files_of_the_user(tmp_path):
+    touch(tmp_path / "Thumbs.db", tmp_path / "a" / "desktop.ini", tmp_path / "a" / "a.csv")
+    assert [path.name for path in walk_files(tmp_path)] == ["a.csv"]
 
 
 def test_file_and_then_its_folder_are_brought_to_the_disk(tmp_path, monkeypatch):

@@ -138,3 +138,16 @@ def test_instruments_name_and_refuse():
         density_coverage(real[:5], generated)
     with pytest.raises(ValueError, match="k=0"):
         PrecisionRecall(k=0)
+
+
+def test_balls_that_are_points_are_said():
+    """Many copies of each image: no generated image but an equal one lies in such a ball."""
+    random = torch.Generator().manual_seed(0)
+    points, others = torch.randn(2, 10, 4, generator=random)
+    copies = torch.cat([points.repeat_interleave(4, dim=0), others[:5]])
+    said = "of 45 {} images equal 3 others: their balls have radius 0 and hold nothing else"
+    assert PrecisionRecall().warnings(copies, others) == [f"40 {said.format('real')}"]
+    assert PrecisionRecall().warnings(others, copies) == [f"40 {said.format('generated')}"]
+    assert DensityCoverage(k=3).warnings(copies, copies) == [f"40 {said.format('real')}"]
+    assert DensityCoverage(k=4).warnings(copies, copies) == DensityCoverage(k=3).warnings(others, copies) == []
+    assert DensityCoverage(k=1).warnings(copies, others)[0].startswith("40 of 45 real images equal another one: ")
