@@ -7,7 +7,10 @@ that keeps the aspect ratio. Images with implants, clips or magnification can be
 
 import logging
 import math
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +19,7 @@ import numpy as np
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
 from datamodules.dicom import read_dicom
+from datamodules.dicom_ranges import Range, series_ranges
 from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, is_deep, read_grey
@@ -52,12 +56,17 @@ class Mammography(ImageDataModule):
             the pixels (the brighter half), because what "left" means differs between data sets: some show the left
             breast at the left border, some at the right, some are mirrored. With it, augmentation must not flip.
         isolate_breast: Set everything but the breast to background: labels, markers, white strips of film scanners.
-        value_range: PNG and JPEG: the stored values that are black and white. Needed for 16-bit files, whose values
-            may fill 12 bits as well as 16; None = 0 to 255, for 8-bit files.
+        value_range: The values that are black and white. PNG and JPEG: stored values, and none may lie outside; needed
+            for 16-bit files, whose values may fill 12 bits as well as 16; None = 0 to 255, for 8-bit files. DICOM: in
+            the unit that rescaling leads to (CT: HU), in place of all windows of the files; what lies outside becomes
+            black or white; None = the file's window, and without one all that its bits can hold.
+        percentile_range: DICOM, for values without a unit (MR, NM): the percentiles, e.g. (1, 99), of each series'
+            pixels that are black and white, in place of all windows of the files.
         window: DICOM: which of the file's windows or VOI LUTs is used, counted from 0.
         exclude: Reasons, of "implant", "magnification" (also partial views), "clips" and "for_processing" (the
             detector's raw image, which looks unlike what is shown to readers), for which images are left out, according
-            to their tags or to the column exclude of ``csv``.
+            to their tags or to the column exclude of ``csv``. Files of several frames (tomosynthesis) always are
+            ("multi_frame").
         exclude_csv: A CSV with a column file or image_id that lists images to leave out.
         missing_ok: Share of the images listed by CSVs that may be absent.
         val_fraction: Share of the images held out for validation, by patient.
@@ -69,6 +78,7 @@ class Mammography(ImageDataModule):
 
     classes = ("LEFT", "RIGHT", "CC", "MLO")
     mirrored = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+    range_settings = "data.value_range (of DICOM in the file's unit, e.g. HU) or data.percentile_range"
     intensity = Intensity(
         0.0, 1.0, 16, "display grey", "MONOCHROME2 after the file's default window; 0 = background, 1 = white"
     )
@@ -86,6 +96,7 @@ class Mammography(ImageDataModule):
         flip_to: Literal["left", "right"] | None = None,
         isolate_breast: bool = False,
         value_range: tuple[float, float] | None = None,
+        percentile_range: tuple[float, float] | None = None,
         window: int = 0,
         exclude: tuple[str, ...] = ("for_processing",),
         exclude_csv: str | None = None,
@@ -110,6 +121,10 @@ class Mammography(ImageDataModule):
             raise ValueError(f"exclude={unknown}: must be of {', '.join(REASONS)}")
         if value_range is not None and not value_range[0] < value_range[1]:
             raise ValueError(f"value_range={list(value_range)}: black must be below white")
+        if percentile_range is not None and not 0 <= percentile_range[0] < percentile_range[1] <= 100:
+            raise ValueError(f"percentile_range={list(percentile_range)}: must rise, from 0 to 100")
+        if value_range is not None and percentile_range is not None:
+            raise ValueError("value_range and percentile_range: give one of them")
         if not 0 <= missing_ok <= 1:
             raise ValueError(f"missing_ok={missing_ok}: is a share, it lies in 0 to 1")
         if window < 0:
@@ -121,7 +136,7 @@ class Mammography(ImageDataModule):
             )
         self.root, self.layout, self.csv, self.content = root, layout, csv, content
         self.view, self.flip_to, self.isolate_breast = view, flip_to, isolate_breast
-        self.value_range, self.window = value_range, window
+        self.value_range, self.percentile_range, self.window = value_range, percentile_range, window
         self.exclude, self.exclude_csv, self.missing_ok = tuple(exclude), exclude_csv, missing_ok
 
     def check(self) -> None:
@@ -151,6 +166,7 @@ class Mammography(ImageDataModule):
                 continue
             labels = tuple(label for label in (found.side, found.view) if label in self.classes)
             records.append(Record(name, found.patient, labels, found.path))
+        records = self._with_ranges(records)
         for reason, count in sorted(left_out.items()):
             log.info("%s: left out %d images: %s", self._name, count, reason)
         if left_out and not records:
@@ -165,7 +181,7 @@ class Mammography(ImageDataModule):
         if record.group.startswith(UNKNOWN):
             raise UnreadableImageError(f"{record.path.name}: its header cannot be read, so its patient is not known")
         if record.path.suffix.lower() in DICOM:
-            values = read_dicom(record.path, self.window)
+            values = read_dicom(record.path, self.window, _told_range(record.told))
         else:
             values = read_picture(record.path, self.value_range)
         if self.isolate_breast:
@@ -195,6 +211,29 @@ class Mammography(ImageDataModule):
             return vindr(root, self.missing_ok)
         return folder(root, Path(self.csv).expanduser() if self.csv else None, self.missing_ok)
 
+    def _with_ranges(self, records: list[Record]) -> list[Record]:
+        """Tell DICOM files the range that is declared for them."""
+        paths = [one.path for one in records if one.path is not None and one.path.suffix.lower() in DICOM]
+        ranges = self._declared_ranges(paths)
+        return [
+            replace(one, told=f"{one.told} range={ranges[one.path][0]!r}:{ranges[one.path][1]!r}".strip())
+            if one.path in ranges
+            else one
+            for one in records
+        ]
+
+    def _declared_ranges(self, paths: Sequence[Path]) -> dict[Path, Range]:
+        if self.value_range is not None:
+            return dict.fromkeys(paths, (float(self.value_range[0]), float(self.value_range[1])))
+        if self.percentile_range is None or not paths:
+            return {}
+        folder = self.cache_dir / "hashes"
+        try:
+            memo = folder / f"{self._name}-percentiles.json"
+            return series_ranges(paths, self.percentile_range, folder / f"{self._name}.json", memo)
+        except OSError as error:
+            raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
+
     def _listed_exclusions(self) -> set[str]:
         if self.exclude_csv is None:
             return set()
@@ -208,7 +247,7 @@ class Mammography(ImageDataModule):
     def _reason_to_leave_out(self, found: Found, listed: set[str]) -> str | None:
         if listed:
             return "listed in data.exclude_csv"
-        reasons = [reason for reason in found.excluded if reason in self.exclude]
+        reasons = [reason for reason in found.excluded if reason in (*self.exclude, "multi_frame")]
         if reasons:
             return reasons[0]
         if self.view != "both" and found.view != self.view:
@@ -217,6 +256,11 @@ class Mammography(ImageDataModule):
 
 
 # Pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _told_range(told: str) -> Range | None:
+    match = re.search(r"\brange=(\S+):(\S+)", told)
+    return (float(match.group(1)), float(match.group(2))) if match else None
 
 
 def read_picture(path: Path, value_range: tuple[float, float] | None) -> np.ndarray:

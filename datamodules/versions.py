@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from datamodules.dicom import can_show_otherwise
 from datamodules.readers import DICOM
 
 Rule = tuple[str, int]  # name of a reader or layout, and its version
@@ -27,9 +28,13 @@ class Change(NamedTuple):
 
 
 RESIZING = "resizing"
+_DICOM_2 = Change(
+    "windows in functional groups are followed; compressed images of 8 bits in 16, and signed ones, are read",
+    can_show_otherwise,
+)
 # Names are those of readers and of layouts (``ImageDataModule.layout_name``); they become part of a cache's name. The
 # first change makes version 2.
-CHANGES: dict[str, tuple[Change, ...]] = {"png": (), "jpeg": (), "tiff": (), "bmp": (), "dicom": (), RESIZING: ()}
+CHANGES: dict[str, tuple[Change, ...]] = {"png": (), "jpeg": (), "tiff": (), "bmp": (), "dicom": (_DICOM_2,), RESIZING: ()}
 _PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
 
 
