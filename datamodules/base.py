@@ -31,6 +31,7 @@ from datamodules.transforms import resize
 from datamodules.versions import RESIZING, Rule, name_ending, newest, rule_of, sentences
 
 log = logging.getLogger(__name__)
+NARROW = 0.05  # share of the declared range; what fills less is hardly an image
 Batch = dict[str, Any]
 
 
@@ -132,6 +133,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     mirrored: dict[str, str] = {}  # classes that a left-right flip exchanges
     channels: int = 1
     intensity: Intensity
+    range_settings: str = ""  # what declares the range that files' values are brought to, for users
 
     def __init__(
         self,
@@ -201,6 +203,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Open the caches and split the images by group."""
         self._caches = self._open_caches()
         self._kept = self._kept_images(next(iter(self._caches.values())))
+        self._warn_of_narrow_ranges(self._caches[max(self._caches)])
         records = [image.record for image in self._kept]
         split = self.split(records)
         check_disjoint([record.group for record in records], split.tolist())
@@ -418,6 +421,27 @@ class ImageDataModule(L.LightningDataModule, ABC):
             log.warning("%s: left out %d unusable files: %s", self._name, len(unreadable), _some(unreadable))
         by_resolution = dict(zip(largest_first, caches, strict=True))
         return {resolution: by_resolution[resolution] for resolution in resolutions}
+
+    def _warn_of_narrow_ranges(self, cache: ImageCache) -> None:
+        """Say which images, or whether all together, fill next to nothing of the declared range, and which it is."""
+        low, step = self.intensity.low, (self.intensity.high - self.intensity.low) / self.intensity.levels
+        found = {name: (low + step * first, low + step * last) for name, (first, last) in cache.extremes().items()}
+        limit = NARROW * (self.intensity.high - self.intensity.low)
+        narrow = [name for name, (first, last) in found.items() if last - first < limit]
+        if not narrow:
+            return
+        of_all = min(first for first, _ in found.values()), max(last for _, last in found.values())
+        if of_all[1] - of_all[0] < limit:
+            who, lie = f"all {len(found)} images together fill", f"they lie in {of_all[0]:.4g} .. {of_all[1]:.4g}"
+        else:
+            first, last = found[narrow[0]]
+            who, lie = f"{len(narrow)} images fill", f"e.g. {narrow[0]} lies in {first:.4g} .. {last:.4g}"
+        declared = f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
+        advice = f"; set {self.range_settings}" if self.range_settings else ""
+        log.warning("%s: %s under %g %% of the range %s: %s%s", self._name, who, 100 * NARROW, declared, lie, advice)
+        constant = [name for name in narrow if found[name][0] == found[name][1]]
+        if constant:
+            log.warning("%s: %d images are constant: %s", self._name, len(constant), _some(constant))
 
     def _say_what_is_outdated(self, directories: list[Path], rules: list[Rule]) -> None:
         """Say why images that have a cache are read once more."""

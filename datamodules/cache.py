@@ -24,10 +24,12 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.files import refuse_link, write_json
+from datamodules.pseudonyms import quoted
 from datamodules.readers import DataError, UnreadableImageError
 
 log = logging.getLogger(__name__)
 
+LOOKED_AT = 200  # images of a cache from before their extremes were noted
 JOURNAL_EVERY = 2_000  # images; what a kill during a build costs at most
 
 
@@ -52,6 +54,12 @@ class ImageCache:
         self._checksums = np.fromfile(directory / "crc32.bin", np.uint32)
         if found != expected or len(self._checksums) != len(self.names):
             raise OSError(f"the cache {directory} is damaged ({found} bytes, expected {expected}); delete it")
+        extremes = refuse_link(directory / "extremes.bin")
+        self._extremes: np.ndarray | None = None
+        if extremes.is_file() and extremes.stat().st_size == 4 * len(self.names):
+            self._extremes = np.fromfile(extremes, np.uint16).reshape(-1, 2)
+        else:  # a cache from before they were noted, when messages quoted headers without marks
+            self.unreadable = [_with_marks(text) for text in self.unreadable]
         self._checked = np.zeros(len(self.names), bool)
         self._images: np.ndarray | None = None
 
@@ -79,9 +87,21 @@ class ImageCache:
                 self._checked[row] = True
         return images
 
+    def extremes(self) -> dict[str, tuple[int, int]]:
+        """Return the smallest and largest value of each image; of an older cache, of some evenly spaced ones."""
+        if self._extremes is not None:
+            return {name: (int(low), int(high)) for name, (low, high) in zip(self.names, self._extremes, strict=True)}
+        rows = np.unique(np.linspace(0, len(self.names) - 1, min(LOOKED_AT, len(self.names))).astype(int))
+        return {self.names[row]: (int(self.images[row].min()), int(self.images[row].max())) for row in rows}
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the map behind: a spawned worker must open it, not receive a copy of all images."""
         return {**self.__dict__, "_images": None}
+
+
+def _with_marks(text: str) -> str:
+    name, colon, reason = text.partition(": ")
+    return f"{name}: {quoted(reason)}" if colon else quoted(text)
 
 
 def _read_index(directory: Path) -> dict[str, Any]:
@@ -174,7 +194,8 @@ class _Part:
             kept = len(journal["names"])
             whole = kept + len(journal["unreadable"]) == journal["done"]
             whole = whole and (self.folder / "images.bin").stat().st_size >= kept * self.bytes_per_image
-            whole = whole and (self.folder / "crc32.bin").stat().st_size >= kept * 4
+            for name in ("crc32.bin", "extremes.bin"):
+                whole = whole and (self.folder / name).stat().st_size >= kept * 4
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         return journal if whole else {"done": 0, "names": [], "unreadable": []}
@@ -184,7 +205,8 @@ class _Part:
         refuse_link(self.folder).mkdir(exist_ok=True, mode=0o700)
         self.file = refuse_link(self.folder / "images.bin").open("ab")
         self.checksums = refuse_link(self.folder / "crc32.bin").open("ab")
-        for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4)):
+        self.extremes = refuse_link(self.folder / "extremes.bin").open("ab")
+        for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4), (self.extremes, 4)):
             file.truncate(kept * size)
             file.seek(0, os.SEEK_END)
 
@@ -194,17 +216,18 @@ class _Part:
         content = np.ascontiguousarray(image).tobytes()
         self.file.write(content)
         self.checksums.write(np.uint32(zlib.crc32(content)).tobytes())
+        self.extremes.write(np.array([image.min(), image.max()], np.uint16).tobytes())
 
     def note(self, journal: dict[str, Any]) -> None:
         """Bring images and journal to the disk, in this order."""
-        for file in (self.file, self.checksums):
+        for file in (self.file, self.checksums, self.extremes):
             file.flush()
             os.fsync(file.fileno())
         write_json(self.folder / "journal.json", journal)
 
     def finish(self, journal: dict[str, Any]) -> None:
-        self.file.close()
-        self.checksums.close()
+        for file in (self.file, self.checksums, self.extremes):
+            file.close()
         shape = [len(journal["names"]), *self.shape]
         index = {key: journal[key] for key in ("names", "unreadable")} | {"shape": shape, "dtype": self.dtype.name}
         write_json(self.folder / "index.json", index)

@@ -318,7 +318,12 @@ def _stored_values(dataset: "Dataset") -> np.ndarray:
 def _signed(values: np.ndarray, bits: int) -> np.ndarray:
     """Return signed values whose sign a codestream of more bits has left in the highest of theirs."""
     half = 2 ** (bits - 1)
-    if values.dtype.kind == "i" and bits < 8 * values.itemsize and values.min() >= 0 and half <= values.max() < 2 * half:
+    if (
+        values.dtype.kind == "i"
+        and bits < 8 * values.itemsize
+        and values.min() >= 0
+        and half <= values.max() < 2 * half
+    ):
         return (values ^ half) - values.dtype.type(half)
     return values
 

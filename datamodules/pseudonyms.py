@@ -25,8 +25,8 @@ _SHORTEST = 4  # characters; "13" is a patient in some data sets, and a number e
 _LONGEST = 200
 _TOKEN = re.compile(r"[^\W_]+|[\W_]")
 _known: set[str] = set()
-_QUOTED = re.compile("‹[^›]*(?:›|$)")
-HIDDEN = "‹shown on the terminal only›"
+_QUOTED = re.compile("«[^»]*(?:»|$)")
+HIDDEN = "«shown on the terminal only»"
 
 
 def remember(names: Iterable[str]) -> None:
@@ -40,8 +40,8 @@ def remember(names: Iterable[str]) -> None:
 
 def quoted(text: object, longest: int = 300) -> str:
     """Return text of a file between marks that the file cannot forge: what stands there reaches no run directory."""
-    line = " ".join(str(text).translate({ord("‹"): "<", ord("›"): ">"}).split())[:longest]
-    return f"‹{''.join(sign if sign.isprintable() else '?' for sign in line)}›"
+    line = " ".join(str(text).translate({ord("«"): "<", ord("»"): ">"}).split())[:longest]
+    return f"«{''.join(sign if sign.isprintable() else '?' for sign in line)}»"
 
 
 class Pseudonyms:

@@ -34,7 +34,14 @@ _DICOM_2 = Change(
 )
 # Names are those of readers and of layouts (``ImageDataModule.layout_name``); they become part of a cache's name. The
 # first change makes version 2.
-CHANGES: dict[str, tuple[Change, ...]] = {"png": (), "jpeg": (), "tiff": (), "bmp": (), "dicom": (_DICOM_2,), RESIZING: ()}
+CHANGES: dict[str, tuple[Change, ...]] = {
+    "png": (),
+    "jpeg": (),
+    "tiff": (),
+    "bmp": (),
+    "dicom": (_DICOM_2,),
+    RESIZING: (),
+}
 _PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
 
 

@@ -32,6 +32,7 @@ class Suite:
         held_out: Folder of real images of other patients, where ``against`` is a folder of the training images.
         groups: CSV (file, group) of the folders ``against`` and ``held_out``: which files are of one patient.
         value_range: Values of files in these folders that become black and white; null = what their bits hold.
+            Of DICOM files in the unit that rescaling leads to (CT: HU); null = as a viewer shows them.
         generated_value_range: The same of the folder that is evaluated.
         size: Height and width of files in a folder; null = those of most of the real images.
         output: Folder of the results; null = ``evaluation/<suite>-<clock>-<key>`` in the run directory,
