@@ -299,12 +299,12 @@ def _stored_values(dataset: "Dataset") -> np.ndarray:
         raise _Refused(f"its transfer syntax {name} is not supported") from error
     if not decoder.is_available:
         raise _Refused(f"no decoder for {syntax.name} is installed: {'; '.join(decoder.missing_dependencies)}")
-    if syntax.is_encapsulated:
-        _check_codestream(dataset)
+    precision = _checked_precision(dataset) if syntax.is_encapsulated else None
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
     options: dict[str, Any] = {"decoding_plugin": plugin} if syntax.is_encapsulated else {}
-    if syntax.is_encapsulated and dataset.BitsAllocated == 8:
-        options["bits_stored"] = 8  # GDCM ends the process if a JPEG image of 8 bits is said to use 7
+    if precision is not None and dataset.BitsStored < 8:
+        # GDCM ends the process if a JPEG image of 8 bits is said to use 7; pydicom refuses such a JPEG-LS image.
+        options["bits_stored"] = precision if "JPEG-LS" in syntax.name else 8
     try:
         values, _ = decoder.as_array(dataset, **options)
     except RuntimeError as error:  # what each decoder said; the name of the format helps to find another one
@@ -318,13 +318,8 @@ def _stored_values(dataset: "Dataset") -> np.ndarray:
 def _signed(values: np.ndarray, bits: int) -> np.ndarray:
     """Return signed values whose sign a codestream of more bits has left in the highest of theirs."""
     half = 2 ** (bits - 1)
-    if (
-        values.dtype.kind == "i"
-        and bits < 8 * values.itemsize
-        and values.min() >= 0
-        and half <= values.max() < 2 * half
-    ):
-        return (values ^ half) - values.dtype.type(half)
+    if values.dtype.kind == "i" and bits < 8 * values.itemsize and 0 <= values.min() and half <= values.max():
+        return ((values & (2 * half - 1)) ^ half) - values.dtype.type(half)
     return values
 
 
@@ -353,8 +348,10 @@ def _refuse_unsupported(dataset: "Dataset") -> None:
         raise _Refused(f"its highest bit is {highest}, for {stored} bits it must be {stored - 1}")
 
 
-def _check_codestream(dataset: "Dataset") -> None:
-    """Refuse compressed pixels that are cut off or whose own header disagrees with the file's.
+def _checked_precision(dataset: "Dataset") -> int | None:
+    """Return the bits that JPEG pixels of any kind are said to have by their own header, None for other kinds.
+
+    Refused are those that are cut off or whose header disagrees with the file's.
 
     Decoders fill up what is missing without a word and allocate whatever size a damaged codestream claims, and GDCM
     ends the whole process when the two headers disagree.
@@ -363,7 +360,7 @@ def _check_codestream(dataset: "Dataset") -> None:
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if "JPEG" not in syntax.name:
-        return
+        return None
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if b"\xff\xd9" not in frame[-16:]:  # end of image, perhaps with padding after it
         raise _Refused("its compressed pixel data is cut off")
@@ -379,6 +376,7 @@ def _check_codestream(dataset: "Dataset") -> None:
         raise _Refused(
             f"its compressed image has {precision} bits, its header says that {stored} of {allocated} are used"
         )
+    return precision
 
 
 def _jpeg2000_header(frame: bytes) -> tuple[int, int, int, int]:
