@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation, augment
-from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.cache import Extremes, ImageCache, cache_key, content_hashes, open_or_build
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
@@ -393,6 +393,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         names, contents = [record.name for record in records], [image.content for image in images]
         resolutions = self.schedule.resolutions()
         largest_first = sorted(set(resolutions), reverse=True)
+        extremes: dict[int, Extremes] = {}
 
         def read(i: int) -> list[np.ndarray]:
             image = self.read(records[i])
@@ -402,6 +403,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
                     f"{records[i].name}: values {low:g} .. {high:g} lie outside the data set's range "
                     f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
                 )
+            above = image.min(initial=high, where=image > self.intensity.low)
+            extremes[i] = Extremes(*self.intensity.encode(np.array([low, above, high])).tolist())
             stored = []
             for height, width in largest_first:  # each from the one before: the mean of means is the mean
                 image = resize(image, height, width)
@@ -413,7 +416,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         directories = [path.with_name(path.name + name_ending(rules)) for path in directories]
         self._say_what_is_outdated(directories, rules)
         try:
-            caches = open_or_build(directories, names, read, shapes, self.intensity.bits, self.max_unreadable)
+            bits, allowed = self.intensity.bits, self.max_unreadable
+            caches = open_or_build(directories, names, read, shapes, bits, allowed, extremes.__getitem__)
         except OSError as error:
             raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
         unreadable = caches[0].unreadable
@@ -423,9 +427,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return {resolution: by_resolution[resolution] for resolution in resolutions}
 
     def _warn_of_narrow_ranges(self, cache: ImageCache) -> None:
-        """Say which images, or whether all together, fill next to nothing of the declared range, and which it is."""
+        """Say which images, or whether all together, fill next to nothing of the declared range, and which it is.
+
+        The lowest value does not count: it is what padding is filled with.
+        """
         low, step = self.intensity.low, (self.intensity.high - self.intensity.low) / self.intensity.levels
-        found = {name: (low + step * first, low + step * last) for name, (first, last) in cache.extremes().items()}
+        noted = cache.extremes()
+        found = {name: (low + step * one.above_zero, low + step * one.highest) for name, one in noted.items()}
         limit = NARROW * (self.intensity.high - self.intensity.low)
         narrow = [name for name, (first, last) in found.items() if last - first < limit]
         if not narrow:
@@ -439,7 +447,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         declared = f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
         advice = f"; set {self.range_settings}" if self.range_settings else ""
         log.warning("%s: %s under %g %% of the range %s: %s%s", self._name, who, 100 * NARROW, declared, lie, advice)
-        constant = [name for name in narrow if found[name][0] == found[name][1]]
+        constant = [name for name in narrow if noted[name].lowest == noted[name].highest]
         if constant:
             log.warning("%s: %d images are constant: %s", self._name, len(constant), _some(constant))
 

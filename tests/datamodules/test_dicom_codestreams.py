@@ -1,4 +1,4 @@
-"""Bits of compressed frames: what an independent encoder and decoder (imagecodecs) make of them, and what is refused."""
+"""Bits of compressed frames: as an independent codec (imagecodecs) writes and reads them, and what is refused."""
 
 import imagecodecs
 import numpy as np
