@@ -403,8 +403,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
                     f"{records[i].name}: values {low:g} .. {high:g} lie outside the data set's range "
                     f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
                 )
-            above = image.min(initial=high, where=image > self.intensity.low)
-            extremes[i] = Extremes(*self.intensity.encode(np.array([low, above, high])).tolist())
+            above_padding = image.min(initial=high, where=image > self.intensity.low)
+            extremes[i] = Extremes(*self.intensity.encode(np.array([above_padding, high])).tolist())
             stored = []
             for height, width in largest_first:  # each from the one before: the mean of means is the mean
                 image = resize(image, height, width)
@@ -432,8 +432,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         The lowest value does not count: it is what padding is filled with.
         """
         low, step = self.intensity.low, (self.intensity.high - self.intensity.low) / self.intensity.levels
-        noted = cache.extremes()
-        found = {name: (low + step * one.above_zero, low + step * one.highest) for name, one in noted.items()}
+        found = {name: (low + step * one.lowest, low + step * one.highest) for name, one in cache.extremes().items()}
         limit = NARROW * (self.intensity.high - self.intensity.low)
         narrow = [name for name, (first, last) in found.items() if last - first < limit]
         if not narrow:
@@ -447,7 +446,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         declared = f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
         advice = f"; set {self.range_settings}" if self.range_settings else ""
         log.warning("%s: %s under %g %% of the range %s: %s%s", self._name, who, 100 * NARROW, declared, lie, advice)
-        constant = [name for name in narrow if noted[name].lowest == noted[name].highest]
+        constant = [name for name in narrow if found[name][0] == found[name][1]]
         if constant:
             log.warning("%s: %d images are constant: %s", self._name, len(constant), _some(constant))
 

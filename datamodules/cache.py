@@ -34,17 +34,16 @@ JOURNAL_EVERY = 2_000  # images; what a kill during a build costs at most
 
 
 class Extremes(NamedTuple):
-    """The smallest value of an image, the smallest above 0, which often is padding, and the largest."""
+    """The smallest value of an image that is not 0, which often is padding, and the largest; both 0 if all are 0."""
 
     lowest: int
-    above_zero: int
     highest: int
 
 
 def extremes_of(image: np.ndarray) -> Extremes:
-    """Return the extremes of an image of unsigned integers; all 0 for one that is 0 throughout."""
-    above = int(image[image > 0].min()) if image.any() else 0
-    return Extremes(int(image.min()), above, int(image.max()))
+    """Return the extremes of an image of unsigned integers."""
+    highest = image.max()
+    return Extremes(int(image.min(initial=highest, where=image > 0)), int(highest))
 
 
 class ImageCache:
@@ -70,8 +69,8 @@ class ImageCache:
             raise OSError(f"the cache {directory} is damaged ({found} bytes, expected {expected}); delete it")
         extremes = refuse_link(directory / "extremes.bin")
         self._extremes: np.ndarray | None = None
-        if extremes.is_file() and extremes.stat().st_size == 6 * len(self.names):
-            self._extremes = np.fromfile(extremes, np.uint16).reshape(-1, 3)
+        if extremes.is_file() and extremes.stat().st_size == 4 * len(self.names):
+            self._extremes = np.fromfile(extremes, np.uint16).reshape(-1, 2)
         else:  # a cache from before they were noted, when messages quoted headers without marks
             self.unreadable = [_with_marks(text) for text in self.unreadable]
         self._checked = np.zeros(len(self.names), bool)
@@ -211,8 +210,8 @@ class _Part:
             kept = len(journal["names"])
             whole = kept + len(journal["unreadable"]) == journal["done"]
             whole = whole and (self.folder / "images.bin").stat().st_size >= kept * self.bytes_per_image
-            whole = whole and (self.folder / "crc32.bin").stat().st_size >= kept * 4
-            whole = whole and (self.folder / "extremes.bin").stat().st_size >= kept * 6
+            for name in ("crc32.bin", "extremes.bin"):
+                whole = whole and (self.folder / name).stat().st_size >= kept * 4
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         return journal if whole else {"done": 0, "names": [], "unreadable": []}
@@ -223,7 +222,7 @@ class _Part:
         self.file = refuse_link(self.folder / "images.bin").open("ab")
         self.checksums = refuse_link(self.folder / "crc32.bin").open("ab")
         self.extremes = refuse_link(self.folder / "extremes.bin").open("ab")
-        for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4), (self.extremes, 6)):
+        for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4), (self.extremes, 4)):
             file.truncate(kept * size)
             file.seek(0, os.SEEK_END)
 

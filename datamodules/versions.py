@@ -53,8 +53,8 @@ def newest(name: str) -> Rule:
 def rule_of(path: Path) -> Rule:
     """Return the reader of a file, with the version that last can have changed its pixels."""
     suffix = path.suffix.lower()
-    name = "dicom" if suffix in DICOM else _PICTURES[suffix]
-    numbered = enumerate(CHANGES[name], 2)
+    name = "dicom" if suffix in DICOM else _PICTURES.get(suffix, suffix)  # a table may list what no reader reads
+    numbered = enumerate(CHANGES.get(name, ()), 2)
     return name, max((version for version, change in numbered if change.concerns(path)), default=1)
 
 

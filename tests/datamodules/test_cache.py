@@ -286,7 +286,7 @@ def test_extremes_are_those_of_each_image_also_after_a_kill(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         build(killed)
-    expected = {"x": (0, 0, 0), "y": (7, 7, 7), "z": (0, 9, 200)}
+    expected = {"x": (0, 0), "y": (7, 7), "z": (9, 200)}
     assert build(lambda i: [images[i]]) == expected
     (tmp_path / "a" / "extremes.bin").unlink()  # as in caches from before they were noted
     assert build(lambda i: pytest.fail("read again")) == expected
