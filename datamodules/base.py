@@ -5,6 +5,7 @@ has no classes), ``id`` (names), ``images_seen`` (the clock that it was drawn fo
 """
 
 import hashlib
+import json
 import logging
 import mmap
 import signal
@@ -12,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation, augment
-from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.cache import Extremes, ImageCache, cache_key, content_hashes, open_or_build
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
@@ -32,6 +33,7 @@ from datamodules.transforms import resize
 from datamodules.versions import RESIZING, Rule, name_ending, newest, rule_of, sentences
 
 log = logging.getLogger(__name__)
+NARROW = 0.05  # share of the declared range; what fills less is hardly an image
 Batch = dict[str, Any]
 
 READ_AHEAD = 2  # batches that each reading process prepares
@@ -112,7 +114,7 @@ class Record:
     group: str
     labels: tuple[str, ...]
     path: Path | None = None
-    told: str = ""
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 class Used(NamedTuple):
@@ -120,7 +122,7 @@ class Used(NamedTuple):
 
     Attributes:
         record: What the data set says of it.
-        content: Hash of what it is made of.
+        content: Hash of its file's bytes, or of what it is drawn from.
         rule: The version of the reader that it is read by.
     """
 
@@ -150,6 +152,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     mirrored: dict[str, str] = {}  # classes that a left-right flip exchanges
     channels: int = 1
     intensity: Intensity
+    range_settings: str = ""  # what declares the range that files' values are brought to, for users
 
     def __init__(
         self,
@@ -219,6 +222,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Open the caches and split the images by group."""
         self._caches = self._open_caches()
         self._kept = self._kept_images(next(iter(self._caches.values())))
+        self._warn_of_narrow_ranges(self._caches[max(self._caches)])
         records = [image.record for image in self._kept]
         split = self.split(records)
         check_disjoint([record.group for record in records], split.tolist())
@@ -297,7 +301,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())
         for row in self._rows[split]:
             digest.update(self._kept[row].content.encode())
-        digest.update(name_ending(self._rules([self._kept[row] for row in self._rows[split]])).encode())
+        digest.update(self._rules_and_told([self._kept[row] for row in self._rows[split]]).encode())
         return digest.hexdigest()[:20]
 
     def facts(self) -> dict[str, Any]:
@@ -368,8 +372,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             kept, contents = self._without_duplicates(records, contents)
             with ThreadPoolExecutor(8) as pool:  # on network disks the time goes into waiting for each file
                 rules = list(pool.map(lambda record: rule_of(record.path) if record.path else (self._name, 1), kept))
-            told = [content + record.told for record, content in zip(kept, contents, strict=True)]
-            self._scan = list(map(Used, kept, told, rules))
+            self._scan = list(map(Used, kept, contents, rules))
         return self._scan
 
     def _rules(self, images: Sequence[Used]) -> list[Rule]:
@@ -429,10 +432,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _open_caches(self) -> dict[tuple[int, int], ImageCache]:
         """Return a cache per resolution of the schedule; missing ones are built in one pass over the files."""
         images = self._scanned()
-        records, rules = [image.record for image in images], self._rules(images)
+        records = [image.record for image in images]
         names, contents = [record.name for record in records], [image.content for image in images]
         resolutions = self.schedule.resolutions()
         largest_first = sorted(set(resolutions), reverse=True)
+        extremes: dict[int, Extremes] = {}
 
         def read(i: int) -> list[np.ndarray]:
             image = self.read(records[i])
@@ -442,6 +446,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
                     f"{records[i].name}: values {low:g} .. {high:g} lie outside the data set's range "
                     f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
                 )
+            above_padding = image.min(initial=high, where=image > self.intensity.low)
+            extremes[i] = Extremes(*self.intensity.encode(np.array([above_padding, high])).tolist())
             stored = []
             for height, width in largest_first:  # each from the one before: the mean of means is the mean
                 image = resize(image, height, width)
@@ -450,10 +456,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
         shapes = [(self.channels, height, width) for height, width in largest_first]
         directories = [self._cache_directory(shape, names, contents) for shape in shapes]
-        directories = [path.with_name(path.name + name_ending(rules)) for path in directories]
-        self._say_what_is_outdated(directories, rules)
+        self._say_what_is_outdated(directories, images)
+        directories = [path.with_name(path.name + self._rules_and_told(images)) for path in directories]
         try:
-            caches = open_or_build(directories, names, read, shapes, self.intensity.bits, self.max_unreadable)
+            bits, allowed = self.intensity.bits, self.max_unreadable
+            caches = open_or_build(directories, names, read, shapes, bits, allowed, extremes.__getitem__)
         except OSError as error:
             raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
         unreadable = caches[0].unreadable
@@ -462,18 +469,53 @@ class ImageDataModule(L.LightningDataModule, ABC):
         by_resolution = dict(zip(largest_first, caches, strict=True))
         return {resolution: by_resolution[resolution] for resolution in resolutions}
 
-    def _say_what_is_outdated(self, directories: list[Path], rules: list[Rule]) -> None:
-        """Say why images that have a cache are read once more."""
+    def _warn_of_narrow_ranges(self, cache: ImageCache) -> None:
+        """Say which images, or whether all together, fill next to nothing of the declared range, and which it is.
+
+        The lowest value does not count: it is what padding is filled with.
+        """
+        low, step = self.intensity.low, (self.intensity.high - self.intensity.low) / self.intensity.levels
+        found = {name: (low + step * one.lowest, low + step * one.highest) for name, one in cache.extremes().items()}
+        limit = NARROW * (self.intensity.high - self.intensity.low)
+        narrow = [name for name, (first, last) in found.items() if last - first < limit]
+        if not narrow:
+            return
+        of_all = min(first for first, _ in found.values()), max(last for _, last in found.values())
+        if of_all[1] - of_all[0] < limit:
+            who, lie = f"all {len(found)} images together fill", f"they lie in {of_all[0]:.4g} .. {of_all[1]:.4g}"
+        else:
+            first, last = found[narrow[0]]
+            who, lie = f"{len(narrow)} images fill", f"e.g. {narrow[0]} lies in {first:.4g} .. {last:.4g}"
+        declared = f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
+        advice = f"; set {self.range_settings}" if self.range_settings else ""
+        log.warning("%s: %s under %g %% of the range %s: %s%s", self._name, who, 100 * NARROW, declared, lie, advice)
+        constant = [name for name in narrow if found[name][0] == found[name][1]]
+        if constant:
+            log.warning("%s: %d images are constant: %s", self._name, len(constant), _some(constant))
+
+    def _rules_and_told(self, images: Sequence[Used]) -> str:
+        """Return what a cache's name ends with: changed rules of reading, and a hash of what tables tell of images."""
+        told = [[image.record.name, image.record.told] for image in images if image.record.told]
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8] if told else ""
+        return name_ending(self._rules(images)) + (f"-told{digest}" if told else "")
+
+    def _say_what_is_outdated(self, directories: list[Path], images: Sequence[Used]) -> None:
+        """Say why images that have a cache are read once more.
+
+        Args:
+            directories: The caches as they were called when all rules were the first.
+            images: What the caches hold.
+        """
         for directory in directories:
-            first = directory.name.removesuffix(name_ending(rules))
-            older = sorted(path.name for path in directory.parent.glob(f"{first}*") if path.is_dir())
-            if older and not directory.exists():
+            older = sorted(path.name for path in directory.parent.glob(f"{directory.name}*") if path.is_dir())
+            since = [rule for rule in self._rules(images) if older and name_ending([rule]) not in older[-1]]
+            if since and directory.name + self._rules_and_told(images) not in older:
                 log.warning(
                     "%s: the cache %s was made by earlier rules of reading and is made anew; the old folder can be "
                     "deleted. Changed since: %s",
                     self._name,
                     older[-1],
-                    "; ".join(sentences(rule for rule in rules if name_ending([rule]) not in older[-1])),
+                    "; ".join(sentences(since)),
                 )
 
     def _cache_directory(self, shape: tuple[int, int, int], names: list[str], contents: list[str]) -> Path:

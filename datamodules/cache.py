@@ -18,17 +18,32 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from datamodules.files import refuse_link, write_json
+from datamodules.pseudonyms import quoted
 from datamodules.readers import DataError, UnreadableImageError
 
 log = logging.getLogger(__name__)
 
+LOOKED_AT = 200  # images of a cache from before their extremes were noted
 JOURNAL_EVERY = 2_000  # images; what a kill during a build costs at most
+
+
+class Extremes(NamedTuple):
+    """The smallest value of an image that is not 0, which often is padding, and the largest; both 0 if all are 0."""
+
+    lowest: int
+    highest: int
+
+
+def extremes_of(image: np.ndarray) -> Extremes:
+    """Return the extremes of an image of unsigned integers."""
+    highest = image.max()
+    return Extremes(int(image.min(initial=highest, where=image > 0)), int(highest))
 
 
 class ImageCache:
@@ -52,6 +67,12 @@ class ImageCache:
         self._checksums = np.fromfile(directory / "crc32.bin", np.uint32)
         if found != expected or len(self._checksums) != len(self.names):
             raise OSError(f"the cache {directory} is damaged ({found} bytes, expected {expected}); delete it")
+        extremes = refuse_link(directory / "extremes.bin")
+        self._extremes: np.ndarray | None = None
+        if extremes.is_file() and extremes.stat().st_size == 4 * len(self.names):
+            self._extremes = np.fromfile(extremes, np.uint16).reshape(-1, 2)
+        else:  # a cache from before they were noted, when messages quoted headers without marks
+            self.unreadable = [_with_marks(text) for text in self.unreadable]
         self._checked = np.zeros(len(self.names), bool)
         self._images: np.ndarray | None = None
 
@@ -79,9 +100,21 @@ class ImageCache:
                 self._checked[row] = True
         return images
 
+    def extremes(self) -> dict[str, Extremes]:
+        """Return the extremes of each image before it was resized; of an older cache, of some that it holds."""
+        if self._extremes is not None:
+            return {name: Extremes(*found) for name, found in zip(self.names, self._extremes.tolist(), strict=True)}
+        rows = np.unique(np.linspace(0, len(self.names) - 1, min(LOOKED_AT, len(self.names))).astype(int))
+        return {self.names[row]: extremes_of(self.images[row]) for row in rows}
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the map behind: a spawned worker must open it, not receive a copy of all images."""
         return {**self.__dict__, "_images": None}
+
+
+def _with_marks(text: str) -> str:
+    name, colon, reason = text.partition(": ")
+    return f"{name}: {quoted(reason)}" if colon else quoted(text)
 
 
 def _read_index(directory: Path) -> dict[str, Any]:
@@ -118,6 +151,7 @@ def open_or_build(
     shapes: Sequence[tuple[int, int, int]],
     bits: int,
     max_unreadable: float,
+    extremes: Callable[[int], Extremes] | None = None,
 ) -> list[ImageCache]:
     """Return the caches in ``directories``, one per size of image; those that are not there are built first, together.
 
@@ -130,6 +164,7 @@ def open_or_build(
         shapes: (C, H, W) of the images of each cache.
         bits: Bits per value; up to 8 are stored in one byte, up to 16 in two.
         max_unreadable: Share of the files that may be unreadable. They are left out and listed.
+        extremes: Returns those of image i, once it has been read; None = of what is kept of it.
 
     Raises:
         UnreadableImageError: If more than that share is unreadable.
@@ -145,7 +180,8 @@ def open_or_build(
             missing = [i for i, directory in enumerate(directories) if not directory.exists()]
             if missing:
                 parts = [_Part(directories[i], shapes[i], dtype) for i in missing]
-                _build(parts, names, lambda n: [images[i] for images in [read(n)] for i in missing], max_unreadable)
+                needed = lambda n: [images[i] for images in [read(n)] for i in missing]  # noqa: E731
+                _build(parts, names, needed, max_unreadable, extremes)
     caches = [ImageCache(directory) for directory in directories]
     for cache in caches[1:]:
         if cache.names != caches[0].names:
@@ -174,7 +210,8 @@ class _Part:
             kept = len(journal["names"])
             whole = kept + len(journal["unreadable"]) == journal["done"]
             whole = whole and (self.folder / "images.bin").stat().st_size >= kept * self.bytes_per_image
-            whole = whole and (self.folder / "crc32.bin").stat().st_size >= kept * 4
+            for name in ("crc32.bin", "extremes.bin"):
+                whole = whole and (self.folder / name).stat().st_size >= kept * 4
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         return journal if whole else {"done": 0, "names": [], "unreadable": []}
@@ -184,27 +221,29 @@ class _Part:
         refuse_link(self.folder).mkdir(exist_ok=True, mode=0o700)
         self.file = refuse_link(self.folder / "images.bin").open("ab")
         self.checksums = refuse_link(self.folder / "crc32.bin").open("ab")
-        for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4)):
+        self.extremes = refuse_link(self.folder / "extremes.bin").open("ab")
+        for file, size in ((self.file, self.bytes_per_image), (self.checksums, 4), (self.extremes, 4)):
             file.truncate(kept * size)
             file.seek(0, os.SEEK_END)
 
-    def write(self, name: str, image: np.ndarray) -> None:
+    def write(self, name: str, image: np.ndarray, extremes: Extremes) -> None:
         if image.shape != self.shape or image.dtype != self.dtype:
             raise RuntimeError(f"{name}: got {image.shape} {image.dtype}, expected {self.shape} {self.dtype}")
         content = np.ascontiguousarray(image).tobytes()
         self.file.write(content)
         self.checksums.write(np.uint32(zlib.crc32(content)).tobytes())
+        self.extremes.write(np.array(extremes, np.uint16).tobytes())
 
     def note(self, journal: dict[str, Any]) -> None:
         """Bring images and journal to the disk, in this order."""
-        for file in (self.file, self.checksums):
+        for file in (self.file, self.checksums, self.extremes):
             file.flush()
             os.fsync(file.fileno())
         write_json(self.folder / "journal.json", journal)
 
     def finish(self, journal: dict[str, Any]) -> None:
-        self.file.close()
-        self.checksums.close()
+        for file in (self.file, self.checksums, self.extremes):
+            file.close()
         shape = [len(journal["names"]), *self.shape]
         index = {key: journal[key] for key in ("names", "unreadable")} | {"shape": shape, "dtype": self.dtype.name}
         write_json(self.folder / "index.json", index)
@@ -213,7 +252,11 @@ class _Part:
 
 
 def _build(
-    parts: list[_Part], names: Sequence[str], read: Callable[[int], Sequence[np.ndarray]], max_unreadable: float
+    parts: list[_Part],
+    names: Sequence[str],
+    read: Callable[[int], Sequence[np.ndarray]],
+    max_unreadable: float,
+    extremes: Callable[[int], Extremes] | None,
 ) -> None:
     journal = min((part.progress() for part in parts), key=lambda found: found["done"])
     for part in parts:
@@ -234,7 +277,7 @@ def _build(
             journal["unreadable"].append(str(result))
         else:
             for part, image in zip(parts, result, strict=True):
-                part.write(names[i], image)
+                part.write(names[i], image, extremes(i) if extremes else extremes_of(image))
             journal["names"].append(names[i])
         journal["done"] = i + 1
     for part in parts:

@@ -8,6 +8,7 @@ that keeps the aspect ratio. Images with implants, clips or magnification can be
 import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule, Intensity, Record
 from datamodules.cache import ImageCache
 from datamodules.dicom import read_dicom
+from datamodules.dicom_ranges import Range, series_ranges
 from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.patients import one_name_per_patient
@@ -61,12 +63,18 @@ class Mammography(ImageDataModule):
             what the file's PatientOrientation says, else the border that the file's or table's side names. How often
             the borders contradict these is logged. With it, augmentation must not flip.
         isolate_breast: Set everything but the breast to background: labels, markers, white strips of film scanners.
-        value_range: PNG and JPEG: the stored values that are black and white. Needed for 16-bit files, whose values
-            may fill 12 bits as well as 16; None = 0 to 255 for 8-bit files, 0 to 65535 for 16-bit files of Mirage's.
+        value_range: The values that are black and white. PNG and JPEG: stored values, and none may lie outside; needed
+            for 16-bit files, whose values may fill 12 bits as well as 16; None = 0 to 255 for 8-bit files, 0 to 65535
+            for 16-bit files of Mirage's. DICOM: in the unit that rescaling leads to (CT: HU), in place of all windows
+            of the files; what lies outside becomes black or white; None = the file's window, and without one all that
+            its bits can hold.
+        percentile_range: DICOM, for values without a unit (MR, NM): the percentiles, e.g. (1, 99), of each series'
+            pixels that are black and white, in place of all windows of the files.
         window: DICOM: which of the file's windows or VOI LUTs is used, counted from 0.
         exclude: Reasons, of "implant", "magnification" (also partial views), "clips" and "for_processing" (the
             detector's raw image, which looks unlike what is shown to readers), for which images are left out, according
-            to their tags or to the column exclude of ``csv``.
+            to their tags or to the column exclude of ``csv``. Files of several frames (tomosynthesis) always are
+            ("multi_frame").
         exclude_csv: A CSV with a column file or image_id that lists images to leave out.
         missing_ok: Share of the images listed by CSVs that may be absent.
         val_fraction: Share of the images held out for validation, by patient.
@@ -78,6 +86,7 @@ class Mammography(ImageDataModule):
 
     classes = ("LEFT", "RIGHT", "CC", "MLO")
     mirrored = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+    range_settings = "data.value_range (of DICOM in the file's unit, e.g. HU) or data.percentile_range"
     intensity = Intensity(
         0.0, 1.0, 16, "display grey", "MONOCHROME2 after the file's default window; 0 = background, 1 = white"
     )
@@ -95,6 +104,7 @@ class Mammography(ImageDataModule):
         flip_to: Literal["left", "right"] | None = None,
         isolate_breast: bool = False,
         value_range: tuple[float, float] | None = None,
+        percentile_range: tuple[float, float] | None = None,
         window: int = 0,
         exclude: tuple[str, ...] = ("for_processing",),
         exclude_csv: str | None = None,
@@ -119,6 +129,10 @@ class Mammography(ImageDataModule):
             raise ValueError(f"exclude={unknown}: must be of {', '.join(REASONS)}")
         if value_range is not None and not value_range[0] < value_range[1]:
             raise ValueError(f"value_range={list(value_range)}: black must be below white")
+        if percentile_range is not None and not 0 <= percentile_range[0] < percentile_range[1] <= 100:
+            raise ValueError(f"percentile_range={list(percentile_range)}: must rise, from 0 to 100")
+        if value_range is not None and percentile_range is not None:
+            raise ValueError("value_range and percentile_range: give one of them")
         if not 0 <= missing_ok <= 1:
             raise ValueError(f"missing_ok={missing_ok}: is a share, it lies in 0 to 1")
         if window < 0:
@@ -130,9 +144,11 @@ class Mammography(ImageDataModule):
             )
         self.root, self.layout, self.csv, self.content = root, layout, csv, content
         self.view, self.flip_to, self.isolate_breast = view, flip_to, isolate_breast
-        self.value_range, self.window = value_range, window
+        self.value_range, self.percentile_range, self.window = value_range, percentile_range, window
         self.exclude, self.exclude_csv, self.missing_ok = tuple(exclude), exclude_csv, missing_ok
-        self._read_sides: dict[str, tuple[str, Side | None]] = {}  # of each image read: the side told, and the one seen
+        self._read_sides: dict[
+            str, tuple[Side | None, Side | None]
+        ] = {}  # of each image read: the side told, and the one seen
 
     def check(self) -> None:
         """Raise DataError unless the folder is there and holds an image, and the CSVs are there."""
@@ -160,8 +176,10 @@ class Mammography(ImageDataModule):
                 left_out[reason] += 1
                 continue
             labels = tuple(label for label in (found.side, found.view) if label in self.classes)
-            told = found.chest_wall or (found.side or "").lower()
-            records.append(Record(name, found.patient, labels, found.path, told))
+            # The side of tag, name or table is the patient's; a breast mostly lies at the border of that name.
+            side = found.chest_wall or (found.side and found.side.lower())
+            records.append(Record(name, found.patient, labels, found.path, {"side": side} if side else {}))
+        records = self._with_ranges(records)
         for reason, count in sorted(left_out.items()):
             log.info("%s: left out %d images: %s", self._name, count, reason)
         if left_out and not records:
@@ -176,13 +194,14 @@ class Mammography(ImageDataModule):
         if record.group.startswith(UNKNOWN):
             raise UnreadableImageError(f"{record.path.name}: its header cannot be read, so its patient is not known")
         if record.path.suffix.lower() in DICOM:
-            values = read_dicom(record.path, self.window)
+            values = read_dicom(record.path, self.window, record.told.get("range"))
         else:
             values = read_picture(record.path, self.value_range)
         if self.isolate_breast:
             values = isolate_breast(values)
-        self._read_sides[record.name] = (record.told, seen_side(values))
-        side = breast_side(values, record.told)
+        told, seen = record.told.get("side"), seen_side(values)
+        self._read_sides[record.name] = (told, seen)
+        side = seen or breast_side(values, told)
         if self.flip_to is not None and side != self.flip_to:
             values, side = values[:, ::-1], self.flip_to
         return pad_to_aspect(values, side, *self.schedule.resolutions()[-1])[None]
@@ -246,6 +265,27 @@ class Mammography(ImageDataModule):
             return vindr(root, self.missing_ok)
         return folder(root, Path(self.csv).expanduser() if self.csv else None, self.missing_ok)
 
+    def _with_ranges(self, records: list[Record]) -> list[Record]:
+        """Tell DICOM files the range that is declared for them."""
+        paths = [one.path for one in records if one.path is not None and one.path.suffix.lower() in DICOM]
+        ranges = self._declared_ranges(paths)
+        return [
+            replace(one, told={**one.told, "range": list(ranges[one.path])}) if one.path in ranges else one
+            for one in records
+        ]
+
+    def _declared_ranges(self, paths: Sequence[Path]) -> dict[Path, Range]:
+        if self.value_range is not None:
+            return dict.fromkeys(paths, (float(self.value_range[0]), float(self.value_range[1])))
+        if self.percentile_range is None or not paths:
+            return {}
+        folder = self.cache_dir / "hashes"
+        try:
+            memo = folder / f"{self._name}-percentiles.json"
+            return series_ranges(paths, self.percentile_range, folder / f"{self._name}.json", memo)
+        except OSError as error:
+            raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
+
     def _listed_exclusions(self) -> set[str]:
         if self.exclude_csv is None:
             return set()
@@ -259,7 +299,7 @@ class Mammography(ImageDataModule):
     def _reason_to_leave_out(self, found: Found, listed: set[str]) -> str | None:
         if listed:
             return "listed in data.exclude_csv"
-        reasons = [reason for reason in found.excluded if reason in self.exclude]
+        reasons = [reason for reason in found.excluded if reason in (*self.exclude, "multi_frame")]
         if reasons:
             return reasons[0]
         if self.view != "both" and found.view != self.view:
@@ -297,16 +337,13 @@ def seen_side(values: np.ndarray) -> Side | None:
     return "left" if left > right else "right"
 
 
-def breast_side(values: np.ndarray, told: str = "") -> Side:
+def breast_side(values: np.ndarray, told: Side | None = None) -> Side:
     """Return at which border of an image (H, W) the breast lies: as seen, else as told, else in the fuller half.
 
     What is seen comes first: the side of a table is the patient's, and data sets show left breasts at either border.
     """
-    seen = seen_side(values)
-    if seen is not None:
-        return seen
-    if told:
-        return "left" if told == "left" else "right"
+    if side := seen_side(values) or told:
+        return side
     breast = _foreground(values)
     half = max(1, breast.shape[1] // 2)
     return "left" if breast[:, :half].mean() >= breast[:, -half:].mean() else "right"

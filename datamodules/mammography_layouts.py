@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from datamodules.dicom import read_dicom, read_header
+from datamodules.dicom import CONTRADICTION, attribute, contradicts_itself, header_or_none, read_dicom
 from datamodules.files import find_files, walk_files
 from datamodules.patients import patient_key
-from datamodules.pseudonyms import remember
+from datamodules.pseudonyms import quoted, remember
 from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey, read_table_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 UNKNOWN = "unknown patient of "  # begins the group of a file whose header cannot be read
-REASONS = ("implant", "magnification", "clips", "for_processing")
+REASONS = ("implant", "magnification", "clips", "for_processing", "multi_frame")
 SIDES = {"L": "LEFT", "R": "RIGHT", "LEFT": "LEFT", "RIGHT": "RIGHT"}
 MAGNIFIED_FROM = 1.2  # a contact view has about 1.07: the breast lies some centimetres above the detector
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
@@ -95,7 +95,7 @@ def cbis_ddsm(root: Path, content: Literal["full", "crops"], missing_ok: float) 
     """
     notes, found, cases = _Notes(), [], set()
     paths = find_files(root, DICOM | {".png"})
-    headers = dict(zip(paths, _in_threads(_header_or_none, paths), strict=True))
+    headers = dict(zip(paths, _in_threads(header_or_none, paths), strict=True))
     kinds = _in_threads(lambda path: _cbis_kind(path, headers[path], content), paths)
     for path, kind in zip(paths, kinds, strict=True):
         case = _cbis_case(path, headers[path])
@@ -120,7 +120,7 @@ def inbreast(root: Path, missing_ok: float) -> list[Found]:
     rows = [row for path in lists for row in read_rows(path, ("File Name",))]
     by_image = {row["File Name"]: row for row in rows}
     paths = find_files(root, DICOM)
-    for path, header in zip(paths, _in_threads(_header_or_none, paths), strict=True):
+    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
         name = _INBREAST.match(path.name)
         if name is None:
             notes.add("left out, not named <image>_<patient>_MG_<L|R>_<view>_ANON.dcm", path.name)
@@ -146,7 +146,7 @@ def vindr(root: Path, missing_ok: float) -> list[Found]:
             rows |= {row["image_id"]: row for row in read_rows(root / name, columns)}
     images = root / "images" if (root / "images").is_dir() else root
     paths = find_files(images, DICOM | {".png"})
-    for path, header in zip(paths, _in_threads(_header_or_none, paths), strict=True):
+    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
         row = rows.get(path.stem, {})
         in_csv = (row.get("view_position", "").upper() or None, SIDES.get(row.get("laterality", "").upper()))
         patient = row.get("study_id") or path.parent.name
@@ -183,7 +183,7 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
     paths = sorted(path for path in rows if path.is_file())
     _check_missing(str(csv_path), {str(path) for path in rows}, {str(p) for p in rows.keys() - set(paths)}, missing_ok)
     found = []
-    for path, header in zip(paths, _in_threads(_header_or_none, paths), strict=True):
+    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
         row = rows[path]
         in_csv = (row.get("view", "").upper() or None, SIDES.get(row.get("side", "").upper()))
         one = _found(path, header, row["patient"], notes, ("its name", _from_name(path)), ("the CSV", in_csv))
@@ -195,7 +195,7 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
 def _folder_by_names(root: Path, notes: _Notes) -> list[Found]:
     found, unknown = [], []
     paths = find_files(root, DICOM | PICTURES)
-    for path, header in zip(paths, _in_threads(_header_or_none, paths), strict=True):
+    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
         exam = _EXAM.fullmatch(path.stem)
         if exam and exam.group(2):
             notes.add("left out, they are masks of lesions", path.name)
@@ -246,9 +246,10 @@ def _found(
             if chosen[i] is None:
                 chosen[i] = said[i]
             elif said[i] is not None and said[i] != chosen[i]:
-                notes.add(
-                    f"{what} contradicts {said_by}, which is not followed", f"{path.name} ({chosen[i]}, {said[i]})"
-                )
+                pair = quoted(f"{chosen[i]}, {said[i]}")
+                notes.add(f"{what} contradicts {said_by}, which is not followed", f"{path.name} ({pair})")
+    if header is not None and contradicts_itself(header):
+        notes.add(CONTRADICTION, path.name)
     remember((path.name, patient))
     found = Found(path, patient, chosen[0], chosen[1])
     if header is None:
@@ -259,26 +260,26 @@ def _found(
 
 def view_of(path: Path) -> str | None:
     """Return "CC", "MLO", another view's name or None, by a file's DICOM tags, else by its name."""
-    header = _header_or_none(path)
+    header = header_or_none(path)
     return (None if header is None else tag_view(header)) or _from_name(path)[0]
 
 
 def tag_view(header: "Dataset") -> str | None:
     """Return "CC", "MLO", another view's name or None. CBIS-DDSM keeps it in PatientOrientation."""
-    position = str(header.get("ViewPosition") or "").strip().upper()
+    position = str(attribute(header, "ViewPosition") or "").strip().upper()
     if position:
         return position
     orientation = header.get("PatientOrientation")
     if orientation in ("CC", "MLO"):
         return str(orientation)
-    codes = [str(item.get("CodeValue", "")) for item in header.get("ViewCodeSequence") or []]
+    codes = [str(item.get("CodeValue", "")) for item in attribute(header, "ViewCodeSequence") or []]
     return next((VIEW_CODES[value] for value in codes if value in VIEW_CODES), None)
 
 
 def tag_side(header: "Dataset") -> str | None:
     """Return "LEFT", "RIGHT" or None."""
-    for keyword in ("ImageLaterality", "Laterality"):
-        side = SIDES.get(str(header.get(keyword) or "").strip().upper())
+    for keyword in ("FrameLaterality", "ImageLaterality", "Laterality"):
+        side = SIDES.get(str(attribute(header, keyword) or "").strip().upper())
         if side:
             return side
     return None
@@ -301,21 +302,22 @@ def tag_chest_wall(header: "Dataset") -> str | None:
 
 def tag_reasons(header: "Dataset") -> tuple[str, ...]:
     """Return the reasons for which the tags suggest to leave an image out."""
-    views = list(header.get("ViewCodeSequence") or [])
+    views = list(attribute(header, "ViewCodeSequence") or [])
+    factor = attribute(header, "EstimatedRadiographicMagnificationFactor")
     modifiers = [item for holder in (header, *views) for item in holder.get("ViewModifierCodeSequence") or []]
     magnified = (
         any(str(item.get("CodeValue", "")) in MAGNIFICATION_CODES for item in modifiers)
         or any("magnification" in str(item.get("CodeMeaning", "")).lower() for item in modifiers)
-        or str(header.get("PartialView") or "").strip().upper() == "YES"
-        or np.max(np.asarray(header.get("EstimatedRadiographicMagnificationFactor") or 1.0, dtype=float))
-        > MAGNIFIED_FROM
+        or str(attribute(header, "PartialView") or "").strip().upper() == "YES"
+        or np.max(np.asarray(factor or 1.0, dtype=float)) > MAGNIFIED_FROM
     )
     comments = f"{header.get('ImageComments') or ''} {header.get('SeriesDescription') or ''}"
     reasons = {
-        "implant": str(header.get("BreastImplantPresent") or "").strip().upper() == "YES",
+        "implant": str(attribute(header, "BreastImplantPresent") or "").strip().upper() == "YES",
         "magnification": magnified,
         "clips": bool(_CLIPS.search(comments)),
         "for_processing": str(header.get("PresentationIntentType") or "").strip().upper() == "FOR PROCESSING",
+        "multi_frame": int(header.get("NumberOfFrames") or 1) > 1,
     }
     return tuple(reason for reason in REASONS if reasons[reason])
 
@@ -411,16 +413,6 @@ def _check_missing(source: str, listed: Iterable[str], missing: Iterable[str], m
 
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[\s,|;]+", text.lower()) if word]
-
-
-def _header_or_none(path: Path) -> "Dataset | None":
-    """Return the header of a DICOM file, None if there is none: reading the image will say what is wrong with it."""
-    if path.suffix.lower() not in DICOM:
-        return None
-    try:
-        return read_header(path)
-    except UnreadableImageError:
-        return None
 
 
 def _in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:

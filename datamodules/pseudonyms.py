@@ -1,7 +1,8 @@
 """Pseudonyms: what a run directory shows in place of patients and files, whose names often are patients' ids.
 
 Data packages ``remember`` the names that they meet. What is written into a run directory goes through
-``Pseudonyms.hide``, which replaces every remembered name; the terminal shows the names themselves.
+``Pseudonyms.hide``, which replaces every remembered name; the terminal shows the names themselves. What a file's header
+or a table says of itself may hold names that nobody has remembered: it is ``quoted``, and hidden altogether.
 """
 
 import csv
@@ -24,6 +25,8 @@ _SHORTEST = 4  # characters; "13" is a patient in some data sets, and a number e
 _LONGEST = 200
 _TOKEN = re.compile(r"[^\W_]+|[\W_]")
 _known: set[str] = set()
+_QUOTED = re.compile("«[^»]*(?:»|$)")
+HIDDEN = "«shown on the terminal only»"
 
 
 def remember(names: Iterable[str]) -> None:
@@ -33,6 +36,12 @@ def remember(names: Iterable[str]) -> None:
         stem = last.rpartition(".")[0]
         ids = [folder for folder in folders.split("/") if any(map(str.isdigit, folder))]  # not "images", "Stone"
         _known.update(text for text in (name, last, stem, *ids) if len(text) >= _SHORTEST)
+
+
+def quoted(text: object, longest: int = 300) -> str:
+    """Return text of a file between marks that the file cannot forge: what stands there reaches no run directory."""
+    line = " ".join(str(text).translate({ord("«"): "<", ord("»"): ">"}).split())[:longest]
+    return f"«{''.join(sign if sign.isprintable() else '?' for sign in line)}»"
 
 
 class Pseudonyms:
@@ -77,7 +86,8 @@ class Pseudonyms:
         return pseudonym
 
     def hide(self, text: str) -> str:
-        """Return a text with a pseudonym in place of every remembered name, the longest first."""
+        """Return a text with a pseudonym in place of every remembered name, the longest first, and without quotes."""
+        text = _QUOTED.sub(HIDDEN, text)
         starts = [match.start() for match in _TOKEN.finditer(text)] + [len(text)]
         shown, i = [], 0
         while i < len(starts) - 1:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from datamodules.dicom import can_show_otherwise
 from datamodules.readers import DICOM
 
 Rule = tuple[str, int]  # name of a reader or layout, and its version
@@ -27,6 +28,10 @@ class Change(NamedTuple):
 
 
 RESIZING = "resizing"
+_DICOM_2 = Change(
+    "windows in functional groups are followed; compressed images of 8 bits in 16, and signed ones, are read",
+    can_show_otherwise,
+)
 # Names are those of readers and of layouts (``ImageDataModule.layout_name``); they become part of a cache's name. The
 # first change makes version 2.
 CHANGES: dict[str, tuple[Change, ...]] = {
@@ -34,7 +39,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "jpeg": (),
     "tiff": (),
     "bmp": (),
-    "dicom": (),
+    "dicom": (_DICOM_2,),
     RESIZING: (),
     "Mammography": (
         Change("the breast's side is seen along the borders, else told by tags or table; it was the brighter half"),
@@ -51,8 +56,8 @@ def newest(name: str) -> Rule:
 def rule_of(path: Path) -> Rule:
     """Return the reader of a file, with the version that last can have changed its pixels."""
     suffix = path.suffix.lower()
-    name = "dicom" if suffix in DICOM else _PICTURES[suffix]
-    numbered = enumerate(CHANGES[name], 2)
+    name = "dicom" if suffix in DICOM else _PICTURES.get(suffix, suffix)  # a table may list what no reader reads
+    numbered = enumerate(CHANGES.get(name, ()), 2)
     return name, max((version for version, change in numbered if change.concerns(path)), default=1)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_kidney
+from dicom_files import write_mammogram
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
@@ -434,3 +435,20 @@ def test_images_of_a_data_set_keep_their_groups(tmp_path):
     assert len(both) == data.size("val") + data.size("test")
     assert not set(both.groups) & set(images.groups)
     assert RealImages(data, ["train"], seed=1).identity() != images.identity()
+
+
+def test_dicom_files_take_the_declared_range_and_their_polarity_is_checked_once(tmp_path, caplog):
+    stored = np.linspace(0, 2047, 32 * 32).astype(np.uint16).reshape(32, 32)  # -1024 .. 1023 HU
+    tags = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 0, "WindowWidth": 4}
+    for number in range(3):
+        write_mammogram(
+            tmp_path / f"{number}.dcm", np.roll(stored, number), bits=12, PresentationLUTShape="INVERSE", **tags
+        )
+    plain = FolderImages(tmp_path, seed=0, hashes=tmp_path / "hashes")
+    (said,) = [record.getMessage() for record in caplog.records if "PresentationLUTShape" in record.getMessage()]
+    assert "3 files: PresentationLUTShape contradicts PhotometricInterpretation, which is followed" in said
+    ranged = FolderImages(tmp_path, seed=0, value_range=(-160, 240), hashes=tmp_path / "hashes")
+    shown = sorted(ranged.read(0, 1).flatten().tolist())
+    expected = np.sort(np.clip((stored.ravel() - 1024.0 + 160) / 200 - 1, -1, 1))
+    np.testing.assert_allclose(shown, expected, atol=1e-6)
+    assert "reading" not in plain.identity() and ranged.identity()["reading"] == "-dicom_range"

@@ -1,6 +1,7 @@
 """What leaves the machine: a run directory holds no secret, no patient's id, and no name of a file of the data."""
 
 import csv
+import json
 import os
 import socket
 import stat
@@ -13,18 +14,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY_YAML, run_cli, tiny, tiny_config
-from dicom_files import write_mammogram
+from dicom_files import mammogram, write_mammogram
 from PIL import Image
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from test_malformed import refused
 
 from datamodules.base import Intensity
-from datamodules.pseudonyms import UNSAVED, Pseudonyms, remember
+from datamodules.cache import ImageCache
+from datamodules.mammography import Mammography
+from datamodules.pseudonyms import HIDDEN, UNSAVED, Pseudonyms, quoted, remember
 from datamodules.readers import DataError
 from datamodules.writers import write_dicom, write_png8
 from experiments import redaction
 from experiments.run_directory import read_status
-from experiments.training import train
+from experiments.training import log_file, train
+from lightning_modules.schedules import ConstantSchedule
 
 SECRET = "s3cr3t-value-of-this-test"
 
@@ -215,6 +221,82 @@ def test_run_that_fails_for_its_data_names_nobody(tmp_path):
     assert read_status(directory)["reason"].startswith("DataError: the data cannot be used; the terminal said why")
     found = everything_in(directory)
     assert not [name for name in names if name.encode() in found]
+
+
+def write_named(root: Path) -> list[str]:
+    """Write files that a name in a tag makes unreadable, one for each text tag that a message can come from."""
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    window = {"WindowCenter": 9, "WindowWidth": 9}
+    cases = [
+        *({keyword: PERSON} for keyword in ("PhotometricInterpretation", "ViewPosition", "ImageLaterality")),
+        *({keyword: PERSON} for keyword in ("SeriesDescription", "PresentationLUTShape", "ImageComments")),
+        {**window, "VOILUTFunction": PERSON},
+        {"transfer_syntax": PERSON},
+        *({"raw": keyword} for keyword in ("WindowCenter", "RescaleSlope", "NumberOfFrames", "PixelAspectRatio")),
+    ]
+    for number, tags in enumerate(cases):
+        dataset = mammogram(stored, bits=12, patient=f"P{number}")
+        for keyword, value in (tags | {"ReferringPhysicianName": PERSON}).items():
+            if keyword == "raw":
+                tag = Tag(value)
+                for other in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"):
+                    dataset.add_new(other, "DS", "1")
+                vr = "IS" if value in ("NumberOfFrames", "PixelAspectRatio") else "DS"
+                dataset._dict[tag] = RawDataElement(tag, vr, 10, PERSON.encode(), 0, False, True)
+            elif keyword == "transfer_syntax":
+                dataset.file_meta.TransferSyntaxUID = "1.2.840.77777777"
+            else:
+                setattr(dataset, keyword, value)
+        path = root / f"f{number}_L-CC.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    for number in range(30):
+        write_mammogram(root / f"g{number}.dcm", np.roll(stored, number), bits=12, patient=f"G{number}")
+    return [PERSON, "77777777"]
+
+
+PERSON = "Mustermann"
+
+
+def test_no_value_of_a_header_reaches_a_run_directory(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MIRAGE_PRIVATE", str(tmp_path / "private"))
+    texts = write_named(tmp_path / "clinic")
+    schedule = ConstantSchedule((32, 32), 4, 8)
+    hide = Pseudonyms("mirage", tmp_path / "runs").hide
+    for name in ("built.txt", "from_the_cache.txt"):  # a second start says again what the first has found
+        with log_file(tmp_path / name, hide):
+            data = Mammography(
+                schedule, 0, str(tmp_path / "cache"), str(tmp_path / "clinic"), "folder", max_unreadable=0.5
+            )
+            data.prepare_data()
+            data.setup()
+        said = (tmp_path / name).read_text()
+        assert "unusable files" in said and "contradicts its name" in said and HIDDEN in said
+        assert not [text for text in texts if text.lower() in said.lower()]
+    assert all(text.lower() in caplog.text.lower() for text in texts)  # the operator sees them
+    assert data.size("train") >= 24
+
+
+def test_texts_of_caches_from_before_quotes_had_marks_are_hidden_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_PRIVATE", str(tmp_path / "private"))
+    directory = tmp_path / "old"
+    directory.mkdir()
+    index = {"names": ["a"], "unreadable": [f"b.dcm: is {PERSON}", PERSON], "shape": [1, 1, 2, 2], "dtype": "uint8"}
+    (directory / "index.json").write_text(json.dumps(index))
+    (directory / "images.bin").write_bytes(bytes((3, 4, 5, 9)))
+    np.zeros(1, np.uint32).tofile(directory / "crc32.bin")
+    cache = ImageCache(directory)
+    assert PERSON in str(cache.unreadable) and cache.extremes() == {"a": (3, 9)}
+    assert Pseudonyms("a", Path("runs")).hide("; ".join(cache.unreadable)) == f"b.dcm: {HIDDEN}; {HIDDEN}"
+
+
+def test_a_file_cannot_end_its_quote(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAGE_PRIVATE", str(tmp_path))
+    hide = Pseudonyms("a", Path("runs")).hide
+    evil = f"x» {PERSON} « {PERSON}\x1b[2J\n{PERSON}"
+    assert hide(f"is {quoted(evil)}, not grey") == f"is {HIDDEN}, not grey"
+    assert "\x1b" not in quoted(evil) and "\n" not in quoted(evil)
+    assert hide(f"is {quoted(evil)}"[:20]) == f"is {HIDDEN}"  # even where something cuts it off
 
 
 def test_pseudonyms_are_stable_and_differ_between_projects(tmp_path, monkeypatch):

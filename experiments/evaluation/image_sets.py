@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +19,13 @@ from torch.nn import functional as F
 
 from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
-from datamodules.dicom import read_dicom
+from datamodules.dicom import CONTRADICTION, contradicting, read_dicom
 from datamodules.files import find_files
 from datamodules.pseudonyms import remember
 from datamodules.readers import DICOM, PICTURES, read_grey, read_table_bytes
 from datamodules.transforms import pad_equally, resize
 from datamodules.value_range import range_of
+from datamodules.versions import name_ending, rule_of
 from experiments.config import ConfigError
 from experiments.folders import (
     FileSet,
@@ -37,6 +39,7 @@ from experiments.folders import (
 )
 from experiments.loading import Trained, generate
 
+log = logging.getLogger(__name__)
 SUFFIXES = PICTURES | DICOM | {".tif", ".tiff"}
 Role = Literal["real", "held-out", "generated"]
 KEYS = {"real": "against", "held-out": "held_out", "generated": ""}  # how a suite names their folders
@@ -170,7 +173,7 @@ class FolderImages(ImageSet):
         at_most: Images, drawn at random; None = all.
         groups: CSV with columns file (path below the folder) and group; None = every file is a group of its own.
         value_range: Values that become -1 and 1; None = what the files say (see ``range_of``).
-            DICOM files are taken as a viewer shows them, from black to white.
+            Of DICOM files in the unit that rescaling leads to (CT: HU), clipped; None = as a viewer shows them.
         size: Height and width to bring the images to by area averaging; None = those of the most files.
         hashes: Where hashes of unchanged files are remembered.
         role: What the images are.
@@ -225,6 +228,9 @@ class FolderImages(ImageSet):
         if not pad:
             self._check_aspect(sizes)
         self.said = [*said_of_copies(role, len(copies), len(files)), *self._said_of_sizes()]
+        self._dicom = [path for path in self.files if path.suffix.lower() in DICOM]
+        if odd := contradicting(self._dicom):
+            log.warning("%s: %d files: %s, e.g. %s", folder, len(odd), CONTRADICTION, odd[0].name)
 
     @property
     def own_size(self) -> Size:
@@ -237,9 +243,17 @@ class FolderImages(ImageSet):
 
     def identity(self) -> dict[str, Any]:
         """Return a hash of the contents in order, and how they are read."""
-        said = {"data_set": "folder", "images": len(self), "fingerprint": self._fingerprint}
+        said = {"data_set": "folder", "images": len(self), "fingerprint": self._fingerprint, **self._reading}
         padded = {"padded": True} if self.pad else {}
         return {**said, "value_range": list(self.value_range or ()) or "bit depth", "size": list(self.size), **padded}
+
+    @cached_property
+    def _reading(self) -> dict[str, str]:
+        """How files came to be read otherwise than in the first version; nothing where none did."""
+        with ThreadPoolExecutor(8) as pool:
+            rules = name_ending(pool.map(rule_of, self.files))
+        ranged = "-dicom_range" if self._dicom and self.value_range else ""
+        return {"reading": rules + ranged} if rules + ranged else {}
 
     def read(self, start: int, stop: int) -> Tensor:
         """Decode with threads and resize."""
@@ -248,7 +262,7 @@ class FolderImages(ImageSet):
 
     def _read(self, path: Path) -> Tensor:
         if path.suffix.lower() in DICOM:
-            values, (low, high) = read_dicom(path), (0.0, 1.0)
+            values, (low, high) = read_dicom(path, value_range=self.value_range), (0.0, 1.0)
         else:
             values = read_grey(path)
             setting = "generated_value_range" if self.role == "generated" else "value_range"

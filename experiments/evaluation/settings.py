@@ -32,7 +32,8 @@ class Suite:
         held_out: Folder of real images of other patients, where ``against`` is a folder of the training images.
         groups: CSV (file, group) of the folders ``against`` and ``held_out``: which files are of one patient.
         value_range: Values of files in these folders that become black and white; null = 0 to 255, for files of 8 bits,
-            and what Mirage's own files of 16 bits say.
+            and what Mirage's own files of 16 bits say. Of DICOM files in the unit that rescaling leads to (CT: HU);
+            null = as a viewer shows them.
         generated_value_range: The same of the folder that is evaluated.
         size: Height and width of files in a folder; null = those of most of the real images.
         pad: Pad files of another aspect ratio with black, on opposite sides alike; false = they are refused.

@@ -270,3 +270,23 @@ def test_damaged_memory_of_hashes_is_ignored(tmp_path):
     expected = content_hashes([tmp_path / "a"], memo)
     memo.write_text("{ not json")
     assert content_hashes([tmp_path / "a"], memo) == expected
+
+
+def test_extremes_are_those_of_each_image_also_after_a_kill(tmp_path):
+    images = [np.full((1, 2, 2), value, np.uint8) for value in (0, 7)]
+    images.append(np.array([[[0, 9], [0, 200]]], np.uint8))
+
+    def build(read):
+        return open_or_build([tmp_path / "a"], ["x", "y", "z"], read, [(1, 2, 2)], 8, 0.0)[0].extremes()
+
+    def killed(i):
+        if i == 2:
+            raise KeyboardInterrupt
+        return [images[i]]
+
+    with pytest.raises(KeyboardInterrupt):
+        build(killed)
+    expected = {"x": (0, 0), "y": (7, 7), "z": (9, 200)}
+    assert build(lambda i: [images[i]]) == expected
+    (tmp_path / "a" / "extremes.bin").unlink()  # as in caches from before they were noted
+    assert build(lambda i: pytest.fail("read again")) == expected

@@ -1,5 +1,6 @@
 """Mammograms in their four layouts, and quirks 10 to 18 of the real files."""
 
+import itertools
 import logging
 import pickle
 
@@ -29,6 +30,7 @@ from lightning_modules.schedules import ConstantSchedule
 
 SMALL = ConstantSchedule((160, 128), 4, 8)
 SAMPLES = SHARED / "mammography"
+SHAPES = ("IDENTITY", "INVERSE", None)
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the real samples (../shared/data) are not here")
 
 
@@ -215,7 +217,7 @@ def test_what_is_told_decides_where_the_borders_do_not_show_it():
     alone = (((y - 50) / 40) ** 2 + ((x - 40) / 30) ** 2 < 1).astype(np.float32) * 0.5  # touches no border
     for values in (alone, np.full((100, 80), 0.6, np.float32), np.zeros((100, 80), np.float32)):
         assert seen_side(values) is None
-        assert [breast_side(values, told) for told in ("left", "right", "")] == ["left", "right", "left"]
+        assert [breast_side(values, told) for told in ("left", "right", None)] == ["left", "right", "left"]
     assert breast_side(half_ellipse(), "right") == "left"  # a table's side is the patient's, not the image's
 
 
@@ -240,7 +242,7 @@ def test_no_band_of_background_at_the_chest_wall_and_flips_to_the_right_border(t
     images = [(left, "L"), (left[:, ::-1], "R"), (left, ""), (left[:, ::-1], "")]
     module = sided(tmp_path, *images, flip_to=flip_to)
     for record, (_, side) in zip(module.records(), images, strict=True):
-        assert record.told == {"L": "left", "R": "right", "": ""}[side]
+        assert record.told.get("side") == {"L": "left", "R": "right", "": None}[side]
     module.prepare_data()
     module.setup()
     for number, image in enumerate(module.images("train", 1)):
@@ -308,7 +310,7 @@ def test_file_tells_the_chest_wall_by_its_orientation_else_by_its_side(tmp_path,
     write_mammogram(path, stored, bits=12, PatientOrientation=orientation, ImageLaterality=side)
     module = data(path.parent, tmp_path, flip_to="left")
     (record,) = module.records()
-    assert record.told == told
+    assert record.told.get("side", "") == told
     module.flip_to = None
     columns = np.flatnonzero(module.read(record)[0].any(axis=0))
     assert columns[0] == (8 if told != "right" else 8 + 80 - 60)
@@ -419,6 +421,92 @@ def test_raw_images_are_left_out_and_counted_unless_they_are_wanted(tmp_path, ca
     assert len(data(root, tmp_path, exclude=()).records()) == 2
     node = cfg.load("progressive_mammography_1280x1024_mlo")["data"]
     assert "for_processing" in node["exclude"]
+
+
+@pytest.mark.parametrize("exclude", [("for_processing",), (), ("multi_frame",)])
+def test_several_frames_in_a_file_stop_no_run_and_are_counted(tmp_path, caplog, exclude):
+    caplog.set_level(logging.INFO)
+    root = write_layout(tmp_path / "root", "folder")
+    frames = np.stack([breast(number=90 + i) for i in range(3)]).reshape(-1, 60)
+    write_mammogram(root / "3d.dcm", frames, bits=12, patient="patient 3", NumberOfFrames=3, Rows=100)
+    module = prepared(root, tmp_path, exclude=exclude)
+    assert [module.size(split) for split in ("train", "val", "test")] == [24, 8, 8]
+    assert "left out 1 images: multi_frame" in caplog.text
+
+
+def test_contradicting_polarity_is_said_once_and_photometric_interpretation_is_followed(tmp_path, caplog):
+    root = tmp_path / "root"
+    for number, (photometric, shape) in enumerate(itertools.product(("MONOCHROME1", "MONOCHROME2"), SHAPES)):
+        tags = {"PresentationLUTShape": shape} if shape else {}
+        write_mammogram(root / f"{number}.dcm", breast(number=number), bits=12, photometric=photometric, **tags)
+    module = data(root, tmp_path)
+    records = module.records()
+    said = [record.getMessage() for record in caplog.records if "PresentationLUTShape" in record.getMessage()]
+    assert len(said) == 1 and "2 files: PresentationLUTShape contradicts PhotometricInterpretation" in said[0]
+    assert said[0].endswith("e.g. 0.dcm") and "which is followed" in said[0]
+    corners = [module.read(record)[0, 50, -1] for record in records]  # background, stored as 0
+    assert corners == [1, 1, 1, 0, 0, 0]
+
+
+def test_declared_range_of_dicom_is_part_of_the_cache_and_of_the_pixels(tmp_path):
+    root = write_layout(tmp_path / "root", "folder")
+    plain = prepared(root, tmp_path)
+    ranged = prepared(root, tmp_path, value_range=(0, 8190))
+    for one in (plain, ranged):
+        (record,) = (record for record in one.records() if record.name == "0_2.dcm")
+        assert float(one.read(record).max()) == pytest.approx(1.0 if one is plain else 0.5, abs=0.01)
+    assert plain.fingerprint("train") != ranged.fingerprint("train")
+    assert len([path for path in (tmp_path / "cache" / "images").iterdir() if path.is_dir()]) == 2
+    assert plain.read_settings() == {**ranged.read_settings(), "value_range": None}
+
+
+def test_percentiles_of_a_series_bring_flat_scans_to_the_whole_range(tmp_path, caplog):
+    root = tmp_path / "root"
+    stored = [30_000 + breast(number=i).astype(np.int32) // 64 for i in range(10)]  # a hair's breadth of 16 bits
+    for number, values in enumerate(stored):
+        uid = f"1.2.{number // 5}"
+        write_mammogram(root / f"{number}.dcm", values.astype(np.uint16), patient=f"p{number}", SeriesInstanceUID=uid)
+    prepared(root, tmp_path)
+    (said,) = [record.getMessage() for record in caplog.records if "under 5 %" in record.getMessage()]
+    assert "all 10 images together fill under 5 % of the range 0 .. 1 display grey: they lie in 0.457" in said
+    assert "data.percentile_range" in said
+    caplog.clear()
+    module = prepared(root, tmp_path, percentile_range=(0, 100))
+    images = torch.cat([image for split in ("train", "val", "test") for image in module.images(split, 4)])
+    assert images.min() == -1 and images.max() > 0.8 and "under 5 %" not in caplog.text
+    low, high = min(map(np.min, stored[:5])), max(map(np.max, stored[:5]))
+    np.testing.assert_allclose(
+        module.read(of(module.records(), "3.dcm"))[0, :, :60], (stored[3] - low) / (high - low), atol=1e-6
+    )
+    again = prepared(root, tmp_path, percentile_range=(0, 100))
+    assert again.facts() == module.facts()
+
+
+def test_images_that_are_flat_or_constant_are_counted_with_an_example(tmp_path, caplog):
+    root = write_layout(tmp_path / "root", "folder")
+    for name, values in (("flat", 2000 + breast() // 100), ("constant", np.full((100, 60), 819, np.uint16))):
+        write_mammogram(root / f"{name}.dcm", values.astype(np.uint16), bits=12, patient=name)
+    for _ in range(2):  # a second start says it from the cache
+        caplog.clear()
+        prepared(root, tmp_path)
+        said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        first, second = (text for text in said if "the borders do not show" not in text)
+        assert "2 images fill under 5 % of the range 0 .. 1 display grey: e.g. constant.dcm lies in 0.2 .. 0.2" in first
+        assert second == "Mammography: 1 images are constant: constant.dcm"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"percentile_range": (1, 1)}, "must rise"),
+        ({"percentile_range": (-1, 99)}, "must rise"),
+        ({"percentile_range": (0, 101)}, "must rise"),
+        ({"percentile_range": (1, 99), "value_range": (0, 1)}, "give one of them"),
+    ],
+)
+def test_senseless_ranges_are_refused(tmp_path, arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        data(write_layout(tmp_path / "root", "folder"), tmp_path, **arguments)
 
 
 def test_exclude_csv_lists_files_or_image_ids(tmp_path, caplog):

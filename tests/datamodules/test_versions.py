@@ -120,6 +120,8 @@ def test_two_changes_are_told_apart(mixed_root, tmp_path, monkeypatch, caplog):
 def test_what_a_table_tells_of_an_image_is_part_of_its_pixels(kidney_root, tmp_path, monkeypatch):
     before = prepared(kidney_root, tmp_path).facts()
     records = CTKidney.records
-    monkeypatch.setattr(CTKidney, "records", lambda self: [replace(one, told="left") for one in records(self)])
+    monkeypatch.setattr(
+        CTKidney, "records", lambda self: [replace(one, told={"side": "left"}) for one in records(self)]
+    )
     assert prepared(kidney_root, tmp_path).fingerprint("train") != before["fingerprint"]["train"]
     assert len(caches(tmp_path)) == 2
