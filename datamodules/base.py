@@ -28,7 +28,7 @@ from datamodules.duplicates import Duplicates, JoinedGroups, agree, some
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
-from datamodules.splits import SPLITS, check_disjoint, split_by_group
+from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group
 from datamodules.transforms import resize
 from datamodules.versions import RESIZING, Rule, name_ending, newest, rule_of, sentences
 
@@ -38,6 +38,7 @@ Batch = dict[str, Any]
 # Values of an image from which on equal pixels say that it is the same one. Measured on 2,627 kidney slices: neighbours
 # coincide 124 times at 4x4, never from 8x8 on.
 TELLING = 16 * 16
+HANDFUL = 5  # groups; of fewer, one decides what is measured on a part
 
 
 def _outlive_a_signal(worker: int) -> None:
@@ -202,9 +203,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def split(self, records: Sequence[Record]) -> np.ndarray:
         """Return "train", "val" or "test" for each record (N,); no group may lie in two parts."""
-        groups = [record.group for record in records]
-        strata = ["|".join(record.labels) for record in records]
-        return split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
+        groups, labels = [record.group for record in records], [record.labels for record in records]
+        settings = self.val_fraction, self.test_fraction, self.seed
+        return represent_classes(self._split_by_group(records), groups, labels, *settings)
 
     # Lightning's hooks ----------------------------------------------------------------------------------------------
 
@@ -226,6 +227,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if not len(self._rows["train"]):
             raise DataError(f"{self._name}: no image is left for training ({len(records)} in all)")
         log.info(self.describe())
+        self._say_what_is_small()
 
     def train_dataloader(self) -> DataLoader:
         """Return the endless loader of training batches, from the module's clock on."""
@@ -510,6 +512,30 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return [by_name[name] for name in cache.names]
         except KeyError as error:
             raise DataError(f"the cache {cache.directory} holds images that are not in the data; delete it") from error
+
+    def _split_by_group(self, records: Sequence[Record]) -> np.ndarray:
+        """Return a split of whole groups, whose parts may lack classes that have few groups."""
+        groups = [record.group for record in records]
+        strata = ["|".join(record.labels) for record in records]
+        return split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
+
+    def _say_what_is_small(self) -> None:
+        """Warn of wished parts that say little: too few groups, or a class without any image."""
+        there = {label for image in self._kept for label in image.record.labels}
+        for split, share in (("val", self.val_fraction), ("test", self.test_fraction)):
+            if share == 0:
+                continue
+            groups, size = self.groups(split), self.size(split)
+            if groups < HANDFUL:
+                images = sum(map(self.size, SPLITS))
+                log.warning(
+                    "%s: %s has only %d groups (%d of %d images; asked for was a share of %g): "
+                    "what is measured on it says little",
+                    *(self._name, split, groups, size, images, share),
+                )
+            found = {label for record in self.split_records(split) for label in record.labels}
+            if missing := [name for name in self.classes if name in there - found]:
+                log.warning("%s: %s has no image of %s", self._name, split, ", ".join(missing))
 
     def _multi_hot(self) -> np.ndarray:
         column = {name: i for i, name in enumerate(self.classes)}
