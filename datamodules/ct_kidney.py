@@ -156,14 +156,17 @@ class CTKidney(ImageDataModule):
         for label, path in files:
             stems.setdefault(label, []).append(path.stem)
         blocks = {label: _blocks(of_class, self.block_size) for label, of_class in stems.items()}
-        for label, of_class in blocks.items():
-            if any(block != number // self.block_size for number, block in of_class.items()):
-                count = len(set(of_class.values()))
-                log.warning(
-                    "%s: %s has too few slices (%d) for blocks of data.block_size=%d neighbouring ones and is cut into "
-                    "%d equal blocks, so that each part gets a share; more slices have a neighbour in another part",
-                    *(self._name, label, len(of_class), self.block_size, count),
-                )
+        smaller = [
+            f"{label} ({len(of_class)}) into {len(set(of_class.values()))}"
+            for label, of_class in blocks.items()
+            if any(block != number // self.block_size for number, block in of_class.items())
+        ]
+        if smaller:
+            log.warning(
+                "%s: classes of too few slices for blocks of data.block_size=%d neighbouring ones are cut into smaller "
+                "equal blocks, so that each part gets a share: %s. More slices then have a neighbour in another part",
+                *(self._name, self.block_size, ", ".join(smaller)),
+            )
         return blocks
 
     def _compare_with_csv(self, records: list[Record]) -> None:
