@@ -247,23 +247,28 @@ def test_small_parts_are_said(folder, caplog):
         opened(folder, held_out=0.2)
 
 
-def test_class_that_a_part_lacks_is_said(folder, caplog, monkeypatch):
-    everything_of_a = lambda self, records: np.array(["test" if r.labels == ("A",) else "train" for r in records])  # noqa: E731
-    monkeypatch.setattr(Films, "split", everything_of_a)
-    monkeypatch.setattr(Films, "records", lambda self: [record for record in RECORDS(self) if record.name[1] == "0"])
-    monkeypatch.setattr(base, "check_disjoint", lambda *_: None)
-    opened(folder, held_out=0.2)
-    assert "test has no image of B" in caplog.text
+class OneClassHeldOut(Films):
+    """Patients with one film each; all of class A are held out."""
+
+    def records(self):
+        """Return the first film of even patients and the second of odd ones."""
+        return [one for one in super().records() if (one.labels == ("A",)) == (int(one.group[1:]) % 2 == 0)]
+
+    def split(self, records):
+        """Return the part of each record."""
+        return np.array(["test" if one.labels == ("A",) else "train" for one in records])
 
 
-RECORDS = Films.records
+def test_class_that_a_part_lacks_is_said(folder, caplog):
+    OneClassHeldOut(folder, held_out=0.5).setup()
+    assert "OneClassHeldOut: test has no image of B" in caplog.text and "has only" not in caplog.text
 
 
 def test_groups_are_named_after_the_first():
     groups = JoinedGroups()
     found = Duplicates("X", "equal", groups)
-    record = lambda group: Record(group, group, ("A",))  # noqa: E731
-    found.add([record("c"), record("a")])
-    found.add([record("b"), record("a"), record("d")])
+    a, b, c, d = (Record(f"image of {group}", group, ("A",)) for group in "abcd")
+    found.add([c, a])
+    found.add([b, a, d])
     assert [groups.name(group) for group in "abcde"] == ["b", "b", "b", "b", "e"]
     assert found.joined == ["a with c", "c with b", "d with b"] and groups.join("a", "d") is None
