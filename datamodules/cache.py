@@ -14,7 +14,7 @@ import logging
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -107,6 +107,26 @@ class ImageCache:
         rows = np.unique(np.linspace(0, len(self.names) - 1, min(LOOKED_AT, len(self.names))).astype(int))
         return {self.names[row]: extremes_of(self.images[row]) for row in rows}
 
+    @property
+    def values_per_image(self) -> int:
+        """Number of values of an image."""
+        return int(np.prod(self._shape[1:]))
+
+    def equal_rows(self) -> list[np.ndarray]:
+        """Return the rows of each image that is there more than once, in order.
+
+        Checksums say which may be equal; these are compared whole, for different images can share a checksum.
+
+        Raises:
+            DataError: If one of them is not what was written when the cache was built.
+        """
+        _, image, count = np.unique(self._checksums, return_inverse=True, return_counts=True)
+        same: dict[tuple[int, bytes], list[int]] = {}
+        for row in np.flatnonzero(count[image] > 1):
+            content = hashlib.sha256(self.read(np.array([row])).tobytes()).digest()
+            same.setdefault((int(image[row]), content), []).append(int(row))
+        return [np.array(rows) for rows in same.values() if len(rows) > 1]
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the map behind: a spawned worker must open it, not receive a copy of all images."""
         return {**self.__dict__, "_images": None}
@@ -115,6 +135,11 @@ class ImageCache:
 def _with_marks(text: str) -> str:
     name, colon, reason = text.partition(": ")
     return f"{name}: {quoted(reason)}" if colon else quoted(text)
+
+
+def is_blank(image: np.ndarray) -> bool:
+    """Return whether all values of an image are equal, as where a film is all black."""
+    return bool(image.min() == image.max())
 
 
 def _read_index(directory: Path) -> dict[str, Any]:
@@ -144,6 +169,35 @@ def cache_key(settings: dict[str, Any], names: Sequence[str], contents: Sequence
     return digest.hexdigest()[:20]
 
 
+class Files(NamedTuple):
+    """What the share of unreadable files is taken of.
+
+    Attributes:
+        per_image: Number of files with the bytes of each image; if one is unreadable, all are.
+        others: Number of files that are not to be read.
+    """
+
+    per_image: Sequence[int]
+    others: int = 0
+
+    def count_unreadable(self, names: Sequence[str], readable: Iterable[str]) -> int:
+        """Return the number of files of the images ``names`` (the first ones) that are not among the readable."""
+        known = set(readable)
+        return sum(count for name, count in zip(names, self.per_image, strict=False) if name not in known)
+
+    def refusal(self, count: str, max_unreadable: float, reasons: Sequence[str]) -> UnreadableImageError:
+        """Return what to raise where more files are unreadable than may be."""
+        return UnreadableImageError(
+            f"{count} of {self.total} files cannot be used, more than data.max_unreadable={max_unreadable:g} allows: "
+            + "; ".join(reasons[-5:])
+        )
+
+    @property
+    def total(self) -> int:
+        """Number of all files."""
+        return sum(self.per_image) + self.others
+
+
 def open_or_build(
     directories: Sequence[Path],
     names: Sequence[str],
@@ -151,6 +205,7 @@ def open_or_build(
     shapes: Sequence[tuple[int, int, int]],
     bits: int,
     max_unreadable: float,
+    files: Files | None = None,
     extremes: Callable[[int], Extremes] | None = None,
 ) -> list[ImageCache]:
     """Return the caches in ``directories``, one per size of image; those that are not there are built first, together.
@@ -164,12 +219,14 @@ def open_or_build(
         shapes: (C, H, W) of the images of each cache.
         bits: Bits per value; up to 8 are stored in one byte, up to 16 in two.
         max_unreadable: Share of the files that may be unreadable. They are left out and listed.
+        files: How many files there are; None = one per image.
         extremes: Returns those of image i, once it has been read; None = of what is kept of it.
 
     Raises:
-        UnreadableImageError: If more than that share is unreadable.
+        UnreadableImageError: If more than that share is unreadable, also where the caches were built under another.
         OSError: If a cache is damaged, or was built from other files than the others were.
     """
+    files = files or Files([1] * len(names))
     parent = directories[0].parent
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the cache holds patient images
     if not all(directory.exists() for directory in directories):
@@ -180,8 +237,14 @@ def open_or_build(
             missing = [i for i, directory in enumerate(directories) if not directory.exists()]
             if missing:
                 parts = [_Part(directories[i], shapes[i], dtype) for i in missing]
-                needed = lambda n: [images[i] for images in [read(n)] for i in missing]  # noqa: E731
-                _build(parts, names, needed, max_unreadable, extremes)
+                _build(
+                    parts,
+                    names,
+                    lambda n: [images[i] for images in [read(n)] for i in missing],
+                    max_unreadable,
+                    files,
+                    extremes,
+                )
     caches = [ImageCache(directory) for directory in directories]
     for cache in caches[1:]:
         if cache.names != caches[0].names:
@@ -189,6 +252,9 @@ def open_or_build(
                 f"the caches {caches[0].directory} and {cache.directory} hold different images (a file could be read "
                 "for one and not for the other); delete both"
             )
+    unreadable = files.count_unreadable(names, caches[0].names)
+    if unreadable > max_unreadable * files.total:
+        raise files.refusal(str(unreadable), max_unreadable, caches[0].unreadable)
     return caches
 
 
@@ -256,25 +322,25 @@ def _build(
     names: Sequence[str],
     read: Callable[[int], Sequence[np.ndarray]],
     max_unreadable: float,
+    files: Files,
     extremes: Callable[[int], Extremes] | None,
 ) -> None:
     journal = min((part.progress() for part in parts), key=lambda found: found["done"])
+    unreadable = files.count_unreadable(names[: journal["done"]], journal["names"])
     for part in parts:
         part.open(len(journal["names"]))
     for i, result in _read_all(read, journal["done"], len(names)):
-        unreadable = isinstance(result, UnreadableImageError)
-        too_many = unreadable and len(journal["unreadable"]) + 1 > max_unreadable * len(names)
+        failed = isinstance(result, UnreadableImageError)
+        too_many = failed and unreadable + files.per_image[i] > max_unreadable * files.total
         if too_many or (i and i % JOURNAL_EVERY == 0):
             for part in parts:  # also for the build that goes on after data.max_unreadable was raised
                 part.note(journal)
         if too_many:
-            examples = "; ".join([*journal["unreadable"][-4:], str(result)])
-            raise UnreadableImageError(
-                f"{len(journal['unreadable']) + 1} of {len(names)} files cannot be used, more than "
-                f"data.max_unreadable={max_unreadable:g} allows: {examples}"
-            )
+            count = f"at least {unreadable + files.per_image[i]}"  # the rest is not read
+            raise files.refusal(count, max_unreadable, [*journal["unreadable"], str(result)])
         if isinstance(result, UnreadableImageError):
             journal["unreadable"].append(str(result))
+            unreadable += files.per_image[i]
         else:
             for part, image in zip(parts, result, strict=True):
                 part.write(names[i], image, extremes(i) if extremes else extremes_of(image))

@@ -10,6 +10,7 @@ import io
 import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = "https://www.kaggle.com/datasets/nazmul0087/ct-kidney-dataset-normal-cyst-tumor-and-stone"
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+BLOCKS, SMALLEST_BLOCK = 10, 10  # wished blocks of a class, and about the fewest slices of one
 _NUMBER = re.compile(r"\((\d+)\)|(\d+)$")  # Cyst- (1219).jpg; a renamed copy: Cyst-1219.png
 _PATIENT = re.compile(r"^(P\d+)_")  # P143_RA_M_S_I01.jpg, as in the related Mendeley set
 
@@ -35,8 +37,10 @@ class CTKidney(ImageDataModule):
 
     The set has no patient ids and neighbouring numbers are neighbouring slices (their correlation exceeds 0.995), so a
     random split leaks. Blocks of ``block_size`` neighbouring numbers of a class are kept together instead; only the
-    few slices at the border of two blocks still have a neighbour in another split. Files named after a patient are
-    grouped by patient. Files with neither number nor patient in their names are refused.
+    few slices at the border of two blocks still have a neighbour in another split. A class of which that makes
+    fewer than 10 blocks is cut into 10 equal ones, or into ones of 10 slices, so that each part has a share of it.
+    Files named after a patient are grouped by patient. Files with neither number nor patient in their names are
+    refused.
 
     Args:
         schedule: What depends on time.
@@ -44,7 +48,7 @@ class CTKidney(ImageDataModule):
         root: Folder that holds, at any depth up to four, folders Cyst, Normal, Stone and Tumor with the images. If
             ``kidneyData.csv`` lies in it, its classes are compared with the folders.
         cache_dir: Where decoded images are kept.
-        block_size: Neighbouring numbers that stay together in the split.
+        block_size: Neighbouring numbers that stay together in the split, at most.
         val_fraction: Share of the images held out for validation.
         test_fraction: Share of the images held out for testing.
         max_unreadable: Share of the files that may be unreadable or strays of another size.
@@ -88,17 +92,16 @@ class CTKidney(ImageDataModule):
     def records(self) -> list[Record]:
         """Return one record per image file, by class and number."""
         records, unnumbered = [], []
-        for folder in self._class_folders:
-            label = folder.name.capitalize()
-            files = [path for path in _shown(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
-            for path in sorted(files, key=_by_number):
-                name = path.relative_to(self._root).as_posix()
-                remember((name,))
-                group = self._group(label, path.stem)
-                if group is None:
-                    unnumbered.append(name)
-                else:
-                    records.append(Record(name, group, (label,), path))
+        files = [(folder.name.capitalize(), path) for folder in self._class_folders for path in _images(folder)]
+        blocks = self._blocks(files)
+        for label, path in files:
+            name = path.relative_to(self._root).as_posix()
+            remember((name,))
+            group = _group(label, path.stem, blocks[label])
+            if group is None:
+                unnumbered.append(name)
+            else:
+                records.append(Record(name, group, (label,), path))
         if unnumbered:
             raise DataError(
                 f"data.root={self.root}: the names of {len(unnumbered)} files hold neither the slice's number nor a "
@@ -107,6 +110,14 @@ class CTKidney(ImageDataModule):
             )
         self._compare_with_csv(records)
         return records
+
+    def split(self, records: Sequence[Record]) -> np.ndarray:
+        """Return "train", "val" or "test" for each record (N,), with every class in every part that is asked for."""
+        try:
+            return super().split(records)
+        except DataError as error:
+            smallest = min(self.block_size, SMALLEST_BLOCK)
+            raise DataError(f"{error}; data.block_size below {smallest} makes more groups of neighbours") from error
 
     def read(self, record: Record) -> np.ndarray:
         """Return the grey levels (1, H, W) of a slice; files of another size than the others are strays."""
@@ -140,12 +151,24 @@ class CTKidney(ImageDataModule):
         sizes = Counter(size for size in found if size is not None)
         return max(sizes, key=lambda size: (sizes[size], size)) if sizes else (0, 0)
 
-    def _group(self, label: str, stem: str) -> str | None:
-        """Return patient or block, or None if the name tells neither."""
-        if patient := _PATIENT.match(stem):
-            return patient.group(1)
-        number = _number(stem)
-        return None if number is None else f"{label} block {number // self.block_size}"
+    def _blocks(self, files: list[tuple[str, Path]]) -> dict[str, dict[int, int]]:
+        """Return the block of each number of each class."""
+        stems: dict[str, list[str]] = {}
+        for label, path in files:
+            stems.setdefault(label, []).append(path.stem)
+        blocks = {label: _blocks(of_class, self.block_size) for label, of_class in stems.items()}
+        smaller = [
+            f"{label} ({len(of_class)}) into {len(set(of_class.values()))}"
+            for label, of_class in blocks.items()
+            if any(block != number // self.block_size for number, block in of_class.items())
+        ]
+        if smaller:
+            log.warning(
+                "%s: classes of too few slices for blocks of data.block_size=%d neighbouring ones are cut into smaller "
+                "equal blocks, so that each part gets a share: %s. More slices then have a neighbour in another part",
+                *(self._name, self.block_size, ", ".join(smaller)),
+            )
+        return blocks
 
     def _compare_with_csv(self, records: list[Record]) -> None:
         path = self._root / "kidneyData.csv"
@@ -194,6 +217,32 @@ def read_classes(path: Path, classes: tuple[str, ...]) -> dict[str, str]:
     if not found:
         raise DataError(f"{path}: holds no row")
     return found
+
+
+def _group(label: str, stem: str, blocks: dict[int, int]) -> str | None:
+    """Return patient or block, or None if the name tells neither."""
+    if patient := _PATIENT.match(stem):
+        return patient.group(1)
+    number = _number(stem)
+    return None if number is None else f"{label} block {blocks[number]}"
+
+
+def _blocks(stems: list[str], block_size: int) -> dict[int, int]:
+    """Return the block of each number of a class, given its files' names: equal, smaller ones if they are too few."""
+    patients = {patient.group(1) for stem in stems if (patient := _PATIENT.match(stem))}
+    found = {_number(stem) for stem in stems if not _PATIENT.match(stem)}
+    numbers = sorted(number for number in found if number is not None)
+    blocks = {number: number // block_size for number in numbers}
+    wished = min(BLOCKS, -(-len(numbers) // SMALLEST_BLOCK))
+    if len(patients) + len(set(blocks.values())) >= wished:
+        return blocks
+    return {int(number): i for i, part in enumerate(np.array_split(numbers, wished)) for number in part}
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the image files of a folder in the order of their numbers."""
+    files = [path for path in _shown(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(files, key=_by_number)
 
 
 def _shown(folder: Path) -> list[Path]:

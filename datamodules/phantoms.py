@@ -1,6 +1,7 @@
 """Phantoms: mammograms, chest x-rays and kidney CT drawn by code, for the demo, the tests and a look without data."""
 
 import itertools
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal
 
@@ -71,6 +72,10 @@ class Phantoms(ImageDataModule):
             if self.view in ("both", what.view):
                 records.append(Record(f"{self.kind}-{index:06d}", what.group, what.classes))
         return records
+
+    def split(self, records: Sequence[Record]) -> np.ndarray:
+        """Return "train", "val" or "test" for each record (N,); of few drawings, as in short tries, parts are empty."""
+        return self._split_by_group(records)
 
     def read(self, record: Record) -> np.ndarray:
         """Draw one image (1, H, W) at the largest resolution that training asks for, in [0, 1]."""

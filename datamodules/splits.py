@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,8 @@ def split_by_group(
     """Assign each image to "train", "val" or "test", whole groups at a time, within each stratum.
 
     Groups are visited in random order; those that end within the wished share of a stratum's images go to test, the
-    next ones to val, the rest to train. A stratum whose first group is larger than the share has no test images.
+    next ones to val, the rest to train. A stratum whose first group is larger than the share has no test images: see
+    ``represent_classes``.
 
     Args:
         groups: Group of each image; a group belongs to one stratum (the one of its first image).
@@ -57,6 +59,53 @@ def split_by_group(
     split = np.array([part[group] for group in groups])
     check_disjoint(groups, split.tolist())
     return split
+
+
+def represent_classes(
+    split: np.ndarray,
+    groups: Sequence[str],
+    labels: Sequence[tuple[str, ...]],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> np.ndarray:
+    """Return a split in which every wished part has every class, made by moving as few groups as that takes.
+
+    A part gets the group whose images are nearest to its share of the class's (in whole shares; the seed decides
+    between groups that are equally near). A class of an image with several labels that has too few groups is left as
+    it is. Where all parts have all classes, nothing moves.
+
+    Args:
+        split: (N,) of split names.
+        groups: Group of each image.
+        labels: Classes of each image.
+        val_fraction: Wished share of the images in val.
+        test_fraction: Wished share of the images in test.
+        seed: Another seed moves other groups.
+
+    Returns:
+        Array (N,) of split names.
+
+    Raises:
+        DataError: If a part would be empty, or lack a class where classes exclude each other, naming the class.
+    """
+    shares = {"test": test_fraction, "val": val_fraction, "train": 1 - val_fraction - test_fraction}
+    shares = {part: share for part, share in shares.items() if share > 0}
+    part_of = dict(zip(groups, split.tolist(), strict=True))
+    images: dict[str, Counter[str]] = {}  # of each class, by group
+    for group, names in zip(groups, labels, strict=True):
+        for name in names or ([] if any(labels) else [""]):
+            images.setdefault(name, Counter())[group] += 1
+    for name in sorted(images, key=lambda name: (len(images[name]), name)):  # the rarest has the least choice
+        if len(images[name]) >= len(shares):
+            for part, share in shares.items():
+                _give(part, share, images[name], images, part_of, seed)
+        elif all(len(names) <= 1 for names in labels):
+            raise DataError(_too_few_of_class(name, len(images[name]), [part for part in SPLITS if part in shares]))
+    for part in shares:
+        if groups and part not in part_of.values():
+            raise DataError(_too_few(part, len(part_of)))
+    return np.array([part_of[group] for group in groups])
 
 
 def check_disjoint(groups: Sequence[str], split: Sequence[str]) -> None:
@@ -122,6 +171,43 @@ def stratified_split(
     return np.array(parts)[member]
 
 
+def _give(
+    part: str,
+    share: float,
+    members: Counter[str],
+    images: dict[str, Counter[str]],
+    part_of: dict[str, str],
+    seed: int,
+) -> None:
+    """Move a group of a class to a part that has none, if another part has more than one of it."""
+    if any(part_of[group] == part for group in members):
+        return
+    order = np.random.default_rng([seed, len(members), *part.encode()]).permutation(len(members))
+    spare = [group for group in (sorted(members)[i] for i in order) if _is_spare(group, images, part_of)]
+    wish = share * members.total()
+    if spare:
+        nearest = min(spare, key=lambda group: (part_of[group] != "train", round(abs(members[group] - wish) / wish)))
+        part_of[nearest] = part
+
+
+def _is_spare(group: str, images: dict[str, Counter[str]], part_of: dict[str, str]) -> bool:
+    """Return whether the part of a group has another one of each of its classes."""
+    part = part_of[group]
+    return all(
+        any(part_of[other] == part for other in members if other != group)
+        for members in images.values()
+        if group in members
+    )
+
+
+def _too_few_of_class(name: str, groups: int, parts: list[str]) -> str:
+    what = f"class {name}" if name else "the data set"
+    return (
+        f"{what} has {groups} groups (patients or blocks of neighbouring slices), too few for one each in "
+        f'{", ".join(parts)}. Add images, or set data.val_fraction=0 for no "val" or data.test_fraction=0 for no "test"'
+    )
+
+
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
     if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ValueError(
@@ -156,7 +242,7 @@ def _stratify(labels: np.ndarray, val_fraction: float, test_fraction: float, see
 
 def _too_few(part: str, groups: int) -> str:
     return (
-        f"{groups} groups (patients) are too few for a stratified split with data.{part}_fraction as it is: "
+        f"{groups} groups (patients) are too few for a split with data.{part}_fraction as it is: "
         f'a part would be empty. Add images, change data.{part}_fraction, or set it to 0 for no "{part}"'
     )
 

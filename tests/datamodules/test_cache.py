@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datamodules import cache as cache_module
-from datamodules.cache import ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.cache import Files, ImageCache, cache_key, content_hashes, open_or_build
 from datamodules.readers import UnreadableImageError
 
 SHAPE = (1, 4, 4)
@@ -57,7 +57,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path):
     assert cache.unreadable == ["n2: broken", "n5: broken"]
     assert cache.names == [f"n{i}" for i in range(10) if i not in (2, 5)]
     assert cache.images[2, 0, 0, 0] == 3
-    assert build(tmp_path / "c").unreadable == cache.unreadable  # also the next time
+    assert build(tmp_path / "c", limit=0.2).unreadable == cache.unreadable  # also the next time
 
 
 def test_too_many_unreadable_images_are_an_error_and_leave_no_finished_cache(tmp_path):
@@ -87,6 +87,28 @@ def test_build_goes_on_after_any_error(tmp_path, journal_of_three):
     calls = []
     build(tmp_path / "c", lambda i: calls.append(i) or image(i))
     assert min(calls) == 6
+
+
+def test_unreadable_files_count_with_their_copies_also_when_the_build_goes_on(tmp_path):
+    files = Files([1, 1, 3, 1, 1, 2, 1, 1, 1, 1], others=7)  # 20 in all, of which those of images 2 and 5 are 5
+    arguments = [[tmp_path / "c"], [f"n{i}" for i in range(10)], lambda i: [unreadable_at(2, 5)(i)], [SHAPE], 8]
+    with pytest.raises(UnreadableImageError, match=r"^at least 3 of 20 files"):
+        open_or_build(*arguments, 0.14, files)
+    with pytest.raises(
+        UnreadableImageError, match=r"^at least 5 of 20 files cannot be used.*: n2: broken; n5: broken$"
+    ):
+        open_or_build(*arguments, 0.24, files)
+    (cache,) = open_or_build(*arguments, 0.25, files)
+    assert cache.names == [f"n{i}" for i in range(10) if i not in (2, 5)]
+    with pytest.raises(UnreadableImageError, match=r"^5 of 20 files"):
+        open_or_build(*arguments, 0.24, files)
+
+
+def test_equal_rows_are_equal_images_not_equal_checksums(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module.zlib, "crc32", lambda content: 7)
+    cache = build(tmp_path / "c", lambda i: image(i % 4 if i != 7 else 9))
+    assert [rows.tolist() for rows in cache.equal_rows()] == [[0, 4, 8], [1, 5, 9], [2, 6]]
+    assert build(tmp_path / "other", image).equal_rows() == []
 
 
 def test_truncated_cache_is_refused(tmp_path):

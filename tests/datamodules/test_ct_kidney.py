@@ -22,7 +22,7 @@ def kidney(root, tmp_path, schedule=SCHEDULE, **arguments):
 
 
 def prepared(root, tmp_path, **arguments):
-    data = kidney(root, tmp_path, **arguments)
+    data = kidney(root, tmp_path, **{"block_size": 2, **arguments})
     data.prepare_data()
     data.setup()
     return data
@@ -33,7 +33,7 @@ def class_folder(root, label):
 
 
 def test_native_layout_is_read_with_the_folder_as_class(kidney_root, tmp_path):
-    data = prepared(kidney_root, tmp_path, block_size=2)
+    data = prepared(kidney_root, tmp_path)
     records = data.records()
     assert len(records) == 40
     assert [record.labels[0] for record in records[::10]] == list(CLASSES)
@@ -144,6 +144,53 @@ def test_blocks_of_neighbours_stay_together(tmp_path):
     assert min(data.size(split) for split in ("val", "test")) > 20
 
 
+def touched(root, **numbers):
+    """Make empty files: which images there are and how they are split does not depend on pixels."""
+    for label in CLASSES:
+        (root / label).mkdir(parents=True)
+        for number in numbers.get(label, range(1, 151)):
+            (root / label / f"{label}- ({number}).png").touch()
+    return root
+
+
+@pytest.mark.parametrize("slices, block", [(100, 10), (150, 15), (161, 17), (60, 10), (2000, 50)])
+def test_every_class_of_few_slices_has_its_share_in_every_part(tmp_path, caplog, slices, block):
+    data = kidney(touched(tmp_path / "root", Stone=range(1, slices + 1), Cyst=range(1, 1001)), tmp_path)
+    records = data.records()
+    groups = [record.group for record in records if record.labels == ("Stone",)]
+    assert max(groups.count(group) for group in groups) == block
+    assert max(sum(record.group == f"Cyst block {i}" for record in records) for i in range(21)) == 50
+    assert len(groups) == slices and min(groups.count(group) for group in groups) >= (
+        1 if slices == 2000 else block - 1
+    )
+    assert (f"Stone ({slices}) into " in caplog.text) == (slices != 2000) and "Normal (150) into 10" in caplog.text
+    for seed in range(5):
+        data.seed = seed
+        split = data.split(records)
+        for label in CLASSES:
+            inside = split[[record.labels == (label,) for record in records]]
+            for part in ("val", "test"):
+                assert (inside == part).mean() == pytest.approx(
+                    1 / 6 if (label, slices) == ("Stone", 60) else 0.1, abs=0.01
+                )
+
+
+def test_blocks_that_were_asked_for_are_as_large_as_they_were(tmp_path):
+    records = kidney(touched(tmp_path / "root"), tmp_path, block_size=15).records()
+    assert [record.group for record in records[:150]] == [f"Cyst block {number // 15}" for number in range(1, 151)]
+
+
+def test_class_of_too_few_blocks_is_refused_with_what_to_set(tmp_path):
+    root = touched(tmp_path / "root", Tumor=range(1, 16))
+    data = kidney(root, tmp_path)
+    with pytest.raises(DataError, match=r"class Tumor has 2 groups .*data.val_fraction=0.*data.block_size below 10"):
+        data.split(data.records())
+    smaller = kidney(root, tmp_path, block_size=5)
+    assert set(smaller.split(smaller.records())[-15:]) == {"train", "val", "test"}
+    none = kidney(root, tmp_path, val_fraction=0.0, test_fraction=0.0)
+    assert set(none.split(none.records())) == {"train"}
+
+
 def test_files_named_after_a_patient_are_grouped_by_patient(tmp_path):
     root = write_kidney(tmp_path / "root", per_class=2)
     folder = class_folder(root, "Stone")
@@ -187,6 +234,21 @@ def test_damaged_and_stray_files_are_skipped_by_name_up_to_the_limit(tmp_path, c
     assert sum(data.size(split) for split in ("train", "val", "test")) == 38
     with pytest.raises(DataError, match=r"1 of 40 files cannot be used, more than data.max_unreadable=0.01"):
         prepared(root, tmp_path / "other", max_unreadable=0.01)
+
+
+def test_one_stray_under_many_names_and_classes_counts_each_time_and_joins_no_blocks(tmp_path, caplog):
+    root = write_kidney(tmp_path / "root")
+    Image.fromarray(np.arange(45 * 65).astype(np.uint8).reshape(45, 65)).save(tmp_path / "removed.png")
+    for number in (2, 5, 8):
+        for label in ("Cyst", "Stone"):
+            shutil.copy(tmp_path / "removed.png", class_folder(root, label) / f"{label}- ({number}).jpg")
+    data = prepared(root, tmp_path, max_unreadable=0.15)
+    assert sum(map(data.size, ("train", "val", "test"))) == 34
+    assert sum(map(data.groups, ("train", "val", "test"))) == 4 * 6
+    assert "left out 6 unusable files" in caplog.text and "joined" not in caplog.text
+    assert "different labels" not in caplog.text
+    with pytest.raises(DataError, match="6 of 40 files cannot be used"):
+        prepared(root, tmp_path / "other", max_unreadable=0.14)
 
 
 @pytest.mark.parametrize("missing", ["", "/nowhere/at/all"])
@@ -246,13 +308,13 @@ needs_samples = pytest.mark.skipif(not SHARED.is_dir(), reason="the real samples
 
 @needs_samples
 def test_real_sample_in_native_layout(tmp_path):
-    data = prepared(SHARED / "ct_kidney", tmp_path, schedule=ConstantSchedule((64, 64), 8, 80))
+    data = prepared(SHARED / "ct_kidney", tmp_path, block_size=50, schedule=ConstantSchedule((64, 64), 8, 80))
     assert sum(data.size(split) for split in ("train", "val", "test")) == 61  # 62 files, one of them twice
     assert len(read_classes(SHARED / "ct_kidney" / "kidneyData.csv", data.classes)) == 12_446
 
 
 @needs_samples
 def test_real_training_set(tmp_path):
-    data = prepared(SHARED / "ct_kidney_128", tmp_path, schedule=ConstantSchedule((64, 64), 8, 80))
+    data = prepared(SHARED / "ct_kidney_128", tmp_path, block_size=50, schedule=ConstantSchedule((64, 64), 8, 80))
     assert sum(data.size(split) for split in ("train", "val", "test")) == 2627
     assert 0.05 < data.size("val") / 2627 < 0.15 and 0.05 < data.size("test") / 2627 <= 0.1

@@ -1,3 +1,4 @@
+import hashlib
 import sys
 
 import numpy as np
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.readers import DataError
-from datamodules.splits import SPLITS, check_disjoint, split_by_group, stratified_split
+from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group, stratified_split
 
 
 @settings(deadline=None, max_examples=60)
@@ -52,6 +53,95 @@ def test_leak_is_named():
 def test_impossible_shares_are_refused(val, test):
     with pytest.raises(ValueError, match="val_fraction="):
         split_by_group(["a"], ["x"], val, test, 0)
+
+
+KIDNEY = ("Cyst", "Normal", "Stone", "Tumor")
+
+
+@pytest.mark.parametrize("seed, golden", [(0, "5da9cd9561c2a056c2ca"), (1, "bb140136e1f840c63161")])
+def test_split_of_many_groups_is_that_of_every_version_before(seed, golden):
+    sizes = np.random.default_rng(5).integers(1, 60, 400)
+    groups = [f"g{i:03}" for i, size in enumerate(sizes) for _ in range(size)]
+    classes = [KIDNEY[int(group[1:]) % 4] for group in groups]
+    split = split_by_group(groups, classes, 0.1, 0.1, seed)
+    assert hashlib.sha256(" ".join(split).encode()).hexdigest()[:20] == golden
+    kept = represent_classes(split, groups, [(name,) for name in classes], 0.1, 0.1, seed)
+    assert kept.tolist() == split.tolist()
+
+
+def represented(sizes, val, test, seed=0):
+    """Split groups of given sizes; their names begin with their classes' initials, e.g. "xy 2"."""
+    groups = [group for group, size in sizes.items() for _ in range(size)]
+    labels = [tuple(group.split()[0]) if group[0] != " " else () for group in groups]
+    split = split_by_group(groups, ["|".join(names) for names in labels], val, test, seed)
+    found = represent_classes(split, groups, labels, val, test, seed)
+    check_disjoint(groups, found.tolist())
+    return dict(zip(groups, split, strict=True)), dict(zip(groups, found, strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 60), min_size=3, max_size=12), min_size=1, max_size=4),
+    val=st.sampled_from([0, 0.1, 0.3]),
+    test=st.sampled_from([0, 0.02, 0.2]),
+    seed=st.integers(0, 5),
+)
+def test_every_class_of_three_groups_is_in_every_part_that_is_asked_for(sizes, val, test, seed):
+    groups = {f"{'abcd'[i]} {j}": size for i, of_class in enumerate(sizes) for j, size in enumerate(of_class)}
+    before, after = represented(groups, val, test, seed)
+    asked = {"train"} | ({"val"} if val else set()) | ({"test"} if test else set())
+    for i, of_class in enumerate(sizes):
+        names = [f"{'abcd'[i]} {j}" for j in range(len(of_class))]
+        assert {after[name] for name in names} == asked
+        moved = [name for name in names if before[name] != after[name]]
+        assert len(moved) == len(asked - {before[name] for name in names})
+
+
+def test_moved_groups_are_near_to_the_share_and_depend_on_the_seed():
+    sizes = {f"a {i}": 30 for i in range(8)} | {"a 8": 200, "a 9": 200}
+    tests = set()
+    for seed in range(8):
+        before, after = represented(sizes, 0, 0.04, seed)  # 25.6 images
+        assert "test" not in before.values()
+        (moved,) = [name for name, part in after.items() if part == "test"]
+        assert sizes[moved] == 30
+        tests.add(moved)
+    assert len(tests) > 1
+
+
+@pytest.mark.parametrize("groups, val, test", [(2, 0.1, 0.1), (1, 0.1, 0), (1, 0, 0.1)])
+def test_class_of_too_few_groups_is_refused_by_name(groups, val, test):
+    sizes = {f"a {i}": 5 for i in range(20)} | {f"b {i}": 5 for i in range(groups)}
+    with pytest.raises(
+        DataError, match=rf"class b has {groups} groups .* too few for one each in train,.*val_fraction=0"
+    ):
+        represented(sizes, val, test)
+    assert set(represented(sizes, 0, 0)[1].values()) == {"train"}
+
+
+def test_two_groups_of_a_class_are_enough_for_two_parts():
+    sizes = {f"a {i}": 5 for i in range(20)} | {"b 0": 5, "b 1": 5}
+    after = represented(sizes, 0.1, 0)[1]
+    assert {after["b 0"], after["b 1"]} == {"train", "val"}
+
+
+def test_rare_label_beside_others_is_left_where_it_is_and_empty_parts_are_refused():
+    sizes = {f"ab {i}": 4 for i in range(20)} | {"ac 0": 4}
+    before, after = represented(sizes, 0.1, 0.1)
+    assert before == after and set(after.values()) == set(SPLITS) and after["ac 0"] == "train"
+    with pytest.raises(DataError, match=r"2 groups \(patients\) are too few .*data.test_fraction"):
+        represented({"ab 0": 4, "ab 1": 4}, 0.1, 0.1)
+
+
+def test_last_group_of_another_class_is_not_taken_away():
+    after = represented({"ab 0": 9, "a 1": 9, "a 2": 9, "ab 3": 9, "ab 4": 9, "bc 5": 9}, 0, 0.1)[1]
+    assert {part for name, part in after.items() if "b" in name} == {"train", "test"} and after["bc 5"] == "train"
+
+
+def test_images_without_classes_are_one_class():
+    assert set(represented({f" {i}": 3 for i in range(4)}, 0.1, 0.1)[1].values()) == set(SPLITS)
+    with pytest.raises(DataError, match="the data set has 2 groups"):
+        represented({f" {i}": 3 for i in range(2)}, 0.1, 0.1)
 
 
 def mean_label_groups(groups=300, images=3):
