@@ -24,6 +24,12 @@ def mixed_root(tmp_path_factory):
     return root
 
 
+@pytest.fixture(autouse=True)
+def first_versions(monkeypatch):
+    """Every reader and layout as it was before anything changed."""
+    monkeypatch.setattr(versions, "CHANGES", dict.fromkeys(versions.CHANGES, ()))
+
+
 def prepared(root, tmp_path):
     data = CTKidney(ConstantSchedule((32, 32), 8, 80), 0, str(root), str(tmp_path / "cache"), block_size=2)
     data.prepare_data()
