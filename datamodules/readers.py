@@ -78,7 +78,8 @@ def read_grey(path: Path) -> np.ndarray:
         pixels = _PIXELS[header.kind](file, header)
         if pixels.shape[:2] != (header.height, header.width):
             raise ValueError(f"has {pixels.shape[:2]} pixels, its header says {(header.height, header.width)}")
-        return _SHOWN.get(header.orientation, np.asarray)(_grey_values(pixels, header))
+        values = _grey_values(pixels, header)
+        return _SHOWN[header.orientation](values) if header.orientation != 1 else values
 
 
 def read_table_bytes(path: Path) -> bytes:
@@ -167,12 +168,18 @@ def _grey_values(pixels: np.ndarray, header: PictureHeader) -> np.ndarray:
         _refuse_transparent_colour(pixels, header.transparent, header.bits)
     if pixels.ndim == 3:
         pixels = _merge_channels(pixels, header)
+    if pixels.dtype.kind == "f":
+        return _finite(pixels)
+    if pixels.dtype.kind in "iu" and pixels.itemsize > 2 and (pixels.min() < -(2**24) or pixels.max() > 2**24):
+        raise ValueError("holds whole numbers of more than 24 bits, which would be rounded")
+    return pixels.astype(np.float32)
+
+
+def _finite(pixels: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = pixels.astype(np.float32)
-    if pixels.dtype.kind == "f" and not np.isfinite(values).all():
+    if not np.isfinite(values).all():
         raise ValueError("holds values that are not finite")
-    if pixels.dtype.kind in "iu" and (pixels.min() < -(2**24) or pixels.max() > 2**24):
-        raise ValueError("holds whole numbers of more than 24 bits, which would be rounded")
     return values
 
 
