@@ -36,7 +36,7 @@ def _was_reduced(path: Path) -> bool:
         header = picture_header(path)
     except UnreadableImageError:  # neither version reads it
         return False
-    turned_or_cut = header.orientation != 1 or header.pages > 1
+    turned_or_cut = header.orientation != 1 or header.pages > 1 or header.page > 0
     return turned_or_cut or (_reduced_tiff(header) if header.kind == "TIFF" else _reduced(header))
 
 
