@@ -51,7 +51,7 @@ def interlaced_png(path: Path, samples: np.ndarray, bits: int, **settings) -> Pa
 
 def read_pypng(path: Path) -> np.ndarray:
     """Return (H, W) of the first channel as pypng reads it, palettes looked up; small values are not enlarged."""
-    width, height, rows, info = png.Reader(filename=str(path)).read()
+    width, height, rows, info = png.Reader(filename=str(path)).read(lenient=True)
     samples = np.array([list(row) for row in rows]).reshape(height, width, info["planes"])[..., 0]
     return np.array(info["palette"])[samples][..., 0] if "palette" in info else samples
 

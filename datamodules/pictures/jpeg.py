@@ -68,20 +68,25 @@ def jpeg_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
 
 
 def _problem(height: int, channels: int, pages: int) -> str:
+    if channels == 4:
+        return "has the four colours of printing (CMYK), whose grey depends on the printer; save it as grey"
     if channels not in (1, 3):
-        return f"has {channels} channels (CMYK is made for printing, which grey is meant is not said); save it as grey"
+        return f"has {channels} channels"
     if pages > 1:
         return f"holds {pages} pictures; one file must hold one"
     return "" if height else "its header does not say how many rows it has"
 
 
 def _pictures(index: bytes) -> int:
-    """Return how many pictures the index of a multi-picture file lists."""
+    """Return how many pictures the index of a multi-picture file lists; a damaged one counts as none."""
 
     def at(offset: int, count: int) -> bytes:
         if offset + count > len(index):
             raise ValueError("its index of pictures is cut off")
         return index[offset : offset + count]
 
-    directories = read_directories(at, frozenset((_MP_COUNT,)), 1)
+    try:
+        directories = read_directories(at, frozenset((_MP_COUNT,)), 1)
+    except ValueError:
+        return 1
     return directories[0].one(_MP_COUNT, 1) if directories else 1

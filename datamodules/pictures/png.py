@@ -13,6 +13,7 @@ from datamodules.pictures.tags import orientation_of
 START = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: ("grey", 0), 2: ("RGB", 0), 3: ("palette", 0), 4: ("grey", 1), 6: ("RGB", 1)}
 _MAX_EXIF = 2**16
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 _MAX_CHUNKS = 1_000_000
 
 
@@ -54,14 +55,15 @@ def png_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
     """Decode a PNG to (H, W) or (H, W, C) uint8 or uint16; fewer than 8 bits are brought to 0 .. 255.
 
     Pillow keeps 16 bits of grey alone. Colours and alpha of 16 bits are decoded by imagecodecs, which runs libpng, the
-    reference decoder, and is kept up by tifffile's author (BSD). It gives the values as stored, whatever gamma says;
-    a declared transparent colour comes as a further channel. Files that are cut off or fail libpng's checks are errors.
+    reference decoder, and is kept up by tifffile's author (BSD). It is given the chunks of the pixels alone: a
+    transparent colour would come as a further channel, and what libpng finds odd in the others is printed. Files that
+    are cut off or fail its checks are errors.
     """
     if header.bits == 16 and (header.colour != "grey" or header.further):
         from imagecodecs import png_decode
 
-        pixels: np.ndarray = png_decode(file.read())
-        return pixels[..., :3] if header.colour == "RGB" and not header.further else pixels
+        pixels: np.ndarray = png_decode(_of_pixels(file.read()))
+        return pixels
     with Image.open(file, formats=("PNG",)) as image:
         image.load()
         if header.colour == "palette":
@@ -82,3 +84,15 @@ def _chunks(at: At) -> Iterator[tuple[bytes, int, int]]:
             return
         yield name, offset + 8, length
         offset += 12 + length
+
+
+def _of_pixels(data: bytes) -> bytes:
+    """Return a PNG with the header, the pixels and the end alone."""
+
+    def at(offset: int, count: int) -> bytes:
+        if offset + count > len(data):
+            raise ValueError
+        return data[offset : offset + count]
+
+    pixels = [data[offset - 8 : offset + length + 4] for name, offset, length in _chunks(at) if name == b"IDAT"]
+    return data[:33] + b"".join(pixels) + _END

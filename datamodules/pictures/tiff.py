@@ -37,7 +37,7 @@ _WHITE_IS_ZERO, _YCBCR = 0, 6
 _UNREAD = {4: "a transparency mask", 5: "CMYK", 8: "CIELab", 9: "ICCLab", 32803: "raw data", 34892: "raw data"}
 _SAMPLES = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned"}  # 4 is "not defined"
 _SAMPLE_BITS = {"unsigned": {1, 2, 4, *range(8, 17), 32, 64}, "signed": {8, 16, 32, 64}, "float": {16, 32, 64}}
-_MAX_FURTHER = 4
+_MAX_FURTHER = 1  # alpha
 
 
 def tiff_header(at: At) -> PictureHeader:
@@ -163,16 +163,21 @@ def _check_segments(page: "TiffPage", header: PictureHeader, file: BinaryIO) -> 
     expected = math.ceil(header.height / height) * math.ceil(header.width / width)
     expected *= page.samplesperpixel if page.planarconfig == 2 else 1
     if len(offsets) != expected or len(counts) != expected:
-        raise ValueError(f"has {len(offsets)} strips or tiles, {expected} are needed")
+        raise ValueError(f"has {min(len(offsets), len(counts))} strips or tiles, {expected} are needed")
     size = os.fstat(file.fileno()).st_size
     if any(offset <= 0 or count <= 0 or offset + count > size for offset, count in zip(offsets, counts, strict=True)):
         raise ValueError("is cut off (a strip or tile is absent)")
     if page.compression == _JPEG:
-        for offset, count in zip(offsets, counts, strict=True):
-            _check_jpeg(os.pread(file.fileno(), count, offset), height, width, header.bits)
+        strips = math.ceil(header.height / height)
+        for i, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
+            last = not page.is_tiled and i % strips == strips - 1
+            rows = header.height - height * (strips - 1) if last else height
+            _check_jpeg(os.pread(file.fileno(), count, offset), {rows, height}, width, header.bits)
 
 
-def _check_jpeg(data: bytes, height: int, width: int, bits: int) -> None:
+def _check_jpeg(data: bytes, heights: set[int], width: int, bits: int) -> None:
+    """Refuse a JPEG that is cut off or not of this size: tifffile would have the rest filled up."""
+
     def at(offset: int, count: int) -> bytes:
         if offset + count > len(data):
             raise ValueError("one of its JPEG strips or tiles is cut off")
@@ -181,7 +186,7 @@ def _check_jpeg(data: bytes, height: int, width: int, bits: int) -> None:
     found = jpeg_header(at)
     if END not in data[-16:]:
         raise ValueError("one of its JPEG strips or tiles is cut off")
-    if found.height > height or found.width > width or found.bits != bits:
+    if found.height not in heights or (found.width, found.bits) != (width, bits):
         raise ValueError("one of its JPEG strips or tiles has another size or depth than its tags say")
 
 

@@ -24,7 +24,7 @@ def mixed_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def first_versions(monkeypatch):
     """Every reader and layout as it was before anything changed."""
     monkeypatch.setattr(versions, "CHANGES", dict.fromkeys(versions.CHANGES, ()))
@@ -72,6 +72,7 @@ def test_the_first_version_has_the_names_from_before_there_were_versions(kidney_
     assert data.facts()["reading"] == []
 
 
+@pytest.mark.usefixtures("first_versions")
 @pytest.mark.parametrize("name", ["png", "dicom", "tiff", "Mammography_folder"])
 def test_what_a_data_set_does_not_use_may_change(kidney_root, tmp_path, monkeypatch, name):
     before = prepared(kidney_root, tmp_path).facts()
@@ -80,6 +81,7 @@ def test_what_a_data_set_does_not_use_may_change(kidney_root, tmp_path, monkeypa
     assert prepared(kidney_root, tmp_path).facts() == before
 
 
+@pytest.mark.usefixtures("first_versions")
 def test_a_change_that_concerns_none_of_the_files_costs_nothing(mixed_root, tmp_path, monkeypatch):
     before = prepared(mixed_root, tmp_path).facts()
     with monkeypatch.context() as first:
@@ -92,6 +94,7 @@ def test_a_change_that_concerns_none_of_the_files_costs_nothing(mixed_root, tmp_
     assert [rules.count(("jpeg", version)) for version in (1, 2, 3)] == [0, 39, 1]
 
 
+@pytest.mark.usefixtures("first_versions")
 @pytest.mark.parametrize("name", ["jpeg", "png", "CTKidney", "resizing"])
 def test_a_changed_rule_builds_the_cache_anew_and_says_what_has_changed(
     mixed_root, tmp_path, monkeypatch, caplog, name
@@ -109,6 +112,7 @@ def test_a_changed_rule_builds_the_cache_anew_and_says_what_has_changed(
     assert caches(tmp_path) == [old, f"{old}-{name}2"]
 
 
+@pytest.mark.usefixtures("first_versions")
 def test_two_changes_are_told_apart(mixed_root, tmp_path, monkeypatch, caplog):
     newer(monkeypatch, "jpeg")
     prepared(mixed_root, tmp_path)
