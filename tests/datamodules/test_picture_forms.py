@@ -5,16 +5,22 @@ them here, and read once more by an independent reader (pypng for PNG, libtiff o
 """
 
 import struct
+import subprocess
+import sys
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
+from conftest import ROOT
 from picture_files import bmp_file, chunk, exif, interlaced_png, page, png_file, read_pypng, tiff_file
 from PIL import Image, ImageOps
 
+from datamodules.mammography import read_picture
 from datamodules.readers import (
     MAX_PIXELS,
+    DataError,
     UnreadableImageError,
     full_value,
     image_size,
@@ -23,6 +29,8 @@ from datamodules.readers import (
     read_grey,
 )
 from datamodules.versions import rule_of
+from experiments.evaluation.image_sets import FolderImages
+from experiments.studies.moments import moments, read_folder
 
 RAMP = np.linspace(0, 4095, 21 * 13).round().astype(np.uint16).reshape(21, 13)  # 12-bit values
 GREY = (np.arange(21 * 13).reshape(21, 13) * 7 % 256).astype(np.uint8)
@@ -566,10 +574,46 @@ def test_a_picture_that_was_read_rightly_keeps_its_version(tmp_path, form):
     write(path := tmp_path / "a.png")
     assert rule_of(path) == ("png", 1)
     with Image.open(path) as image:
-        other = image if image.mode == "I;16" else image.convert("RGB").getchannel(0)
+        other = image if image.mode == "I;16" else image.convert("RGBA").getchannel(0)
         np.testing.assert_array_equal(np.asarray(other), expected)
 
 
 def test_rules_of_files_that_are_no_pictures(tmp_path):
     for name, rule in (("a.nii", "nii"), ("b", "no suffix"), ("c.tif", "tiff")):
         assert rule_of(tmp_path / name) == (rule, 1)
+
+
+# Every place that reads a picture ---------------------------------------------------------------------------------
+
+SAME = {
+    "grey.png": lambda p: png_file(p, RAMP, 16, 0),
+    "rgb.png": lambda p: png_file(p, RGB16, 16, 2),
+    "la.png": lambda p: png_file(p, stack(RAMP, FULL16), 16, 4),
+    "turned.png": lambda p: png_file(p, RAMP[::-1, ::-1], 16, 0, b"", chunk(b"eXIf", exif(3))),
+}
+
+
+def test_the_same_pixels_are_the_same_in_every_reader(tmp_path):
+    """16-bit colours came with their high byte: 16 levels of 12 bits, white at 0.06, and no depth to be asked for."""
+    for name, write in SAME.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        write(path := folder / name)
+        with pytest.raises(DataError, match="value_range"):
+            read_picture(path, None)
+        np.testing.assert_allclose(read_picture(path, (0, 4095)), RAMP / 4095, atol=1e-6)
+        images = FolderImages(folder, 0, value_range=(0, 4095))
+        assert images.size == RAMP.shape
+        np.testing.assert_allclose(images.read(0, 1)[0, 0].numpy(), RAMP / 2047.5 - 1, atol=1e-6)
+        shown = torch.from_numpy(RAMP / 2047.5 - 1)[None, None]
+        found = read_folder(folder, (0, 4095))
+        torch.testing.assert_close(found.moments, moments(shown))
+        assert found.said == "1 PNG of 16 bits, values 0 to 4095"
+
+
+def test_decoders_are_imported_when_they_are_needed():
+    code = (
+        "import sys; import datamodules.versions; "
+        "assert 'PIL' in sys.modules and not {'tifffile', 'imagecodecs'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
