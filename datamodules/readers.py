@@ -79,7 +79,7 @@ def read_grey(path: Path) -> np.ndarray:
         if pixels.shape[:2] != (header.height, header.width):
             raise ValueError(f"has {pixels.shape[:2]} pixels, its header says {(header.height, header.width)}")
         values = _grey_values(pixels, header)
-        return _SHOWN[header.orientation](values) if header.orientation != 1 else values
+        return values if header.orientation == 1 else np.ascontiguousarray(_SHOWN[header.orientation](values))
 
 
 def read_table_bytes(path: Path) -> bytes:
@@ -196,7 +196,7 @@ def _merge_channels(pixels: np.ndarray, header: PictureHeader) -> np.ndarray:
     """Return the grey values (H, W) of colours and further channels (H, W, C)."""
     colours, full = 1 if header.colour == "grey" else 3, 2 ** max(header.bits, 8) - 1
     if (pixels[..., colours:] != full).any():
-        raise ValueError("is partly transparent")
+        raise ValueError("is partly transparent (the channel beside its colours is not full everywhere)")
     if colours == 1:
         return pixels[..., 0]
     red, green, blue = (pixels[..., channel] for channel in range(3))

@@ -8,7 +8,7 @@ from datamodules.pictures.header import At
 ORIENTATION = 274
 _LETTERS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MAX_COUNT = 2**22  # values of one tag; a picture of 100 million pixels has fewer strips
-_MAX_DIRECTORIES = 10_000
+_MAX_DIRECTORIES = 10_000  # where counting the pages ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,9 @@ class Directory:
 
     Attributes:
         values: Integers of each tag that was wanted and is there; text is given as its bytes' numbers.
-        position: Where it is in the file.
     """
 
     values: dict[int, tuple[int, ...]]
-    position: int
 
     def one(self, tag: int, default: int) -> int:
         """Return the first value of a tag."""
@@ -45,13 +43,12 @@ def read_directories(at: At, wanted: frozenset[int], at_most: int = _MAX_DIRECTO
         raise ValueError("its tags do not begin like those of a TIFF")
     chain = _Chain(at, order, version == 43, wanted)
     position = chain.first()
-    found: list[Directory] = []
+    found: dict[int, Directory] = {}
     while position and len(found) < at_most:
-        if any(directory.position == position for directory in found) or len(found) >= _MAX_DIRECTORIES:
+        if position in found:
             raise ValueError("its directories go round in a circle")
-        directory, position = chain.read(position)
-        found.append(directory)
-    return found
+        found[position], position = chain.read(position)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class _Chain:
             for tag, kind, length, field in struct.iter_unpack(self.order + entry, self.at(start, count * size))
             if tag in self.wanted
         }
-        return Directory(values, position), self._number(link, start + count * size)
+        return Directory(values), self._number(link, start + count * size)
 
     def _values(self, kind: int, count: int, field: bytes) -> tuple[int, ...]:
         if kind not in _LETTERS or not 0 < count <= _MAX_COUNT:
