@@ -24,7 +24,7 @@ MAX_PIXELS = 100_000_000  # four times the largest mammogram; more is a damaged 
 MAX_TEXT = 2**28  # bytes of a table, unpacked; the largest of our data sets has 8 MB
 # Values that JPEG's colour conversion may put between the channels of a grey image (measured: up to 8).
 MAX_CHROMA = 16
-# Other formats stay closed: Pillow, for one, would hand EPS to Ghostscript, a program that runs what the file says.
+# Other formats stay closed: Pillow, if it may guess, hands EPS to Ghostscript, a program that runs what the file says.
 _HEADERS: dict[bytes, Callable[[At], PictureHeader]] = {
     PNG: png_header,
     JPEG: jpeg_header,

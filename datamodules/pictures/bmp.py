@@ -4,7 +4,7 @@ import struct
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
 
 from datamodules.pictures.header import At, PictureHeader
 
@@ -27,6 +27,6 @@ def bmp_header(at: At) -> PictureHeader:
 
 def bmp_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
     """Decode a BMP with Pillow to (H, W) or (H, W, C) uint8."""
-    with Image.open(file, formats=("BMP",)) as image:
+    with BmpImageFile(file) as image:
         image.load()
         return np.asarray(image.convert("RGBA") if image.mode in ("P", "1") else image)

@@ -4,7 +4,7 @@ import struct
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from datamodules.pictures.header import At, PictureHeader
 from datamodules.pictures.tags import orientation_of, read_directories
@@ -62,7 +62,7 @@ def jpeg_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
             raise ValueError("is cut off (its end is missing)")
         pixels: np.ndarray = jpeg8_decode(data)
         return pixels
-    with Image.open(file, formats=("JPEG",)) as image:
+    with JpegImageFile(file) as image:
         image.load()
         return np.asarray(image)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from datamodules.pictures.header import At, PictureHeader
 from datamodules.pictures.tags import orientation_of
@@ -64,7 +64,7 @@ def png_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
 
         pixels: np.ndarray = png_decode(_of_pixels(file.read()))
         return pixels
-    with Image.open(file, formats=("PNG",)) as image:
+    with PngImageFile(file) as image:
         image.load()
         if header.colour == "palette":
             return np.asarray(image.convert("RGBA"))
