@@ -303,6 +303,25 @@ def test_tiff(tmp_path, form):
             np.testing.assert_array_equal(np.asarray(other), expected)
 
 
+@pytest.mark.parametrize("form", ["grey, by tifffile", "tiles", "colour, by libtiff", "12 bits"])
+def test_jpeg_inside_a_tiff(tmp_path, form):
+    path, smooth = tmp_path / "a.tif", (np.hypot(*np.mgrid[:40, :24]) * 5).astype(np.uint8)
+    if form == "colour, by libtiff":
+        Image.fromarray(stack(smooth, smooth, smooth)).save(path, compression="jpeg")
+    elif form == "12 bits":
+        tifffile.imwrite(path, smooth * np.uint16(16), compression="jpeg", bitspersample=12)
+    else:
+        tifffile.imwrite(path, smooth, compression="jpeg", tile=(16, 16) if form == "tiles" else None, rowsperstrip=16)
+    values = read_grey(path)
+    if form == "12 bits":
+        assert full_value(path) == 4095 and np.abs(values - smooth * 16.0).max() < 30
+        return
+    with Image.open(path) as image:
+        other = np.asarray(image).astype(np.float32)
+    np.testing.assert_allclose(values, other if other.ndim == 2 else other.mean(-1), atol=1)
+    assert np.abs(values - smooth).max() < 9
+
+
 # JPEG and BMP -----------------------------------------------------------------------------------------------------
 
 
