@@ -1,7 +1,7 @@
 """Which stored values of a picture are black and white: what was declared, or what the file says, or a refusal.
 
-A depth is no range: 12-bit detectors are stored in 16-bit files, and black to white is then 0 to 4095. So files of more
-than 8 bits need a range, unless they say that they fill their bits, as the PNG files of ``writers`` do.
+A depth of 16 bits is no range: 12-bit detectors are stored in such files, and black to white is then 0 to 4095. So they
+need a range, unless they say that they fill their bits, as the PNG files of ``writers`` do.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.readers import DataError, UnreadableImageError, is_deep, open_picture
+from datamodules.readers import DataError, UnreadableImageError, full_value, is_deep, texts_of
 from datamodules.writers import MARK
 
 Range = tuple[float, float]
@@ -37,16 +37,16 @@ def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: st
             f"{path.name}: has 8 bits, which do not reach {_written(setting, declared)}; keep files of 8 bits apart "
             "from those of more, or save all alike"
         )
-    if declared is None and (high > BYTE[1] or is_deep(path)):
-        if not _fills_its_bits(path):
-            whole = low >= 0 and high <= DEEP[1] and np.array_equal(values, np.rint(values))
-            raise DataError(
-                f"{path.name}: has {'16 bits with values' if whole else 'values of more than 16 bits or fractions,'} "
-                f"{low:g} .. {high:g}, and does not say which of them are black and white; set {setting}, e.g. "
-                f"{_written(setting, (0, 4095))} for 12-bit or {_written(setting, DEEP)} for 16-bit values"
-            )
-        declared = DEEP
-    black, white = declared or BYTE
+    if declared is None:
+        declared = _said_by(path)
+    if declared is None:
+        whole = low >= 0 and high <= DEEP[1] and np.array_equal(values, np.rint(values))
+        raise DataError(
+            f"{path.name}: has {'16 bits with values' if whole else 'values of more than 16 bits or fractions,'} "
+            f"{low:g} .. {high:g}, and does not say which of them are black and white; set {setting}, e.g. "
+            f"{_written(setting, (0, 4095))} for 12-bit or {_written(setting, DEEP)} for 16-bit values"
+        )
+    black, white = declared
     if low < black or high > white:
         raise UnreadableImageError(
             f"{path.name}: values {low:g} .. {high:g} lie outside {_written(setting, (black, white))}"
@@ -94,7 +94,12 @@ def _written(setting: str, ends: Range) -> str:
     return f"{setting} {low} {high}" if setting.startswith("--") else f"{setting}=[{low},{high}]"
 
 
-def _fills_its_bits(path: Path) -> bool:
-    """Return whether a picture of more than 8 bits says that its values fill them all."""
-    with open_picture(path) as image:
-        return image.format == "PNG" and all(image.info.get(key) == value for key, value in MARK.items())
+def _said_by(path: Path) -> Range | None:
+    """Return the range of the bits that a picture declares, if it says or if there can be no doubt that it fills them.
+
+    16 bits are where values of fewer are kept. 9 to 15 are not: they are declared because they are used.
+    """
+    full = full_value(path)
+    if full is None or (full == DEEP[1] and not MARK.items() <= texts_of(path).items()):
+        return None
+    return 0.0, float(full)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.dicom import can_show_otherwise
-from datamodules.readers import DICOM
+from datamodules.pictures.header import PictureHeader
+from datamodules.readers import DICOM, UnreadableImageError, picture_header
 
 Rule = tuple[str, int]  # name of a reader or layout, and its version
 
@@ -27,19 +28,48 @@ class Change(NamedTuple):
     concerns: Callable[[Path], bool] = lambda path: True
 
 
+def _was_reduced(path: Path) -> bool:
+    """Return whether version 1 read a picture otherwise: with fewer bits, not turned, one page of several, not at all.
+
+    Decided by the header, so that a file of another format than its name says is found too.
+    """
+    try:
+        header = picture_header(path)
+    except UnreadableImageError:  # neither version reads it
+        return False
+    turned_or_cut = header.orientation != 1 or header.pages > 1 or header.page > 0
+    return turned_or_cut or (_reduced_tiff(header) if header.kind == "TIFF" else _reduced(header))
+
+
+def _reduced(header: PictureHeader) -> bool:
+    wide = header.bits > 8 and (header.kind != "PNG" or header.colour != "grey" or header.further > 0)
+    sixteen_per_pixel = header.kind == "BMP" and bool(header.problem)
+    return wide or header.transparent is not None or sixteen_per_pixel
+
+
+def _reduced_tiff(header: PictureHeader) -> bool:
+    """Return False only for the plain kinds, which Pillow read as tifffile does."""
+    plain = header.sample == "unsigned" and not header.further and not header.problem
+    grey = header.bits == 8 or (header.bits == 16 and not header.white_is_zero)
+    return not (plain and (grey if header.colour == "grey" else header.colour == "RGB" and header.bits == 8))
+
+
 RESIZING = "resizing"
-_DICOM_2 = Change(
-    "windows in functional groups are followed; compressed images of 8 bits in 16, and signed ones, are read",
-    can_show_otherwise,
-)
 # Names are those of readers and of layouts (``ImageDataModule.layout_name``); they become part of a cache's name. The
-# first change makes version 2.
+# first change makes version 2. Pictures are told by suffix; a change asks what the file is.
 CHANGES: dict[str, tuple[Change, ...]] = {
-    "png": (),
-    "jpeg": (),
-    "tiff": (),
-    "bmp": (),
-    "dicom": (_DICOM_2,),
+    "png": (
+        Change("colours and alpha of 16 bits are whole, orientation and tRNS count, animations don't", _was_reduced),
+    ),
+    "jpeg": (Change("the orientation counts, more than 8 bits are read, several pictures are refused", _was_reduced),),
+    "tiff": (Change("all depths, white is zero, packed bits; several pages are refused", _was_reduced),),
+    "bmp": (Change("16 bits per pixel are refused", _was_reduced),),
+    "dicom": (
+        Change(
+            "windows in functional groups are followed; compressed images of 8 bits in 16, and signed ones, are read",
+            can_show_otherwise,
+        ),
+    ),
     RESIZING: (),
     "Mammography": (
         Change("the breast's side is seen along the borders, else told by tags or table; it was the brighter half"),
@@ -54,9 +84,12 @@ def newest(name: str) -> Rule:
 
 
 def rule_of(path: Path) -> Rule:
-    """Return the reader of a file, with the version that last can have changed its pixels."""
+    """Return the reader of a file, with the version that last can have changed its pixels.
+
+    A reader is named by the file's suffix; one that is listed nowhere is a reader of its own, e.g. "nii".
+    """
     suffix = path.suffix.lower()
-    name = "dicom" if suffix in DICOM else _PICTURES.get(suffix, suffix)  # a table may list what no reader reads
+    name = "dicom" if suffix in DICOM else _PICTURES.get(suffix, suffix.lstrip(".") or "no suffix")
     numbered = enumerate(CHANGES.get(name, ()), 2)
     return name, max((version for version, change in numbered if change.concerns(path)), default=1)
 

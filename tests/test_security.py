@@ -296,7 +296,7 @@ def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
     path = tmp_path / "00000001_000.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n")
-    with pytest.raises(UnreadableImageError, match="cannot identify image file"):
+    with pytest.raises(UnreadableImageError, match="is none of PNG, JPEG, TIFF and BMP"):
         read_grey(path)
     assert not (tmp_path / "marker").exists()
 

@@ -24,6 +24,12 @@ def mixed_root(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def first_versions(monkeypatch):
+    """Every reader and layout as it was before anything changed."""
+    monkeypatch.setattr(versions, "CHANGES", dict.fromkeys(versions.CHANGES, ()))
+
+
 def prepared(root, tmp_path):
     data = CTKidney(ConstantSchedule((32, 32), 8, 80), 0, str(root), str(tmp_path / "cache"), block_size=2)
     data.prepare_data()
@@ -66,6 +72,7 @@ def test_the_first_version_has_the_names_from_before_there_were_versions(kidney_
     assert data.facts()["reading"] == []
 
 
+@pytest.mark.usefixtures("first_versions")
 @pytest.mark.parametrize("name", ["png", "dicom", "tiff", "Mammography_folder"])
 def test_what_a_data_set_does_not_use_may_change(kidney_root, tmp_path, monkeypatch, name):
     before = prepared(kidney_root, tmp_path).facts()
@@ -74,18 +81,20 @@ def test_what_a_data_set_does_not_use_may_change(kidney_root, tmp_path, monkeypa
     assert prepared(kidney_root, tmp_path).facts() == before
 
 
+@pytest.mark.usefixtures("first_versions")
 def test_a_change_that_concerns_none_of_the_files_costs_nothing(mixed_root, tmp_path, monkeypatch):
     before = prepared(mixed_root, tmp_path).facts()
-    newer(monkeypatch, "jpeg", lambda path: path.suffix == ".jpeg")
-    monkeypatch.setattr(CTKidney, "read", lambda *_: pytest.fail("read again"))
-    assert prepared(mixed_root, tmp_path).facts() == before
-    monkeypatch.undo()
+    with monkeypatch.context() as first:
+        newer(first, "jpeg", lambda path: path.suffix == ".jpeg")
+        first.setattr(CTKidney, "read", lambda *_: pytest.fail("read again"))
+        assert prepared(mixed_root, tmp_path).facts() == before
     newer(monkeypatch, "jpeg")
     newer(monkeypatch, "jpeg", lambda path: path.name == "Cyst- (3).jpg")
     rules = [image.rule for image in prepared(mixed_root, tmp_path)._scanned()]
     assert [rules.count(("jpeg", version)) for version in (1, 2, 3)] == [0, 39, 1]
 
 
+@pytest.mark.usefixtures("first_versions")
 @pytest.mark.parametrize("name", ["jpeg", "png", "CTKidney", "resizing"])
 def test_a_changed_rule_builds_the_cache_anew_and_says_what_has_changed(
     mixed_root, tmp_path, monkeypatch, caplog, name
@@ -103,6 +112,7 @@ def test_a_changed_rule_builds_the_cache_anew_and_says_what_has_changed(
     assert caches(tmp_path) == [old, f"{old}-{name}2"]
 
 
+@pytest.mark.usefixtures("first_versions")
 def test_two_changes_are_told_apart(mixed_root, tmp_path, monkeypatch, caplog):
     newer(monkeypatch, "jpeg")
     prepared(mixed_root, tmp_path)

@@ -1,0 +1,116 @@
+"""Tags of a TIFF structure: a TIFF file, or the EXIF of a JPEG or PNG. Damage is an error here, never a default."""
+
+import struct
+from dataclasses import dataclass
+
+from datamodules.pictures.header import At
+
+ORIENTATION = 274
+_LETTERS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_MAX_COUNT = 2**22  # values of one tag; a picture of 100 million pixels has fewer strips
+_MAX_DIRECTORIES = 10_000  # where counting the pages ends
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """One directory (IFD) of a file: in a TIFF, one page.
+
+    Attributes:
+        values: Integers of each tag that was wanted and is there; text is given as its bytes' numbers.
+    """
+
+    values: dict[int, tuple[int, ...]]
+
+    def one(self, tag: int, default: int) -> int:
+        """Return the first value of a tag."""
+        return self.values.get(tag, (default,))[0]
+
+
+def read_directories(at: At, wanted: frozenset[int], at_most: int = _MAX_DIRECTORIES) -> list[Directory]:
+    """Follow a chain of directories.
+
+    Args:
+        at: The structure's bytes, counted from its "II" or "MM".
+        wanted: Tags to read.
+        at_most: Directories to read.
+
+    Raises:
+        ValueError: If it is no TIFF structure, or damaged.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(at(0, 2))
+    version = struct.unpack(f"{order}H", at(2, 2))[0] if order else 0
+    if order is None or version not in (42, 43):
+        raise ValueError("its tags do not begin like those of a TIFF")
+    chain = _Chain(at, order, version == 43, wanted)
+    position = chain.first()
+    found: dict[int, Directory] = {}
+    while position and len(found) < at_most:
+        if position in found:
+            raise ValueError("its directories go round in a circle")
+        found[position], position = chain.read(position)
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """How directories are written: byte order, and BigTIFF's wider numbers."""
+
+    at: At
+    order: str
+    big: bool
+    wanted: frozenset[int]
+
+    def first(self) -> int:
+        """Return where the first directory is."""
+        return self._number("Q", 8) if self.big else self._number("I", 4)
+
+    def read(self, position: int) -> tuple[Directory, int]:
+        """Return a directory and where the next one is; 0 = none."""
+        count_letter, entry, link = ("Q", "HHQ8s", "Q") if self.big else ("H", "HHI4s", "I")
+        start, size = position + struct.calcsize(f"<{count_letter}"), struct.calcsize(f"<{entry}")
+        count = self._number(count_letter, position)
+        if not 0 < count < 4096:
+            raise ValueError(f"one of its directories has {count} entries")
+        values = {
+            tag: self._values(kind, length, field)
+            for tag, kind, length, field in struct.iter_unpack(self.order + entry, self.at(start, count * size))
+            if tag in self.wanted
+        }
+        return Directory(values), self._number(link, start + count * size)
+
+    def _values(self, kind: int, count: int, field: bytes) -> tuple[int, ...]:
+        if kind not in _LETTERS or not 0 < count <= _MAX_COUNT:
+            raise ValueError(f"one of its tags is damaged (type {kind}, {count} values)")
+        form = f"{self.order}{count}{_LETTERS[kind]}"
+        size = struct.calcsize(form)
+        inline = size <= len(field)
+        return struct.unpack(form, field[:size] if inline else self.at(self._offset(field), size))
+
+    def _offset(self, field: bytes) -> int:
+        return struct.unpack(self.order + ("Q" if self.big else "I"), field)[0]
+
+    def _number(self, letter: str, position: int) -> int:
+        return struct.unpack(self.order + letter, self.at(position, struct.calcsize(f"<{letter}")))[0]
+
+
+def orientation_of(exif: bytes) -> int:
+    """Return the orientation, 1 to 8, that EXIF names; 1 (as stored) where it names none, or one that does not exist.
+
+    Damaged EXIF names none either: viewers show such a picture as it is stored.
+    """
+    try:
+        directories = read_directories(lambda offset, count: _slice(exif, offset, count), frozenset({ORIENTATION}), 1)
+    except ValueError:
+        return 1
+    return valid_orientation(directories[0].one(ORIENTATION, 1)) if directories else 1
+
+
+def valid_orientation(value: int) -> int:
+    """Return the value of the tag if it is one of the eight that exist, else 1."""
+    return value if 1 <= value <= 8 else 1
+
+
+def _slice(data: bytes, offset: int, count: int) -> bytes:
+    if offset + count > len(data):
+        raise ValueError("its tags are cut off")
+    return data[offset : offset + count]
