@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 
 log = logging.getLogger(__name__)
 
-MOST_IDS = (
-    3  # of a table that are taken for one patient because their DICOM tag is the same; an anonymised tag has more
-)
+# Ids of a table that are taken for one patient because their DICOM tag is the same; an anonymised tag has more.
+MOST_IDS = 3
 
 
 def patient_key(spelling: str) -> str:

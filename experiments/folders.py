@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.dicom import read_dicom, read_header
+from datamodules.duplicates import JoinedGroups
 from datamodules.files import is_hidden
 from datamodules.readers import DICOM, DataError, UnreadableImageError, image_size, read_grey
 
@@ -116,18 +117,10 @@ def said_of_copies(which: str, copies: int, files: int) -> tuple[str, ...]:
 
 def join_groups(groups: Sequence[str], copies: dict[int, int]) -> list[str]:
     """Return the groups after joining those that share a file: it is one patient under two names."""
-    joined: dict[str, str] = {}
-
-    def name(group: str) -> str:
-        while group in joined:
-            group = joined[group]
-        return group
-
+    joined = JoinedGroups()
     for copy, first in copies.items():
-        ours, theirs = name(groups[copy]), name(groups[first])
-        if ours != theirs:
-            joined[ours] = theirs
-    return [name(group) for group in groups]
+        joined.join(groups[first], groups[copy])
+    return [joined.name(group) for group in groups]
 
 
 # What two sets share --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
 from datamodules.dicom import CONTRADICTION, contradicting, read_dicom
 from datamodules.files import find_files
+from datamodules.patients import one_name_per_patient, patient_key
 from datamodules.pseudonyms import remember
 from datamodules.readers import DICOM, PICTURES, read_grey, read_table_bytes
 from datamodules.transforms import pad_equally, resize
@@ -40,7 +41,7 @@ from experiments.folders import (
 from experiments.loading import Trained, generate
 
 log = logging.getLogger(__name__)
-SUFFIXES = PICTURES | DICOM | {".tif", ".tiff"}
+SUFFIXES = PICTURES | DICOM | {".tif", ".tiff", ".bmp"}
 Role = Literal["real", "held-out", "generated"]
 KEYS = {"real": "against", "held-out": "held_out", "generated": ""}  # how a suite names their folders
 
@@ -162,7 +163,7 @@ class GeneratedImages(ImageSet):
 
 
 class FolderImages(ImageSet):
-    """Grey PNG, JPEG, TIFF and DICOM files of a folder, at any depth.
+    """Grey PNG, JPEG, TIFF, BMP and DICOM files of a folder, at any depth.
 
     Of equal files only the first one counts, and groups that share a file are one group. Only where a generator is
     judged do they stay: that it repeats itself is a finding.
@@ -181,7 +182,7 @@ class FolderImages(ImageSet):
 
     Attributes:
         file_set: All files, copies and those that were not drawn included: what tells whether they also lie elsewhere.
-        patients: The groups of all files, copies included, as the CSV calls them.
+        patients: The groups of all files, copies included: what all spellings of one have in common -> one of them.
         said: What the user has to know of the folder: counts, no names.
 
     Raises:
@@ -206,7 +207,7 @@ class FolderImages(ImageSet):
             raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))})"])
         names = [path.relative_to(folder).as_posix() for path in files]
         of = names if groups is None else _groups(groups, names)
-        self.patients = set(of)
+        self.patients = {patient_key(group): group for group in of}
         contents = content_hashes(files, hashes or folder / ".hashes.json")
         copies = copies_among(files, contents)
         kept = list(range(len(files)))
@@ -217,7 +218,7 @@ class FolderImages(ImageSet):
         self.folder, self.value_range, self.role, self.pad = folder, value_range, role, pad
         self.files = [files[i] for i in chosen]
         self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
-        remember(self.patients)
+        remember(of)
         self.contents = [contents[i] for i in chosen]
         key = f"{KEYS[role]}={folder}" if KEYS[role] else str(folder)
         self.file_set = FileSet(key, folder, names, contents)
@@ -308,7 +309,7 @@ def _groups(path: Path, names: list[str]) -> list[str]:
     missing = [name for name in names if name not in group]
     if missing:
         raise ConfigError([f"groups={path}: says nothing of {len(missing)} of {len(names)} files, e.g. {missing[0]}"])
-    return [group[name] for name in names]
+    return one_name_per_patient([group[name] for name in names], [""] * len(names), names, f"groups={path}")
 
 
 def _sizes_in_words(sizes: Counter[Size]) -> str:
