@@ -160,10 +160,11 @@ def _check_held_out(train: FolderImages, held_out: FolderImages, groups: Path | 
     problems = []
     shared = sorted(train.patients.keys() & held_out.patients.keys()) if groups else []
     if shared:
+        example = held_out.patients[shared[0]]
         problems.append(
             f"held_out={held_out.folder}: {len(shared)} of its {len(held_out.patients)} patients also have images "
-            f"in against={train.folder}, e.g. {held_out.patients[shared[0]]}; hold out whole patients, and see to it that "
-            f"no file of one folder is called as one of the other, for groups={groups} gives both the same patient"
+            f"in against={train.folder}, e.g. {example}; hold out whole patients, and see to it that no file of one "
+            f"folder is called as one of the other, for groups={groups} gives both the same patient"
         )
     problems += overlap(held_out.file_set, train.file_set)
     if problems:
