@@ -145,6 +145,15 @@ def test_twelve_bits_in_sixteen_need_their_range(tmp_path):
     assert shares[0] == pytest.approx(16 * shares[1], rel=1e-3) and shares[0] > 0.3
 
 
+def test_a_declared_range_holds_for_dicom_files_too(tmp_path):
+    stored = next(stored_images(1, np.uint16, 0)) // 32
+    write_mammogram(tmp_path / "0.dcm", stored, bits=12)
+    found = read_folder(tmp_path, (0.0, 2047.0))
+    shown = torch.from_numpy(stored.astype(np.float64))[None, None] / 2047 * 2 - 1
+    torch.testing.assert_close(found.moments, moments(shown), rtol=1e-5, atol=1e-6)
+    assert "1 DICOM values 0 to 2047" in found.said
+
+
 def test_copies_and_overlaps_are_told(tmp_path):
     images = list(stored_images(4, np.uint8, 0))
     write_folder(tmp_path / "a", images)

@@ -333,8 +333,8 @@ def read_folder(
 
     Args:
         root: The folder.
-        value_range: Stored values of PNG files that are black and white; None = what the files say (``range_of``).
-            DICOM files are taken as a viewer shows them, black to white.
+        value_range: Values that are black and white: stored ones of PNG files, of DICOM files those that rescaling
+            leads to (CT: HU); None = what PNG files say (``range_of``), and DICOM as a viewer shows them.
         view: Only images of this view, by DICOM tag or file name; None = all.
         generated: Whether the images are generated: of real ones the copies of files are left out, and those of which
             the view is not known.
@@ -394,8 +394,9 @@ def _read_or_error(path: Path, value_range: tuple[float, float] | None, setting:
     """Return what is kept of an image, or why it cannot be used."""
     try:
         if path.suffix.lower() in DICOM:
-            shown = 2.0 * torch.from_numpy(read_dicom(path)).double()[None, None] - 1.0
-            return _Image(moments(shown), "DICOM as displayed, black to white", ends_of(shown.numpy()))
+            shown = 2.0 * torch.from_numpy(read_dicom(path, value_range=value_range)).double()[None, None] - 1.0
+            what = f"values {value_range[0]:g} to {value_range[1]:g}" if value_range else "as displayed, black to white"
+            return _Image(moments(shown), f"DICOM {what}", ends_of(shown.numpy()))
         values, bits = read_grey(path), 16 if is_deep(path) else 8
         low, high = range_of(path, values, value_range, setting)
         stored = values.astype(np.uint16 if bits == 16 else np.uint8)
@@ -425,9 +426,10 @@ def main(arguments: list[str] | None = None) -> int:
             type=float,
             nargs=2,
             metavar=("LOW", "HIGH"),
-            help="stored values that are black and white in the PNG files of "
+            help="values that are black and white in the files of "
             + ("GENERATED" if which else "REAL")
-            + ", e.g. 0 4095 (default: 0 255 for files of 8 bits, and what Mirage's files of 16 bits say)",
+            + ", e.g. 0 4095; of DICOM files in the unit of their rescaling (default: 0 255 for PNG files of 8 bits, what "
+            "those of 9 to 15 bits and Mirage's of 16 say, and DICOM as displayed)",
         )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/moments"), help="folder of report.html and tables.csv"
