@@ -428,8 +428,8 @@ def main(arguments: list[str] | None = None) -> int:
             metavar=("LOW", "HIGH"),
             help="values that are black and white in the files of "
             + ("GENERATED" if which else "REAL")
-            + ", e.g. 0 4095; of DICOM files in the unit of their rescaling (default: 0 255 for PNG files of 8 bits, what "
-            "those of 9 to 15 bits and Mirage's of 16 say, and DICOM as displayed)",
+            + ", e.g. 0 4095; of DICOM files in the unit of their rescaling (default: 0 255 for PNG files of 8 bits, "
+            "what Mirage's files of 16 bits say, and DICOM as displayed)",
         )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/moments"), help="folder of report.html and tables.csv"
