@@ -380,7 +380,11 @@ class Dying(torch.utils.data.Dataset):
 def test_reader_that_a_bus_error_killed_lacked_shared_memory():
     with pytest.raises(RuntimeError) as caught:
         next(iter(torch.utils.data.DataLoader(Dying(), batch_size=None, num_workers=1)))
-    assert "Bus error); data.num_workers=0 needs none" in explain(caught.value)
+    said = explain(caught.value)  # whether torch hears of the signal before it misses the batch is a race
+    assert "Bus error); data.num_workers=0 needs none" in said or "memory or shared memory ran out" in said
+    hidden = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    hidden.__cause__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
+    assert "Bus error); data.num_workers=0 needs none" in explain(hidden)
 
 
 def test_full_shared_memory_is_no_full_disk(monkeypatch):
