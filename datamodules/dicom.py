@@ -332,7 +332,7 @@ def _refuse_unsupported(dataset: "Dataset") -> None:
     photometric = str(dataset.PhotometricInterpretation)
     if _integer(dataset, "SamplesPerPixel") != 1 or photometric not in _GREY:
         raise _Refused(f"is not a grey image (its photometric interpretation is {quoted(photometric)})")
-    frames = _integer(dataset, "NumberOfFrames", 1)
+    frames = _integer(dataset, "NumberOfFrames") or 1  # some writers put 0 where there is no further frame
     if frames != 1:
         raise _Refused(f"is a multi-frame image ({frames} frames); one file must hold one image")
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
