@@ -106,13 +106,13 @@ def _pictures(at: At, first: dict[bytes, tuple[int, int]]) -> int:
 
 def _orientation(at: At, chunks: list[tuple[bytes, int, int]]) -> int:
     """Return what EXIF says: that of its own chunk, else that which ImageMagick and others keep in a text."""
-    texts = []
+    in_text = b""
     for name, offset, length in chunks:
         if name == b"eXIf" and length <= _MAX_EXIF:
             return orientation_of(at(offset, length))
         if name in (b"tEXt", b"zTXt") and length <= _MAX_RAW and at(offset, min(length, 22)) in _RAW_EXIF:
-            texts.append((name, at(offset, length)[22:]))
-    return next((orientation_of(_raw_exif(name == b"zTXt", text)) for name, text in texts), 1)
+            in_text = in_text or _raw_exif(name == b"zTXt", at(offset, length)[22:])
+    return orientation_of(in_text)
 
 
 def _raw_exif(packed: bool, text: bytes) -> bytes:
