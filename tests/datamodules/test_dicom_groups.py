@@ -57,7 +57,16 @@ def test_voi_lut_of_a_group_is_applied(tmp_path):
     np.testing.assert_array_equal(shown(tmp_path, **{FRAME: frame}), np.arange(4096) > 100)
 
 
-@pytest.mark.parametrize("empty", [Sequence(), groups(FrameVOILUTSequence={}), groups(FrameContentSequence={})])
+EMPTY = {
+    "no item": Sequence(),
+    "no window": groups(FrameVOILUTSequence={}),
+    "another group": groups(FrameContentSequence={}),
+    "no width": groups(FrameVOILUTSequence={"WindowCenter": 5}),
+    "no intercept": groups(PixelValueTransformationSequence={"RescaleSlope": 5}),
+}
+
+
+@pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
 def test_groups_that_say_nothing_leave_the_top_level(tmp_path, empty):
     values = shown(tmp_path, WindowCenter=2048, WindowWidth=4096, **{FRAME: empty, SHARED: empty})
     np.testing.assert_allclose(values, np.arange(4096) / 4095, atol=1e-7)
