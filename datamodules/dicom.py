@@ -68,11 +68,12 @@ _NEEDED = (
     "PixelRepresentation",
 )
 _GREY = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}  # and the PresentationLUTShape that says the same
-# Functional groups whose values belong together, and those without which they are as good as absent.
+# Functional groups whose values belong together, and what must be there, either this or that, lest they are as good as
+# absent: a centre without a width is no window.
 _VALUES, _WINDOW = "PixelValueTransformationSequence", "FrameVOILUTSequence"
 _MACROS = {
-    _VALUES: ("RescaleSlope", "RescaleIntercept"),
-    _WINDOW: ("WindowCenter", "WindowWidth", "VOILUTSequence"),
+    _VALUES: (("RescaleSlope", "RescaleIntercept"),),
+    _WINDOW: (("WindowCenter", "WindowWidth"), ("VOILUTSequence",)),
 }
 _PYDICOM = r"pydicom\b|datamodules\.dicom$"
 _STANDALONE = {0x01, *range(0xD0, 0xDA)}  # JPEG markers without a segment; none may stand before the scan
@@ -212,7 +213,7 @@ def _holder(dataset: "Dataset", macro: str) -> "Dataset":
     """Return what holds the values of a functional group: the frame's, that of all frames, or the top level."""
     for group in _groups(dataset):
         for item in (group.get(macro) or [])[:1]:
-            if any(_is_there(item, keyword) for keyword in _MACROS[macro]):
+            if any(all(_is_there(item, keyword) for keyword in needed) for needed in _MACROS[macro]):
                 return item
     return dataset
 
@@ -332,7 +333,7 @@ def _refuse_unsupported(dataset: "Dataset") -> None:
     photometric = str(dataset.PhotometricInterpretation)
     if _integer(dataset, "SamplesPerPixel") != 1 or photometric not in _GREY:
         raise _Refused(f"is not a grey image (its photometric interpretation is {quoted(photometric)})")
-    frames = _integer(dataset, "NumberOfFrames", 1)
+    frames = _integer(dataset, "NumberOfFrames") or 1  # some writers put 0 where there is no further frame
     if frames != 1:
         raise _Refused(f"is a multi-frame image ({frames} frames); one file must hold one image")
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")

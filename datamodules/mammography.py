@@ -268,6 +268,11 @@ class Mammography(ImageDataModule):
     def _with_ranges(self, records: list[Record]) -> list[Record]:
         """Tell DICOM files the range that is declared for them."""
         paths = [one.path for one in records if one.path is not None and one.path.suffix.lower() in DICOM]
+        if records and not paths and self.percentile_range is not None:
+            raise DataError(
+                f"data.percentile_range={list(self.percentile_range)}: holds for DICOM files, and there is none; "
+                "PNG and JPEG files take data.value_range"
+            )
         ranges = self._declared_ranges(paths)
         return [
             replace(one, told={**one.told, "range": list(ranges[one.path])}) if one.path in ranges else one

@@ -291,7 +291,7 @@ def tag_chest_wall(header: "Dataset") -> str | None:
     PatientOrientation says first whereto the rows run (DICOM PS3.3 C.7.6.1.1.1): away from the chest wall if that is
     anterior ("A"), towards it if it is posterior ("P").
     """
-    orientation = header.get("PatientOrientation")
+    orientation = attribute(header, "PatientOrientation")
     if orientation is None or isinstance(orientation, str) or len(orientation) != 2:  # CBIS-DDSM has the view there
         return None
     rows = str(orientation[0]).strip().upper()

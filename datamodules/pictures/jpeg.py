@@ -7,7 +7,7 @@ import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
 from datamodules.pictures.header import At, PictureHeader
-from datamodules.pictures.tags import orientation_of, read_directories
+from datamodules.pictures.tags import EXIF, orientation_of, read_directories
 
 START = b"\xff\xd8\xff"
 END = b"\xff\xd9"
@@ -33,7 +33,7 @@ def jpeg_header(at: At) -> PictureHeader:
         (length,) = struct.unpack(">H", at(offset + 2, 2))
         if marker in _SOF and frame is None:
             frame = struct.unpack(">BHHB", at(offset + 4, 6))
-        elif marker == _APP1 and length >= 16 and at(offset + 4, 6) == b"Exif\0\0" and orientation == 1:
+        elif marker == _APP1 and length >= 16 and at(offset + 4, 6) == EXIF and orientation == 1:
             orientation = orientation_of(at(offset + 10, length - 8))
         elif marker == _APP2 and length >= 14 and at(offset + 4, 4) == b"MPF\0":
             pages = _pictures(at(offset + 8, length - 6))

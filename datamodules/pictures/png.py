@@ -1,6 +1,7 @@
 """PNG: 1 to 16 bits; grey, colours, palette, alpha. Gamma, colour space, significant bits and text change no value."""
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -12,7 +13,8 @@ from datamodules.pictures.tags import orientation_of
 
 START = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: ("grey", 0), 2: ("RGB", 0), 3: ("palette", 0), 4: ("grey", 1), 6: ("RGB", 1)}
-_MAX_EXIF, _MAX_TEXT = 2**16, 2**12
+_MAX_EXIF, _MAX_TEXT, _MAX_RAW = 2**16, 2**12, 2**18  # bytes of one chunk
+_RAW_EXIF = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _MAX_CHUNKS = 200_000  # twice those of the largest picture that is read
 
@@ -29,14 +31,12 @@ def png_header(at: At) -> PictureHeader:
     if (length, name) != (13, b"IHDR") or colour not in _COLOURS:
         raise ValueError("its header is damaged")
     word, further = _COLOURS[colour]
-    transparent, pages, orientation = None, 1, 1
-    for name, offset, length in _chunks(at):
-        if name == b"tRNS" and colour in (0, 2):
-            transparent = struct.unpack(">H" if colour == 0 else ">3H", at(offset, 2 if colour == 0 else 6))
-        elif name == b"acTL":
-            pages = struct.unpack(">I", at(offset, 4))[0]
-        elif name == b"eXIf" and length <= _MAX_EXIF:
-            orientation = orientation_of(at(offset, length))
+    chunks = list(_chunks(at))
+    first = {name: (offset, length) for name, offset, length in reversed(chunks)}
+    transparent, pages = None, _pictures(at, first)
+    if b"tRNS" in first and colour in (0, 2):
+        form = ">H" if colour == 0 else ">3H"
+        transparent = struct.unpack(form, at(first[b"tRNS"][0], struct.calcsize(form)))
     return PictureHeader(
         "PNG",
         height,
@@ -46,7 +46,7 @@ def png_header(at: At) -> PictureHeader:
         further,
         transparent=transparent,
         pages=pages,
-        orientation=orientation,
+        orientation=_orientation(at, chunks),
         problem=f"is an animation of {pages} pictures" if pages > 1 else "",
     )
 
@@ -67,6 +67,8 @@ def png_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
     with PngImageFile(file) as image:
         image.load()
         if header.colour == "palette":
+            if image.palette is None or np.asarray(image).max() >= len(image.palette.palette) // 3:
+                raise ValueError("points to colours that its palette does not have")
             return np.asarray(image.convert("RGBA"))
         pixels = np.asarray(image)
         return pixels.astype(np.uint8) * np.uint8(255) if pixels.dtype == bool else pixels
@@ -91,6 +93,35 @@ def _chunks(at: At) -> Iterator[tuple[bytes, int, int]]:
             return
         yield name, offset + 8, length
         offset += 12 + length
+
+
+def _pictures(at: At, first: dict[bytes, tuple[int, int]]) -> int:
+    """Return how many pictures an animation holds; one that begins after the pixels does not count these."""
+    if b"acTL" not in first:
+        return 1
+    (frames,) = struct.unpack(">I", at(first[b"acTL"][0], 4))
+    nowhere = 0, 0
+    return frames + (first.get(b"fcTL", nowhere) > first.get(b"IDAT", nowhere))
+
+
+def _orientation(at: At, chunks: list[tuple[bytes, int, int]]) -> int:
+    """Return what EXIF says: that of its own chunk, else that which ImageMagick and others keep in a text."""
+    in_text = b""
+    for name, offset, length in chunks:
+        if name == b"eXIf" and length <= _MAX_EXIF:
+            return orientation_of(at(offset, length))
+        if name in (b"tEXt", b"zTXt") and length <= _MAX_RAW and at(offset, min(length, 22)) in _RAW_EXIF:
+            in_text = in_text or _raw_exif(name == b"zTXt", at(offset, length)[22:])
+    return orientation_of(in_text)
+
+
+def _raw_exif(packed: bool, text: bytes) -> bytes:
+    """Return EXIF from a text: its name, its length and its bytes as hexadecimal digits; nothing if it is damaged."""
+    try:
+        text = zlib.decompressobj().decompress(text[1:], _MAX_RAW) if packed else text
+        return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))
+    except (zlib.error, ValueError):
+        return b""
 
 
 def _of_pixels(data: bytes) -> bytes:

@@ -1,4 +1,7 @@
-"""Tags of a TIFF structure: a TIFF file, or the EXIF of a JPEG or PNG. Damage is an error here, never a default."""
+"""Tags of a TIFF structure: a TIFF file, or the EXIF of a JPEG or PNG.
+
+Damage is an error in a TIFF. In EXIF, which says only how a picture is turned, it is passed over.
+"""
 
 import struct
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from datamodules.pictures.header import At
 
 ORIENTATION = 274
+EXIF = b"Exif\0\0"  # before the tags of a JPEG, and by mistake of some PNG
 _LETTERS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MAX_COUNT = 2**22  # values of one tag; a picture of 100 million pixels has fewer strips
 _MAX_DIRECTORIES = 10_000  # where counting the pages ends
@@ -96,21 +100,22 @@ class _Chain:
 def orientation_of(exif: bytes) -> int:
     """Return the orientation, 1 to 8, that EXIF names; 1 (as stored) where it names none, or one that does not exist.
 
-    Damaged EXIF names none either: viewers show such a picture as it is stored.
+    What is damaged or cut off beside it does not matter: viewers turn such a picture, too.
     """
+    exif = exif.removeprefix(EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
-        directories = read_directories(lambda offset, count: _slice(exif, offset, count), frozenset({ORIENTATION}), 1)
-    except ValueError:
-        return 1
-    return valid_orientation(directories[0].one(ORIENTATION, 1)) if directories else 1
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
+            if tag == ORIENTATION:
+                return valid_orientation(struct.unpack_from(f"{order}{_LETTERS[kind]}", exif, entry + 8)[0])
+    except (struct.error, KeyError):
+        pass
+    return 1
 
 
 def valid_orientation(value: int) -> int:
     """Return the value of the tag if it is one of the eight that exist, else 1."""
     return value if 1 <= value <= 8 else 1
-
-
-def _slice(data: bytes, offset: int, count: int) -> bytes:
-    if offset + count > len(data):
-        raise ValueError("its tags are cut off")
-    return data[offset : offset + count]

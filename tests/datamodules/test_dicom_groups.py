@@ -7,7 +7,7 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 
 from datamodules.dicom import can_show_otherwise, read_dicom, read_header, read_values
-from datamodules.mammography_layouts import tag_reasons, tag_side, tag_view
+from datamodules.mammography_layouts import tag_chest_wall, tag_reasons, tag_side, tag_view
 from datamodules.readers import UnreadableImageError
 
 SHARED, FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
@@ -57,7 +57,16 @@ def test_voi_lut_of_a_group_is_applied(tmp_path):
     np.testing.assert_array_equal(shown(tmp_path, **{FRAME: frame}), np.arange(4096) > 100)
 
 
-@pytest.mark.parametrize("empty", [Sequence(), groups(FrameVOILUTSequence={}), groups(FrameContentSequence={})])
+EMPTY = {
+    "no item": Sequence(),
+    "no window": groups(FrameVOILUTSequence={}),
+    "another group": groups(FrameContentSequence={}),
+    "no width": groups(FrameVOILUTSequence={"WindowCenter": 5}),
+    "no intercept": groups(PixelValueTransformationSequence={"RescaleSlope": 5}),
+}
+
+
+@pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
 def test_groups_that_say_nothing_leave_the_top_level(tmp_path, empty):
     values = shown(tmp_path, WindowCenter=2048, WindowWidth=4096, **{FRAME: empty, SHARED: empty})
     np.testing.assert_allclose(values, np.arange(4096) / 4095, atol=1e-7)
@@ -74,6 +83,21 @@ def test_view_side_and_reasons_of_groups(tmp_path):
     assert (tag_view(header), tag_side(header), tag_reasons(header)) == ("MLO", "RIGHT", ("magnification",))
     header = read_header(write_mammogram(tmp_path / "b.dcm", RAMP, bits=12, NumberOfFrames=2, **tags))
     assert tag_reasons(header) == ("magnification", "multi_frame")
+
+
+def test_orientation_of_a_group_tells_the_chest_wall(tmp_path):
+    frame = groups(PatientOrientationInFrameSequence={"PatientOrientation": ["A", "F"]})
+    tags = {"PatientOrientation": ["P", "F"], FRAME: frame}
+    header = read_header(write_mammogram(tmp_path / "a.dcm", RAMP, bits=12, **tags))
+    assert tag_chest_wall(header) == "left"
+
+
+@pytest.mark.parametrize("number", [None, 0, 1])
+def test_one_frame_however_it_is_counted(tmp_path, number):
+    tags = {} if number is None else {"NumberOfFrames": number}
+    np.testing.assert_allclose(shown(tmp_path, **tags), np.arange(4096) / 4095, atol=1e-7)
+    assert tag_reasons(read_header(tmp_path / "a.dcm")) == ()
+    assert not can_show_otherwise(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("number", [2, 300])

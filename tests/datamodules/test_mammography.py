@@ -509,6 +509,12 @@ def test_senseless_ranges_are_refused(tmp_path, arguments, problem):
         data(write_layout(tmp_path / "root", "folder"), tmp_path, **arguments)
 
 
+def test_percentiles_of_pictures_are_refused_not_passed_over(tmp_path):
+    root = pictures(tmp_path, "1_L_CC.png", "2_R_CC.png")
+    with pytest.raises(DataError, match=r"data.percentile_range=\[1, 99\]: holds for DICOM files, and there is none"):
+        data(root, tmp_path, percentile_range=(1, 99)).records()
+
+
 def test_exclude_csv_lists_files_or_image_ids(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     root = write_layout(tmp_path / "root", "folder")

@@ -7,6 +7,7 @@ them here, and read once more by an independent reader (pypng for PNG, libtiff o
 import struct
 import subprocess
 import sys
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -168,6 +169,39 @@ def test_orientation(tmp_path, orientation):
             np.testing.assert_array_equal(values, other, err_msg=path.name)
             assert np.abs(values - expected).max() <= (2 if path.suffix == ".jpg" else 0), path.name
         assert rule_of(path)[1] == (1 if orientation == 1 and not path.name.startswith("after") else 2), path.name
+
+
+def raw_exif(packed):
+    """Return EXIF as ImageMagick keeps it in a text of a PNG."""
+    data = b"Exif\0\0" + exif(6)
+    text = b"\nexif\n%8d\n%s\n" % (len(data), data.hex().encode())
+    return chunk(
+        b"zTXt" if packed else b"tEXt", b"Raw profile type exif\0" + (b"\0" + zlib.compress(text) if packed else text)
+    )
+
+
+ODD_EXIF = {
+    "in a text.png": chunk(b"tEXt", b"Comment\0no") + raw_exif(packed=False),
+    "in a packed text.png": raw_exif(packed=True),
+    "with the mark of a JPEG.png": chunk(b"eXIf", b"Exif\0\0" + exif(6)),
+    "without its end.jpg": exif(6)[:-4],
+    "with fewer tags than it says.jpg": exif(6)[:-4].replace(b"\1\0", b"\2\0", 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("form", ODD_EXIF)
+def test_orientation_in_odd_places_is_followed_as_pillow_does(tmp_path, form):
+    path = tmp_path / form
+    if form.endswith("png"):
+        png_file(path, GREY, 8, 0, ODD_EXIF[form])
+    else:
+        Image.fromarray(GREY).save(path, "JPEG", exif=b"Exif\0\0" + ODD_EXIF[form])
+    with Image.open(path) as image:
+        other = np.asarray(ImageOps.exif_transpose(image))
+    assert other.shape == TURNED[6].shape == image_size(path)
+    np.testing.assert_array_equal(read_grey(path), other)
+    assert rule_of(path)[1] == 2
 
 
 # TIFF -------------------------------------------------------------------------------------------------------------
@@ -442,6 +476,12 @@ REFUSED = {
         lambda p: png_file(p, small(2), 2, 3, palette(2)[0] + chunk(b"tRNS", b"\xff\0")),
     ),
     "PNG, animation": ("is an animation of 2 pictures", lambda p: png_file(p, GREY, 8, 0, animated(2))),
+    "PNG, animation beside the picture": (
+        "is an animation of 2 pictures",
+        lambda p: png_file(p, GREY, 8, 0, animated(1), chunk(b"fcTL", bytes(26))),
+    ),
+    "PNG, palette too short": ("palette does not have", lambda p: png_file(p, GREY, 8, 3, palette(4)[0])),
+    "PNG, no palette": ("palette does not have", lambda p: png_file(p, GREY, 8, 3)),
     "PNG, cut off": ("too small", lambda p: (png_file(p, RGB16, 16, 2), cut(p, 400))),
     "PNG, too few rows": (
         "Not enough image data",
