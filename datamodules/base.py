@@ -7,16 +7,14 @@ has no classes), ``id`` (names), ``images_seen`` (the clock that it was drawn fo
 import hashlib
 import json
 import logging
-import mmap
-import signal
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -29,6 +27,8 @@ from datamodules.cache import Extremes, Files, ImageCache, cache_key, content_ha
 from datamodules.duplicates import Duplicates, JoinedGroups, agree, some
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError
+from datamodules.reading_processes import READ_AHEAD, move_to_shared_memory, outlive_a_signal, shared_bytes
+from datamodules.records import Intensity, Record, Used
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
 from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group
 from datamodules.transforms import resize
@@ -42,107 +42,6 @@ Batch = dict[str, Any]
 # coincide 124 times at 4x4, never from 8x8 on.
 TELLING = 16 * 16
 HANDFUL = 5  # groups; of fewer, one decides what is measured on a part
-
-READ_AHEAD = 2  # batches that each reading process prepares
-
-
-class SharedMemoryError(RuntimeError):
-    """A reading process got no shared memory for its batch; the message ends with the system's reason."""
-
-
-def _move_to_shared_memory(batch: Any) -> Batch:
-    """Move the tensors to where the training process can read them.
-
-    torch does the same when the batch is sent, in a thread whose errors reach nobody: training would wait for ever.
-    """
-    try:
-        return {key: value.share_memory_() if isinstance(value, Tensor) else value for key, value in batch.items()}
-    except RuntimeError as error:
-        raise SharedMemoryError(str(error).partition("\n")[0]) from error
-
-
-def _outlive_a_signal(worker: int) -> None:
-    """Let a reading process live through the first signal of each kind.
-
-    Ctrl-C and schedulers signal all processes of a job. The one that trains finishes its step and saves, for which it
-    needs the readers; it ends them itself.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """The range that a data set's values lie in, and what they mean. It travels into the checkpoint.
-
-    Args:
-        low: Value that becomes -1.
-        high: Value that becomes 1.
-        bits: Bits per value that are kept, 1 to 16.
-        unit: Unit of the values, e.g. "HU".
-        meaning: What the values show, e.g. the window and which end is bright.
-    """
-
-    low: float
-    high: float
-    bits: int
-    unit: str
-    meaning: str
-
-    @property
-    def levels(self) -> int:
-        """Largest integer that is stored."""
-        return 2**self.bits - 1
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Map values in [low, high] to integers 0 .. levels."""
-        scaled = np.rint((values - self.low) * (self.levels / (self.high - self.low)))
-        return scaled.astype(np.uint8 if self.bits <= 8 else np.uint16)
-
-    def to_images(self, stored: np.ndarray) -> Tensor:
-        """Map stored integers to float32 in [-1, 1]."""
-        images = torch.from_numpy(stored.astype(np.float32))
-        return images.mul_(2.0 / self.levels).sub_(1.0)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image of a data set.
-
-    Attributes:
-        name: Unique within the data set; becomes ``id`` of the batch.
-        group: Patient, or block of neighbouring slices: never in two splits.
-        labels: Names of the classes that it belongs to.
-        path: Its file; None for an image that is made in memory.
-        told: What ``read`` takes from elsewhere than the file, e.g. from a table; another one gives other pixels.
-    """
-
-    name: str
-    group: str
-    labels: tuple[str, ...]
-    path: Path | None = None
-    told: dict[str, Any] = field(default_factory=dict)
-
-
-class Used(NamedTuple):
-    """An image that is used.
-
-    Attributes:
-        record: What the data set says of it.
-        content: Hash of its file's bytes, or of what it is drawn from.
-        rule: The version of the reader that it is read by.
-        copies: The other records of byte-identical files.
-    """
-
-    record: Record
-    content: str
-    rule: Rule
-    copies: tuple[Record, ...] = ()
-
-    @property
-    def records(self) -> list[Record]:
-        """All records of these bytes."""
-        return [self.record, *self.copies]
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -270,10 +169,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
             sampler=sampler,
             num_workers=self.num_workers,
             prefetch_factor=READ_AHEAD if self.num_workers else None,
-            collate_fn=_move_to_shared_memory if self.num_workers else None,
+            collate_fn=move_to_shared_memory if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_outlive_a_signal,
+            worker_init_fn=outlive_a_signal,
         )
 
     def train_images(self) -> Dataset:
@@ -344,21 +243,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def shared_bytes(self, images: int, resolution: tuple[int, int]) -> int:
         """Return the bytes of shared memory that the readers of one training process hold at most.
 
-        Batches lie there from when they are read until they were trained on: those read ahead, one that Lightning
-        fetches early, and the present one. Each tensor takes whole pages; the queues' semaphores take one each (counted
-        with torch 2.14 and Lightning 2.6).
-
         Args:
             images: Images of a batch, of this process.
             resolution: Height and width of the images.
         """
-        if not self.num_workers:
-            return 0
         height, width = resolution
-        values = (images * self.channels * height * width, images * len(self.classes))
-        pages_of_a_batch = sum(-(-4 * count // mmap.PAGESIZE) for count in values)
-        batches, semaphores = READ_AHEAD * self.num_workers + 2, 3 * self.num_workers + 9
-        return (batches * pages_of_a_batch + semaphores) * mmap.PAGESIZE
+        values = images * self.channels * height * width, images * len(self.classes)
+        return shared_bytes(values, self.num_workers)
 
     def describe(self) -> str:
         """Return a table of images, groups and classes per split, for the log."""

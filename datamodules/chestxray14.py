@@ -20,10 +20,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from datamodules.augmentation import Augmentation
-from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.base import ImageDataModule
 from datamodules.files import is_hidden
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
+from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 from datamodules.splits import stratified_split
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.augmentation import Augmentation
-from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.base import ImageDataModule
 from datamodules.files import is_hidden
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, image_size, read_grey, read_table_bytes
+from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 
 log = logging.getLogger(__name__)

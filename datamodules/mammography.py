@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.augmentation import Augmentation
-from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.base import ImageDataModule
 from datamodules.cache import ImageCache
 from datamodules.dicom import read_dicom
 from datamodules.dicom_ranges import Range, series_ranges
@@ -24,6 +24,7 @@ from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.patients import one_name_per_patient
 from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey
+from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 from datamodules.transforms import resize
 from datamodules.value_range import range_of

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.augmentation import Augmentation
-from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.base import ImageDataModule
 from datamodules.phantom_drawings import chest_xray, kidney_ct, mammogram
+from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 from datamodules.transforms import resize
 

@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from datamodules.base import Intensity
 from datamodules.files import write_atomically
+from datamodules.records import Intensity
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileMetaDataset

@@ -6,7 +6,7 @@ import traceback
 
 import torch
 
-from datamodules.base import SharedMemoryError
+from datamodules.reading_processes import SharedMemoryError
 from experiments.shared_memory import WHAT_TO_DO
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from callbacks.checkpoint import is_intact
-from datamodules.base import ImageDataModule, Intensity
+from datamodules.base import ImageDataModule
+from datamodules.records import Intensity
 from experiments import config as cfg
 from experiments.checkpoint_check import check_trained
 from experiments.config import ConfigError, Experiment, Node

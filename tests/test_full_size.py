@@ -10,7 +10,7 @@ from conftest import SHARED, newest_checkpoint, run_cli
 from dicom_files import write_mammogram
 from PIL import Image
 
-from datamodules.base import Intensity
+from datamodules.records import Intensity
 from datamodules.writers import write_dicom
 from experiments import config as cfg
 from experiments.training import build

@@ -21,11 +21,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from test_malformed import refused
 
-from datamodules.base import Intensity
 from datamodules.cache import ImageCache
 from datamodules.mammography import Mammography
 from datamodules.pseudonyms import HIDDEN, UNSAVED, Pseudonyms, quoted, remember
 from datamodules.readers import DataError
+from datamodules.records import Intensity
 from datamodules.writers import write_dicom, write_png8
 from experiments import redaction
 from experiments.run_directory import read_status

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from datamodules import base
-from datamodules.base import ImageDataModule, Intensity, Record
+from datamodules.base import ImageDataModule
 from datamodules.cache import ImageCache
 from datamodules.duplicates import Duplicates, JoinedGroups
 from datamodules.phantoms import Phantoms
 from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.records import Intensity, Record
 from lightning_modules.schedules import ConstantSchedule
 
 SIZE = 16

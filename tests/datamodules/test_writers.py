@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
-from datamodules.base import Intensity
 from datamodules.readers import read_grey
+from datamodules.records import Intensity
 from datamodules.writers import NOTICE, write_dicom, write_png8, write_png16
 
 HU = Intensity(-1000.0, 1000.0, 12, "HU", "Hounsfield units")
