@@ -372,7 +372,10 @@ class GANModule(L.LightningModule, ABC):
             )
             rules = [rule for rule in self.data_facts.get("reading", []) if rule not in before.get("reading", [])]
             since = f". Files are read by other rules since then: {'; '.join(rules)}" if rules else ""
-            raise OtherDataError(f"the data is not what the checkpoint was trained on ({differences}){since}")
+            raise OtherDataError(
+                f"the data is not what the checkpoint was trained on ({differences}){since}; "
+                "allow_changes=true goes on with the present data"
+            )
         self.images_seen = checkpoint["images_seen"]
         self.set_point(self.schedule.at(self.images_seen))
         self.losses.load_state_dict(checkpoint["losses"], self.global_rank)
