@@ -120,7 +120,8 @@ def _written(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> 
     dummy = nn.Parameter(torch.zeros_like(parameter, device="cpu"))
     dummy.grad = torch.zeros_like(dummy)
     probe = copy.copy(optimizer)
-    probe.state, probe.param_groups = defaultdict(dict), [{**group, "params": [dummy]}]
+    here = {"capturable": False} if "capturable" in group else {}  # which is for GPUs
+    probe.state, probe.param_groups = defaultdict(dict), [{**group, **here, "params": [dummy]}]
     probe.step()
     return probe.state[dummy]
 
@@ -128,15 +129,18 @@ def _written(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> 
 def _hyper_parameter_problems(held: dict[str, Any], defaults: dict[str, Any]) -> Iterator[str]:
     """Yield what is no value of its kind. Flags may be missing: torch's versions brought them one by one."""
     for name, default in defaults.items():
-        value = held.get(name)
-        if default is None or isinstance(default, bool):
-            fits = value is None or isinstance(value, bool)
-        elif isinstance(default, tuple | list):
-            fits = isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_finite, value))
-        else:
-            fits = _is_finite(value) or type(value) is type(default) is str
-        if not fits:
+        if not _is_like(held.get(name), default):
             yield f"{name} is no value like {default}"
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if default is None or isinstance(default, bool):
+        return value is None or isinstance(value, bool)
+    if isinstance(default, tuple | list):
+        return isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_like, value, default))
+    if isinstance(default, Tensor):  # as a rate may be
+        return _kind(value) == _kind(default) and _values_problem(value, not_negative=False) is None
+    return _is_finite(value) or type(value) is type(default) is str
 
 
 def _is_finite(value: Any) -> bool:

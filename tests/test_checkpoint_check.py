@@ -18,6 +18,7 @@ from experiments import training
 from experiments.checkpoint_check import check_resumable, check_trained
 from experiments.config import ConfigError
 from experiments.run_directory import Start
+from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem
 from lightning_modules.gan import OtherDataError
 
 FAMILIES = {"dcgan": "exp_avg_sq", "wgan": "square_avg", "wgan_gp": "exp_avg_sq", "kidney_gan": "exp_avg_sq"}
@@ -248,6 +249,44 @@ def test_all_parameters_of_a_network_that_does_not_grow_have_a_state_or_none_has
     discriminator, generator = content["optimizer_states"]
     content = {**content, "optimizer_states": [discriminator, {**generator, "state": {}}]}  # before its first step
     check_resumable(PATH, content, parts.module, parts.callbacks)
+
+
+ADAM, SGD = torch.optim.Adam, torch.optim.SGD
+KINDS = [
+    (ADAM, {"amsgrad": True}),
+    (ADAM, {"fused": True, "amsgrad": True}),
+    (ADAM, {"foreach": True}),
+    (ADAM, {"lr": torch.tensor(1e-3)}),
+    (SGD, {"momentum": 0.9}),
+    (SGD, {}),
+    (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}),
+    (torch.optim.Adafactor, {}),
+]
+
+
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_states_of_other_optimizers_that_a_family_may_bring_are_accepted(kind, settings):
+    network = torch.nn.Linear(3, 2)
+    optimizer = kind(network.parameters(), **settings)
+    for _ in range(2):
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        held = [OptimizerState.model_validate(optimizer.state_dict())]
+        assert (optimizers_problem(held, [kind(network.parameters(), **settings)]), incomplete_problem(held)) == (
+            None,
+        ) * 2
+    assert "holds no state" in (incomplete_problem([held[0].model_copy(update={"state": {0: {"step": 1}}})]) or "")
+    held[0].param_groups[0].lr = torch.tensor(math.nan)
+    assert "lr is no value like" in (optimizers_problem(held, [optimizer]) or "")
+
+
+def test_optimizer_for_graphs_of_a_gpu_is_asked_on_the_processor():
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    weights[0].grad = torch.ones(2)
+    optimizer = ADAM(weights)
+    optimizer.step()
+    held = [OptimizerState.model_validate(optimizer.state_dict())]
+    assert optimizers_problem(held, [ADAM(weights, capturable=True)]) is None
 
 
 def test_states_of_two_optimizers_are_not_exchanged(made):
