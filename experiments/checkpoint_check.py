@@ -6,17 +6,17 @@ Networks, optimizers, loops and callbacks trust what they are given: a part that
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 from packaging.version import InvalidVersion, Version
-from pydantic import ConfigDict, Field, Strict, ValidationError, field_validator
+from pydantic import ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from callbacks.state import Count, State
 from experiments.config import ConfigError
-from experiments.tensor_check import OptimizerState, optimizers_problem, shown, weights_problem
+from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem, shown, weights_problem
 from lightning_modules.gan import GANModule
 
 # What a checkpoint holds besides its clock, and as what.
@@ -46,6 +46,12 @@ class Values(State, extra="forbid"):
     unit: str
     meaning: str
 
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must lie below high")
+        return self
+
 
 class Facts(State):
     """The facts of a data set that something reads; the others are only compared."""
@@ -57,10 +63,16 @@ class Facts(State):
     reading: list[str] = []  # runs from before there were versions of reading have none
 
 
+class Layer(State, extra="forbid"):  # torch finds a switch here that puts tensors in the place of parameters
+    """What torch writes of a layer besides its tensors."""
+
+    version: Count | None = None
+
+
 class Versions(State):
     """The versions of a state dict's layers, by name."""
 
-    versions: dict[str, dict[str, Count]]
+    versions: dict[str, Layer]
 
 
 class Trained(State):
@@ -220,6 +232,8 @@ def check_resumable(
         if state and model:
             _validated(checkpoint, model, state, ("callbacks", callback.state_key))
     _refuse(checkpoint, optimizers_problem(run.optimizer_states, module.configure_optimizers()))
+    if not module.grows:
+        _refuse(checkpoint, incomplete_problem(run.optimizer_states))
 
 
 def _check_plain(checkpoint: Path, part: str, value: Any, tensors: bool = False) -> None:

@@ -44,7 +44,7 @@ def write_report(directory: Path) -> Path:
         plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
         "<h2>Configuration</h2>",
         f"<pre>{html.escape((directory / 'config.yaml').read_text())}</pre>",
-        f"<h2>Versions</h2><pre>{html.escape((directory / 'versions.json').read_text())}</pre>",
+        f"<h2>Versions</h2><pre>{html.escape((directory / 'versions.json').read_text(errors='replace'))}</pre>",
     ]
     path = directory / "report.html"
     write_text(path, "\n".join(parts))

@@ -176,7 +176,7 @@ def create(directory: Path, config: Node) -> None:
     if old.is_file() and old.read_bytes() != text.encode():
         shutil.copy2(old, directory / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
     write_text(directory / "config.yaml", text)
-    if not (directory / "versions.json").exists():
+    if not (directory / "versions.json").is_file():
         write_text(directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 

@@ -18,6 +18,7 @@ from callbacks.state import Count, State
 
 # What optimizers take roots of, and count.
 NOT_NEGATIVE = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "step"}
+NOT_NEGATIVE_BUFFERS = ("running_var", "num_batches_tracked")
 
 
 class Group(State, extra="allow"):
@@ -46,7 +47,7 @@ def weights_problem(held: Mapping[str, Any], module: nn.Module) -> str | None:
         found, wanted = kinds[differing[0]]
         what = f"{len(differing)} tensors differ, e.g. {shown(differing[0])}: {found} instead of {wanted}"
         return f"holds other networks than module describes ({what})"
-    problems = ((name, _values_problem(held[name], name.endswith("running_var"))) for name in names)
+    problems = ((name, _values_problem(held[name], name.endswith(NOT_NEGATIVE_BUFFERS))) for name in names)
     return next((f"state_dict: {name} {problem}" for name, problem in problems if problem), None)
 
 
@@ -57,6 +58,36 @@ def optimizers_problem(held: Sequence[OptimizerState], optimizers: Sequence[Opti
     for index, (state, optimizer) in enumerate(zip(held, optimizers, strict=True)):
         for problem in _optimizer_problems(state, optimizer):
             return f"optimizer_states.{index} ({type(optimizer).__name__}): {problem}"
+    return _sharing_problem(held)
+
+
+def _sharing_problem(held: Sequence[OptimizerState]) -> str | None:
+    """Say which tensor lies where another one lies: what is added to one would be added to both."""
+    seen = set()
+    for index, optimizer in enumerate(held):
+        for parameter, entry in optimizer.state.items():
+            for name, value in entry.items():
+                if not isinstance(value, Tensor) or not value.numel():
+                    continue
+                memory = value.untyped_storage().data_ptr()
+                if memory in seen:
+                    return (
+                        f"optimizer_states.{index}: state of parameter {parameter}: {name} shares memory with another"
+                    )
+                seen.add(memory)
+    return None
+
+
+def incomplete_problem(held: Sequence[OptimizerState]) -> str | None:
+    """Say which parameter lacks the state that others of its optimizer have, or return None.
+
+    All parameters of networks that do not grow are trained together; one without a state would begin its averages anew.
+    """
+    for index, state in enumerate(held):
+        wanted = {parameter for group in state.param_groups for parameter in group.params}
+        missing = wanted - {parameter for parameter, entry in state.state.items() if entry}
+        if missing and missing != wanted:
+            return f"optimizer_states.{index}: holds no state of parameter {min(missing)}, but of others"
     return None
 
 
@@ -89,7 +120,8 @@ def _written(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> 
     dummy = nn.Parameter(torch.zeros_like(parameter, device="cpu"))
     dummy.grad = torch.zeros_like(dummy)
     probe = copy.copy(optimizer)
-    probe.state, probe.param_groups = defaultdict(dict), [{**group, "params": [dummy]}]
+    here = {"capturable": False} if "capturable" in group else {}  # which is for GPUs
+    probe.state, probe.param_groups = defaultdict(dict), [{**group, **here, "params": [dummy]}]
     probe.step()
     return probe.state[dummy]
 
@@ -97,15 +129,18 @@ def _written(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> 
 def _hyper_parameter_problems(held: dict[str, Any], defaults: dict[str, Any]) -> Iterator[str]:
     """Yield what is no value of its kind. Flags may be missing: torch's versions brought them one by one."""
     for name, default in defaults.items():
-        value = held.get(name)
-        if default is None or isinstance(default, bool):
-            fits = value is None or isinstance(value, bool)
-        elif isinstance(default, tuple | list):
-            fits = isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_finite, value))
-        else:
-            fits = _is_finite(value) or type(value) is type(default) is str
-        if not fits:
+        if not _is_like(held.get(name), default):
             yield f"{name} is no value like {default}"
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if default is None or isinstance(default, bool):
+        return value is None or isinstance(value, bool)
+    if isinstance(default, tuple | list):
+        return isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_like, value, default))
+    if isinstance(default, Tensor):  # as a rate may be
+        return _kind(value) == _kind(default) and _values_problem(value, not_negative=False) is None
+    return _is_finite(value) or type(value) is type(default) is str
 
 
 def _is_finite(value: Any) -> bool:
@@ -134,13 +169,19 @@ def _order(tensor: Tensor) -> list[int]:
 
 def _kind(value: Any) -> str:
     """Return what must be equal of two entries: numbers and shape of a tensor that lies in memory, else the type."""
-    plain = type(value) is Tensor and value.layout is torch.strided and not value.is_meta
-    return f"{value.dtype} {list(value.shape)}" if plain else f"a {type(value).__name__}"
+    return f"{value.dtype} {list(value.shape)}" if _is_plain(value) else f"a {type(value).__name__}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor whose numbers lie in memory as they are meant, with torch's own methods."""
+    if type(value) is not Tensor or vars(value) or value.is_nested or value.layout is not torch.strided:
+        return False
+    return not (value.is_meta or value.requires_grad or value.is_neg() or value.is_conj())
 
 
 def _values_problem(tensor: Tensor, not_negative: bool) -> str | None:
     """Say what no training leaves in a tensor, in one pass over its values, or return None."""
-    if not tensor.is_floating_point() or not tensor.numel():
+    if not tensor.numel() or tensor.is_complex():
         return None
     low, high = (float(value) for value in tensor.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):

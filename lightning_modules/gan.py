@@ -127,6 +127,12 @@ def observe(network: nn.Module, images: Tensor) -> Tensor:
     return functional_call(network, buffers, (images,)).float()
 
 
+def _quoted(fact: Any) -> str:
+    """Return what a checkpoint says, perhaps a stranger's, short and with nothing for the terminal to act on."""
+    text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(fact)[:400])
+    return f"{text} ..." if len(str(fact)) > 400 else text
+
+
 def check_rate(name: str, value: float) -> None:
     """Raise ValueError unless a learning rate or a weight is a positive, finite number."""
     if not 0 < value < float("inf"):
@@ -361,10 +367,15 @@ class GANModule(L.LightningModule, ABC):
         before = checkpoint["data_facts"]
         changed = [key for key in before if key != "reading" and before[key] != self.data_facts.get(key)]
         if self.data_facts and changed and not self.accept_other_data:
-            differences = "; ".join(f"{key}: was {before[key]}, is {self.data_facts.get(key)}" for key in changed)
+            differences = "; ".join(
+                f"{_quoted(key)}: was {_quoted(before[key])}, is {_quoted(self.data_facts.get(key))}" for key in changed
+            )
             rules = [rule for rule in self.data_facts.get("reading", []) if rule not in before.get("reading", [])]
             since = f". Files are read by other rules since then: {'; '.join(rules)}" if rules else ""
-            raise OtherDataError(f"the data is not what the checkpoint was trained on ({differences}){since}")
+            raise OtherDataError(
+                f"the data is not what the checkpoint was trained on ({differences}){since}; "
+                "allow_changes=true goes on with the present data"
+            )
         self.images_seen = checkpoint["images_seen"]
         self.set_point(self.schedule.at(self.images_seen))
         self.losses.load_state_dict(checkpoint["losses"], self.global_rank)

@@ -18,6 +18,8 @@ from experiments import training
 from experiments.checkpoint_check import check_resumable, check_trained
 from experiments.config import ConfigError
 from experiments.run_directory import Start
+from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem
+from lightning_modules.gan import OtherDataError
 
 FAMILIES = {"dcgan": "exp_avg_sq", "wgan": "square_avg", "wgan_gp": "exp_avg_sq", "kidney_gan": "exp_avg_sq"}
 FAMILIES["progressive"] = "exp_avg_sq"
@@ -44,7 +46,8 @@ def made(tmp_path_factory):
 def content_of(parts, loops):
     optimizers = parts.module.configure_optimizers()
     for optimizer in optimizers:
-        for parameter in optimizer.param_groups[0]["params"][:3]:  # the others are of a stage to come
+        parameters = optimizer.param_groups[0]["params"]
+        for parameter in parameters[:3] if parts.module.grows else parameters:  # the others are of a stage to come
             parameter.grad = torch.full_like(parameter, 0.1)
         optimizer.step()
     return {
@@ -131,6 +134,17 @@ def spread(tensor):
     return torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
 
 
+def hidden(method):
+    """A tensor with an attribute, which unpickling can bring along, in front of a method."""
+
+    def make(tensor):
+        tensor = tensor.clone()
+        setattr(tensor, method, 3)
+        return tensor
+
+    return make
+
+
 OPTIMIZERS = {
     "one too few": (lambda c: c["optimizer_states"].pop(), "holds 1, the run has 2 optimizers"),
     "one too many": (lambda c: c["optimizer_states"].append(c["optimizer_states"][0]), "holds 3"),
@@ -188,6 +202,14 @@ OPTIMIZERS = {
     "complex numbers": (put(None, lambda t: t.to(torch.complex64)), "is torch.complex64 ["),
     "sparse": (put(None, lambda t: t.to_sparse()), "is a Tensor instead of"),
     "without memory": (put(None, lambda t: t.to("meta")), "is a Tensor instead of"),
+    "a gradient of its own": (put(None, lambda t: t.clone().requires_grad_()), "is a Tensor instead of"),
+    "read with the other sign": (put(None, lambda t: torch._neg_view(t)), "is a Tensor instead of"),
+    "a hidden method": (put(None, hidden("aminmax")), "is a Tensor instead of"),
+    "another hidden method": (put(None, hidden("stride")), "is a Tensor instead of"),
+    "one tensor in two places": (
+        lambda c: state(c, 1).update(step=state(c, 0)["step"]),
+        "optimizer_states.0: state of parameter 1: step shares memory with another",
+    ),
     "a parameter": (put(None, torch.nn.Parameter), "holds a value of type Parameter that no run writes"),
     "a number for a tensor": (put(None, lambda t: 0.5), "is a float instead of torch.float32"),
     "None for a tensor": (put(None, lambda t: None), "is a NoneType instead of torch.float32"),
@@ -217,6 +239,54 @@ def test_optimizer_state_that_does_not_fit_is_refused(made, family, case):
     change, expected = OPTIMIZERS[case]
     said = refusal(made, family, change)
     assert "optimizer_states" in said and expected in said
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "progressive"])
+def test_all_parameters_of_a_network_that_does_not_grow_have_a_state_or_none_has(made, family):
+    said = refusal(made, family, lambda c: c["optimizer_states"][1]["state"].pop(2))
+    assert "optimizer_states.1: holds no state of parameter 2, but of others" in said
+    parts, content = made(family)
+    discriminator, generator = content["optimizer_states"]
+    content = {**content, "optimizer_states": [discriminator, {**generator, "state": {}}]}  # before its first step
+    check_resumable(PATH, content, parts.module, parts.callbacks)
+
+
+ADAM, SGD = torch.optim.Adam, torch.optim.SGD
+KINDS = [
+    (ADAM, {"amsgrad": True}),
+    (ADAM, {"fused": True, "amsgrad": True}),
+    (ADAM, {"foreach": True}),
+    (ADAM, {"lr": torch.tensor(1e-3)}),
+    (SGD, {"momentum": 0.9}),
+    (SGD, {}),
+    (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}),
+    (torch.optim.Adafactor, {}),
+]
+
+
+@pytest.mark.parametrize("kind, settings", KINDS)
+def test_states_of_other_optimizers_that_a_family_may_bring_are_accepted(kind, settings):
+    network = torch.nn.Linear(3, 2)
+    optimizer = kind(network.parameters(), **settings)
+    for _ in range(2):
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        held = [OptimizerState.model_validate(optimizer.state_dict())]
+        assert (optimizers_problem(held, [kind(network.parameters(), **settings)]), incomplete_problem(held)) == (
+            None,
+        ) * 2
+    assert "holds no state" in (incomplete_problem([held[0].model_copy(update={"state": {0: {"step": 1}}})]) or "")
+    held[0].param_groups[0].lr = torch.tensor(math.nan)
+    assert "lr is no value like" in (optimizers_problem(held, [optimizer]) or "")
+
+
+def test_optimizer_for_graphs_of_a_gpu_is_asked_on_the_processor():
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    weights[0].grad = torch.ones(2)
+    optimizer = ADAM(weights)
+    optimizer.step()
+    held = [OptimizerState.model_validate(optimizer.state_dict())]
+    assert optimizers_problem(held, [ADAM(weights, capturable=True)]) is None
 
 
 def test_states_of_two_optimizers_are_not_exchanged(made):
@@ -316,6 +386,20 @@ RUN = {
         weight(lambda t: t.float(), f"{NORM}num_batches_tracked"),
         "num_batches_tracked: torch.float32 [] instead of torch.int64 []",
     ),
+    "weights: a count below zero": (
+        weight(lambda t: t - 9, f"{NORM}num_batches_tracked"),
+        "num_batches_tracked holds negative values",
+    ),
+    "weights: a hidden method of one": (weight(hidden("aminmax")), "a Tensor instead of torch.float32 [256, 100]"),
+    "weights: nested": (
+        weight(lambda t: torch.nested.nested_tensor([t, t])),
+        "a Tensor instead of torch.float32 [256, 100]",
+    ),
+    "weights: with a gradient": (weight(lambda t: t.requires_grad_()), "a Tensor instead of torch.float32 [256, 100]"),
+    "weights: put in the place of parameters": (
+        attach("_metadata", {"generator": {"version": 1, "assign_to_params_buffers": 1}}),
+        "versions.generator.assign_to_params_buffers: extra inputs are not permitted",
+    ),
     "weights: a version as text": (
         attach("_metadata", {"": {"version": "2"}}),
         "state_dict.versions..version: input should be a valid integer",
@@ -363,6 +447,7 @@ RUN = {
         put_at("data_facts", "intensity", "high", math.inf),
         "data_facts.intensity.high: input should be less than or equal to",
     ),
+    "facts: an empty range": (put_at("data_facts", "intensity", "low", 255.0), "intensity: low must lie below high"),
     "facts: no bits": (put_at("data_facts", "intensity", "bits", 0), "intensity.bits: input should be greater than"),
     "facts: text for bits": (put_at("data_facts", "intensity", "bits", "8"), "intensity.bits: input should be a valid"),
     "facts: a number for a class": (
@@ -439,6 +524,7 @@ RUN = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("case", RUN)
 def test_part_that_does_not_fit_is_refused(made, case):
     change, expected = RUN[case]
@@ -503,3 +589,14 @@ def test_checkpoint_that_a_run_goes_back_to_is_checked_too(made, tmp_path, monke
     monkeypatch.setattr(watch, "roll_backs", 1)
     with pytest.raises(ConfigError, match=r"loops\.fit_loop: input should be "):
         training._fit_with_roll_backs(Diverging, parts, Start(tmp_path, None), first=True)
+
+
+def test_message_quotes_facts_of_a_stranger_short_and_printable(made, monkeypatch):
+    parts, content = made("dcgan")
+    monkeypatch.setattr(parts.module, "data_facts", content["data_facts"])
+    facts = {**content["data_facts"], "data_set": "\x1b[2J\n" * 1000, "classes": ["Cyst"] * 1000}
+    with pytest.raises(OtherDataError, match=r"data_set: was \\x1b\[2J\\n") as error:
+        parts.module.on_load_checkpoint({"data_facts": facts})
+    assert str(error.value).isprintable() and len(str(error.value)) < 2000
+    assert "classes: was ['Cyst', 'Cyst', " in str(error.value)
+    assert str(error.value).endswith("is ['Cyst']); allow_changes=true goes on with the present data")

@@ -8,6 +8,8 @@ import torch
 from conftest import assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
 
 from callbacks.environment import record
+from experiments.report import write_report
+from experiments.run_directory import create
 from experiments.tracking import read_rows
 from experiments.training import train
 
@@ -185,6 +187,16 @@ def test_versions_of_a_stranger_do_not_stop_a_resume(text, tmp_path):
     path.write_bytes(text.encode("latin-1"))
     assert record(path, 40, NOW) == []
     assert record(path, 80, {**NOW, "threads": 1}) == ["threads (OMP_NUM_THREADS): was 4, is 1"]
+
+
+def test_versions_that_cannot_be_replaced_are_refused_and_others_are_reported_as_they_are(tmp_path):
+    (tmp_path / "versions.json").mkdir()
+    with pytest.raises(OSError, match=r"versions\.json"):
+        create(tmp_path, {"name": "x"})
+    (tmp_path / "versions.json").rmdir()
+    (tmp_path / "versions.json").write_bytes(b"\xff<b>")
+    create(tmp_path, {"name": "x"})
+    assert "\ufffd&lt;b&gt;" in write_report(tmp_path).read_text()
 
 
 OTHERWISE = {
