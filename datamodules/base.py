@@ -10,7 +10,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from datamodules.records import Intensity, Record, Used
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
 from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group
 from datamodules.transforms import resize
-from datamodules.versions import RESIZING, Rule, name_ending, newest, rule_of, sentences
+from datamodules.versions import RESIZING, Rule, name_ending, newest, rules_of, sentences
 
 log = logging.getLogger(__name__)
 NARROW = 0.05  # share of the declared range; what fills less is hardly an image
@@ -276,10 +275,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
             if not records:
                 raise DataError(f"{self._name}: found no image")
             try:
-                contents = self._contents(records)
+                images = self._by_content(records, self._contents(records))
             except OSError as error:
                 raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
-            images = self._by_content(records, contents)
             self._copied = [image for image in images if image.copies]
             self._scan = [image for image in images if agree(image.records)]  # completed below: ``read`` may ask for it
             self._contradicting = self._readable(image.record for image in images if not agree(image.records))
@@ -295,12 +293,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         same: dict[str, list[Record]] = {}
         for record, content in zip(records, contents, strict=True):
             same.setdefault(content, []).append(record)
-        firsts = [first for first, *_ in same.values()]
-        with ThreadPoolExecutor(8) as pool:  # on network disks the time goes into waiting for each file
-            rules = list(pool.map(lambda record: rule_of(record.path) if record.path else (self._name, 1), firsts))
+        files = {content: first.path for content, (first, *_) in same.items() if first.path is not None}
+        memo = self.cache_dir / "hashes" / f"{self._name}-rules.json"
+        rules = dict(zip(files, rules_of(list(files.values()), list(files), memo), strict=True)) if files else {}
+        drawn = self._name, 1
         return [
-            Used(first, content, rule, tuple(others))
-            for (content, (first, *others)), rule in zip(same.items(), rules, strict=True)
+            Used(first, content, rules.get(content, drawn), tuple(others)) for content, (first, *others) in same.items()
         ]
 
     def _readable(self, records: Iterable[Record]) -> dict[str, bool]:

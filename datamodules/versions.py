@@ -5,11 +5,14 @@ cache is built anew, and a run on the old pixels refused, only where a change co
 said nowhere: caches and runs from before there were versions keep their names and fingerprints.
 """
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.dicom import can_show_otherwise
+from datamodules.files import write_json
 from datamodules.pictures.header import PictureHeader
 from datamodules.readers import DICOM, UnreadableImageError, picture_header
 
@@ -88,10 +91,47 @@ def rule_of(path: Path) -> Rule:
 
     A reader is named by the file's suffix; one that is listed nowhere is a reader of its own, e.g. "nii".
     """
-    suffix = path.suffix.lower()
-    name = "dicom" if suffix in DICOM else _PICTURES.get(suffix, suffix.lstrip(".") or "no suffix")
+    name = _reader_of(path)
     numbered = enumerate(CHANGES.get(name, ()), 2)
     return name, max((version for version, change in numbered if change.concerns(path)), default=1)
+
+
+def _reader_of(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return "dicom" if suffix in DICOM else _PICTURES.get(suffix, suffix.lstrip(".") or "no suffix")
+
+
+def rules_of(paths: Sequence[Path], contents: Sequence[str], memo: Path) -> list[Rule]:
+    """Return ``rule_of`` each file; what was found for a content is remembered, as headers are slow on network disks.
+
+    Args:
+        paths: The files.
+        contents: Hash of each one's bytes.
+        memo: Where it is remembered: of content and suffix the number of changes that were asked, and the version.
+    """
+    known = _remembered(memo)
+    keys = [f"{content} {path.suffix.lower()}" for path, content in zip(paths, contents, strict=True)]
+
+    def found(i: int) -> Rule:
+        name, version = _reader_of(paths[i]), known.get(keys[i], [])
+        return (name, version[1]) if version[:1] == [len(CHANGES.get(name, ()))] else rule_of(paths[i])
+
+    with ThreadPoolExecutor(8) as pool:
+        rules = list(pool.map(found, range(len(paths))))
+    fresh = {key: [len(CHANGES.get(name, ())), version] for key, (name, version) in zip(keys, rules, strict=True)}
+    if any(known.get(key) != entry for key, entry in fresh.items()):
+        memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(memo, {**known, **fresh})
+    return rules
+
+
+def _remembered(memo: Path) -> dict[str, list[int]]:
+    try:
+        known = json.loads(memo.read_text())
+        sound = all(isinstance(entry, list) and list(map(type, entry)) == [int, int] for entry in known.values())
+    except (OSError, ValueError, RecursionError, AttributeError):  # there is none, or it is damaged
+        sound = False
+    return known if sound else {}
 
 
 def name_ending(rules: Iterable[Rule]) -> str:

@@ -127,6 +127,20 @@ def test_two_changes_are_told_apart(mixed_root, tmp_path, monkeypatch, caplog):
     assert "Changed since: png 2: pngs are brighter; png 3: pngs are brighter" in caplog.text
 
 
+def test_headers_are_looked_at_once_per_content_and_change(mixed_root, tmp_path, monkeypatch):
+    asked = []
+    newer(monkeypatch, "png", lambda path: asked.append(path.name) or True)
+    first = prepared(mixed_root, tmp_path).facts()
+    assert asked == ["Stone- (11).png"]
+    assert prepared(mixed_root, tmp_path).facts() == first and len(asked) == 1
+    memo = tmp_path / "cache" / "hashes" / "CTKidney-rules.json"
+    memo.write_text(json.dumps({key: "two" for key in json.loads(memo.read_text())}))
+    assert prepared(mixed_root, tmp_path).facts() == first and len(asked) == 2
+    newer(monkeypatch, "png", lambda path: asked.append(path.name))
+    prepared(mixed_root, tmp_path)
+    assert len(asked) == 4  # both changes, once
+
+
 def test_what_a_table_tells_of_an_image_is_part_of_its_pixels(kidney_root, tmp_path, monkeypatch):
     before = prepared(kidney_root, tmp_path).facts()
     records = CTKidney.records
