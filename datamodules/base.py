@@ -115,10 +115,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return what ``read`` depends on besides the file, to be part of the cache's key."""
         return {}
 
-    @property
-    def layout_name(self) -> str:
-        """Name under which ``versions.CHANGES`` lists what has changed in how this data set makes images of files."""
-        return self._name
+    def layout_rule(self, record: Record) -> Rule:
+        """Return under which rules this data set makes an image of a file, for ``versions.CHANGES``."""
+        return newest(self._name)
+
+    def say_of_files(self) -> None:
+        """Say in the log what was odd about the files that were read now; most data sets have nothing to say."""
 
     def split(self, records: Sequence[Record]) -> np.ndarray:
         """Return "train", "val" or "test" for each record (N,); no group may lie in two parts."""
@@ -286,7 +288,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _rules(self, images: Sequence[Used]) -> list[Rule]:
         """Return every version of reading that images have come through."""
-        return [newest(self.layout_name), newest(RESIZING), *(image.rule for image in images)]
+        of_files = (rule for image in images for rule in (image.rule, self.layout_rule(image.record)))
+        return [newest(RESIZING), *of_files]
 
     def _by_content(self, records: list[Record], contents: list[str]) -> list[Used]:
         """Return the first record of each content, with the others as its copies."""
@@ -403,6 +406,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         except OSError as error:
             raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
         self._say_what_is_unusable(images, caches[0])
+        self.say_of_files()
         by_resolution = dict(zip(largest_first, caches, strict=True))
         return {resolution: by_resolution[resolution] for resolution in resolutions}
 

@@ -17,20 +17,21 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
-from datamodules.cache import ImageCache
 from datamodules.dicom import read_dicom
 from datamodules.dicom_ranges import Range, series_ranges
 from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.patients import one_name_per_patient
-from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey
+from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, image_size, read_grey
 from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 from datamodules.transforms import resize
 from datamodules.value_range import range_of
+from datamodules.versions import Rule, newest
 
 log = logging.getLogger(__name__)
 Side = Literal["left", "right"]  # border of an image
+_Sides = tuple[Side | None, Side | None]  # told, seen
 
 BORDER = 0.05  # share of an image's width
 CLEAR = 0.1  # share of a border that must be breast, beyond that of the other border, to tell where the chest wall is
@@ -147,9 +148,8 @@ class Mammography(ImageDataModule):
         self.view, self.flip_to, self.isolate_breast = view, flip_to, isolate_breast
         self.value_range, self.percentile_range, self.window = value_range, percentile_range, window
         self.exclude, self.exclude_csv, self.missing_ok = tuple(exclude), exclude_csv, missing_ok
-        self._read_sides: dict[
-            str, tuple[Side | None, Side | None]
-        ] = {}  # of each image read: the side told, and the one seen
+        self._sided: set[str] = set()  # images whose pixels depend on the side of the breast
+        self._read_sides: dict[str, _Sides] = {}
 
     def check(self) -> None:
         """Raise DataError unless the folder is there and holds an image, and the CSVs are there."""
@@ -177,9 +177,13 @@ class Mammography(ImageDataModule):
                 left_out[reason] += 1
                 continue
             labels = tuple(label for label in (found.side, found.view) if label in self.classes)
-            # The side of tag, name or table is the patient's; a breast mostly lies at the border of that name.
-            side = found.chest_wall or (found.side and found.side.lower())
-            records.append(Record(name, found.patient, labels, found.path, {"side": side} if side else {}))
+            told = {}
+            if self._depends_on_side(found):
+                self._sided.add(name)
+                # The side of tag, name or table is the patient's; a breast mostly lies at the border of that name.
+                side = found.chest_wall or (found.side and found.side.lower())
+                told = {"side": side} if side else {}
+            records.append(Record(name, found.patient, labels, found.path, told))
         records = self._with_ranges(records)
         for reason, count in sorted(left_out.items()):
             log.info("%s: left out %d images: %s", self._name, count, reason)
@@ -198,11 +202,13 @@ class Mammography(ImageDataModule):
             values = read_dicom(record.path, self.window, record.told.get("range"))
         else:
             values = read_picture(record.path, self.value_range)
+        told = record.told.get("side")
         if self.isolate_breast:
-            values = isolate_breast(values)
-        told, seen = record.told.get("side"), seen_side(values)
-        self._read_sides[record.name] = (told, seen)
-        side = seen or breast_side(values, told)
+            values = isolate_breast(values, told)
+        seen = seen_side(values)
+        if record.name in self._sided:
+            self._read_sides[record.name] = (told, seen)
+        side = seen or told or fuller_half(values)
         if self.flip_to is not None and side != self.flip_to:
             values, side = values[:, ::-1], self.flip_to
         return pad_to_aspect(values, side, *self.schedule.resolutions()[-1])[None]
@@ -218,13 +224,13 @@ class Mammography(ImageDataModule):
             "window": self.window,
         }
 
-    def _open_caches(self) -> dict[tuple[int, int], ImageCache]:
-        caches = super()._open_caches()
-        self._say_sides()
-        return caches
+    def layout_rule(self, record: Record) -> Rule:
+        """Return the version of the layout; only images that depend on the side of the breast have another than 1."""
+        name, version = newest(f"mammography_{self.layout}")
+        return name, version if record.name in self._sided else 1
 
-    def _say_sides(self) -> None:
-        """Say once, of the images that were read now, where what was told of their sides is not what is seen."""
+    def say_of_files(self) -> None:
+        """Say, of the images that were read now, where what was told of their sides is not what is seen."""
         read = sorted(self._read_sides.items())
         self._read_sides = {}
         unseen = [name for name, (_, seen) in read if seen is None]
@@ -247,6 +253,13 @@ class Mammography(ImageDataModule):
                 len(unseen),
                 unseen[0],
             )
+
+    def _depends_on_side(self, found: Found) -> bool:
+        """Return whether another side would give other pixels: not where nothing is mirrored, cut out or padded."""
+        if self.flip_to is not None or self.isolate_breast:
+            return True
+        size = found.size or image_size(found.path)
+        return size is None or padded_size(*size, *self.schedule.resolutions()[-1])[1] > size[1]
 
     def _find(self, root: Path) -> list[Found]:
         """Return the images of the layout, each patient under one name."""
@@ -343,13 +356,8 @@ def seen_side(values: np.ndarray) -> Side | None:
     return "left" if left > right else "right"
 
 
-def breast_side(values: np.ndarray, told: Side | None = None) -> Side:
-    """Return at which border of an image (H, W) the breast lies: as seen, else as told, else in the fuller half.
-
-    What is seen comes first: the side of a table is the patient's, and data sets show left breasts at either border.
-    """
-    if side := seen_side(values) or told:
-        return side
+def fuller_half(values: np.ndarray) -> Side:
+    """Return the half of an image (H, W) with more breast, where neither its borders nor anybody tell the side."""
     breast = _foreground(values)
     half = max(1, breast.shape[1] // 2)
     return "left" if breast[:, :half].mean() >= breast[:, -half:].mean() else "right"
@@ -362,17 +370,22 @@ def _foreground(values: np.ndarray) -> np.ndarray:
     return small > background_limit(small)
 
 
+def padded_size(h: int, w: int, height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns to which an image of (h, w) is padded for the aspect ratio height : width."""
+    return max(h, round(w * height / width)), max(w, round(h * width / height))
+
+
 def pad_to_aspect(values: np.ndarray, side: str, height: int, width: int) -> np.ndarray:
     """Pad an image (H, W) with 0 to the aspect ratio height : width; the chest wall stays at its border."""
     h, w = values.shape
-    rows, columns = max(h, round(w * height / width)), max(w, round(h * width / height))
+    rows, columns = padded_size(h, w, height, width)
     above = (rows - h) // 2
     beside = (0, columns - w) if side == "left" else (columns - w, 0)
     return np.pad(values, ((above, rows - h - above), beside))
 
 
-def isolate_breast(values: np.ndarray) -> np.ndarray:
-    """Set everything but the breast of an image (H, W) in [0, 1] to 0.
+def isolate_breast(values: np.ndarray, told: Side | None = None) -> np.ndarray:
+    """Set everything but the breast of an image (H, W) in [0, 1] to 0; ``told`` is its side, where nobody sees it.
 
     Strips of film scanners go first, because they may touch the breast. The breast is then the largest bright region of
     a copy of at most 512 pixels, holes filled and slightly widened so that no skin is cut off.
@@ -392,7 +405,7 @@ def isolate_breast(values: np.ndarray) -> np.ndarray:
     near = ndimage.binary_dilation(breast, iterations=max(2, max(small.shape) // 128))
     breast = np.isin(regions, np.unique(regions[near & bright]))
     # Dark fat at the chest wall is a hole, too, once the image's border closes it.
-    edge = ((1, 1), (1, 0)) if breast_side(small) == "left" else ((1, 1), (0, 1))
+    edge = ((1, 1), (1, 0)) if (seen_side(small) or told or fuller_half(small)) == "left" else ((1, 1), (0, 1))
     chest = np.pad(breast, edge)
     column = 0 if edge[1][0] else -1
     rows = np.flatnonzero(chest[:, 1 if column == 0 else -2])

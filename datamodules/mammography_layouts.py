@@ -59,6 +59,7 @@ class Found:
         excluded: Reasons (of ``REASONS``) for which it may be left out.
         chest_wall: Border at which the chest wall lies by the file's PatientOrientation: "left", "right" or None.
         tag: The file's PatientID, "" if it has none.
+        size: Rows and columns by a DICOM header; None = not known.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Found:
     excluded: tuple[str, ...] = ()
     chest_wall: str | None = None
     tag: str = ""
+    size: tuple[int, int] | None = None
 
 
 class _Notes:
@@ -255,7 +257,9 @@ def _found(
     if header is None:
         return found
     tag = str(header.get("PatientID") or "").strip()
-    return replace(found, excluded=tag_reasons(header), chest_wall=tag_chest_wall(header), tag=tag)
+    rows, columns = header.get("Rows"), header.get("Columns")
+    size = (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+    return replace(found, excluded=tag_reasons(header), chest_wall=tag_chest_wall(header), tag=tag, size=size)
 
 
 def view_of(path: Path) -> str | None:

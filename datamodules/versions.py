@@ -58,7 +58,8 @@ def _reduced_tiff(header: PictureHeader) -> bool:
 
 
 RESIZING = "resizing"
-# Names are those of readers and of layouts (``ImageDataModule.layout_name``); they become part of a cache's name. The
+_SIDE = Change("the breast's side is seen along the borders, else told by tags or table; it was the brighter half")
+# Names are those of readers and of layouts (``ImageDataModule.layout_rule``); they become part of a cache's name. The
 # first change makes version 2. Pictures are told by suffix; a change asks what the file is.
 CHANGES: dict[str, tuple[Change, ...]] = {
     "png": (
@@ -74,9 +75,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
         ),
     ),
     RESIZING: (),
-    "Mammography": (
-        Change("the breast's side is seen along the borders, else told by tags or table; it was the brighter half"),
-    ),
+    **dict.fromkeys((f"mammography_{layout}" for layout in ("cbis_ddsm", "inbreast", "vindr", "folder")), (_SIDE,)),
 }
 _PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
 
