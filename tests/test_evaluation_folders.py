@@ -203,6 +203,8 @@ def test_files_of_a_data_set_are_no_generated_ones(tmp_path):
     gen = fill(tmp_path / "gen", 0, size=(64, 64))
     suite = load_suite("quick", ["against=tiny"])
     assert len(sets_of(suite, Subject(gen, None), data).generated) == min(COUNT, data.size("train"))
+    black = sets_of(suite, Subject(save(tmp_path / "black" / "0.png", np.zeros((64, 64), np.uint8)).parent, None), data)
+    assert "if that is not what the images show, generated_value_range is wrong" in black.warnings[0]
     shutil.copy(next(root.rglob("Cyst- (3).jpg")), gen / "copy.jpg")
     for path in sorted(gen.glob("*.png"))[4:]:
         path.unlink()
