@@ -224,6 +224,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Name under which ``versions.CHANGES`` lists what has changed in how this data set makes images of files."""
         return self._name
 
+    @property
+    def drawn_parts(self) -> tuple[str, ...]:
+        """Parts that fractions and seed decide, rather than a list of the data set's."""
+        return SPLITS
+
     def split(self, records: Sequence[Record]) -> np.ndarray:
         """Return "train", "val" or "test" for each record (N,); no group may lie in two parts."""
         groups, labels = [record.group for record in records], [record.labels for record in records]
@@ -631,7 +636,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             if missing := [name for name in self.classes if there[name] and not found[name]]:
                 log.warning("%s: %s has no image of %s", self._name, split, ", ".join(missing))
             few = [name for name in self.classes if 0 < found[name] < SCARCE * share * there[name]]
-            if few:
+            if few and split in self.drawn_parts:
                 counts = ", ".join(f"{found[name]} of {there[name]} images of {name}" for name in few)
                 log.warning(
                     "%s: %s has only %s (asked for was a share of %g); another seed gives another split",

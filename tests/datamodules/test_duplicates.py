@@ -277,10 +277,14 @@ class FewOfOneClassHeldOut(Films):
         return np.array(["test" if (one.name in seldom) == (one.labels == ("A",)) else "train" for one in records])
 
 
-def test_class_far_below_its_share_is_said(folder, caplog):
+def test_class_far_below_its_share_is_said(folder, caplog, monkeypatch):
     FewOfOneClassHeldOut(folder, held_out=0.5).setup()
     assert "test has only 1 of 20 images of A (asked for was a share of 0.5); another seed" in caplog.text
     assert "images of B" not in caplog.text
+    monkeypatch.setattr(FewOfOneClassHeldOut, "drawn_parts", ("train", "val"))  # a list says what is tested
+    caplog.clear()
+    FewOfOneClassHeldOut(folder, held_out=0.5).setup()
+    assert "images of A" not in caplog.text
 
 
 def test_unusable_files_are_said_once(folder, caplog):
