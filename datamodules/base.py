@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation, augment
 from datamodules.cache import Extremes, Files, ImageCache, cache_key, content_hashes, is_blank, open_or_build
-from datamodules.duplicates import Duplicates, JoinedGroups, agree, some
+from datamodules.duplicates import Duplicates, JoinedGroups, Questions, agree, some
 from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError
 from datamodules.reading_processes import READ_AHEAD, move_to_shared_memory, outlive_a_signal, shared_bytes
@@ -40,6 +40,7 @@ Batch = dict[str, Any]
 # Values of an image from which on equal pixels say that it is the same one. Measured on 2,627 kidney slices: neighbours
 # coincide 124 times at 4x4, never from 8x8 on.
 TELLING = 16 * 16
+SCARCE = 0.25  # share of the wished images of a class below which a part is named
 HANDFUL = 5  # groups; of fewer, one decides what is measured on a part
 
 
@@ -62,6 +63,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     classes: tuple[str, ...] = ()
     mirrored: dict[str, str] = {}  # classes that a left-right flip exchanges
+    questions: Questions = ()  # classes that exclude each other and may be unknown; none = all classes are known
     channels: int = 1
     intensity: Intensity
     range_settings: str = ""  # what declares the range that files' values are brought to, for users
@@ -122,6 +124,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def say_of_files(self) -> None:
         """Say in the log what was odd about the files that were read now; most data sets have nothing to say."""
 
+    @property
+    def drawn_parts(self) -> tuple[str, ...]:
+        """Parts that fractions and seed decide, rather than a list of the data set's."""
+        return SPLITS
+
     def split(self, records: Sequence[Record]) -> np.ndarray:
         """Return "train", "val" or "test" for each record (N,); no group may lie in two parts."""
         groups, labels = [record.group for record in records], [record.labels for record in records]
@@ -137,6 +144,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Open the caches and split the images by group."""
         self._caches = self._open_caches()
+        self._say_what_is_unusable(next(iter(self._caches.values())))
         self._kept = self._kept_images(next(iter(self._caches.values())))
         largest = self._caches[max(self._caches)]
         self._warn_of_narrow_ranges(largest)
@@ -281,8 +289,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
             except OSError as error:
                 raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
             self._copied = [image for image in images if image.copies]
-            self._scan = [image for image in images if agree(image.records)]  # completed below: ``read`` may ask for it
-            self._contradicting = self._readable(image.record for image in images if not agree(image.records))
+            agreeing = [agree(image.records, self.questions) for image in images]
+            self._scan = [image for image, agrees in zip(images, agreeing, strict=True) if agrees]
+            # Now ``read`` may ask for the scan, which is completed below.
+            odd = [image.record for image, agrees in zip(images, agreeing, strict=True) if not agrees]
+            self._contradicting = self._readable(odd)
             self._scan = [image for image in images if image.record.name not in self._contradicting]
         return self._scan
 
@@ -322,17 +333,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
             cache: The one of the largest images.
         """
         groups = JoinedGroups()
-        self._identical_files(cache, groups).say()
+        identical = self._identical_files(cache, groups)
+        identical.say()
+        self._kept = [_with(image, labels=identical.labels.get(image.record.name)) for image in self._kept]
         resaved = self._equal_pixels(cache, groups)
         resaved.say()
         left_out = {*resaved.dropped, *resaved.contradicting}
         self._kept = [
-            image._replace(record=replace(image.record, group=groups.name(image.record.group))) for image in self._kept
+            _with(image, resaved.labels.get(image.record.name), groups.name(image.record.group)) for image in self._kept
         ]
         return np.array([row for row, name in enumerate(cache.names) if name not in left_out], dtype=int)
 
     def _identical_files(self, cache: ImageCache, groups: JoinedGroups) -> Duplicates:
-        found = Duplicates(self._name, "byte-identical", groups)
+        found = Duplicates(self._name, "byte-identical", groups, self.questions)
         row_of = {name: row for row, name in enumerate(cache.names)}
         for image in self._copied:
             name = image.record.name
@@ -344,7 +357,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _equal_pixels(self, cache: ImageCache, groups: JoinedGroups) -> Duplicates:
         """Return images of other bytes with the same pixels; drawn and small images may be equal by chance."""
-        found = Duplicates(self._name, "re-saved (other bytes, equal pixels)", groups)
+        found = Duplicates(self._name, "re-saved (other bytes, equal pixels)", groups, self.questions)
         if cache.values_per_image < TELLING:
             return found
         blank: list[str] = []
@@ -405,7 +418,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
             caches = open_or_build(directories, names, read, shapes, bits, allowed, files, extremes.__getitem__)
         except OSError as error:
             raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
-        self._say_what_is_unusable(images, caches[0])
         self.say_of_files()
         by_resolution = dict(zip(largest_first, caches, strict=True))
         return {resolution: by_resolution[resolution] for resolution in resolutions}
@@ -413,9 +425,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _contradicting_files(self) -> int:
         return sum(len(image.records) for image in self._copied if image.record.name in self._contradicting)
 
-    def _say_what_is_unusable(self, images: list[Used], cache: ImageCache) -> None:
+    def _say_what_is_unusable(self, cache: ImageCache) -> None:
         readable = set(cache.names)
-        unusable = [image for image in images if image.record.name not in readable]
+        unusable = [image for image in self._scanned() if image.record.name not in readable]
         reasons = []
         for image, reason in zip(unusable, cache.unreadable, strict=False):
             copies = some([record.name for record in image.copies])
@@ -500,8 +512,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
 
     def _say_what_is_small(self) -> None:
-        """Warn of wished parts that say little: too few groups, or a class without any image."""
-        there = {label for image in self._kept for label in image.record.labels}
+        """Warn of wished parts that say little: too few groups, or a class with no image or far below its share."""
+        there = Counter(label for part in SPLITS for record in self.split_records(part) for label in record.labels)
         for split, share in (("val", self.val_fraction), ("test", self.test_fraction)):
             if share == 0:
                 continue
@@ -513,9 +525,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
                     "what is measured on it says little",
                     *(self._name, split, groups, size, images, share),
                 )
-            found = {label for record in self.split_records(split) for label in record.labels}
-            if missing := [name for name in self.classes if name in there - found]:
+            found = Counter(label for record in self.split_records(split) for label in record.labels)
+            if missing := [name for name in self.classes if there[name] and not found[name]]:
                 log.warning("%s: %s has no image of %s", self._name, split, ", ".join(missing))
+            few = [name for name in self.classes if 0 < found[name] < SCARCE * share * there[name]]
+            if few and split in self.drawn_parts:
+                counts = ", ".join(f"{found[name]} of {there[name]} images of {name}" for name in few)
+                log.warning(
+                    "%s: %s has only %s (asked for was a share of %g); another seed gives another split",
+                    *(self._name, split, counts, share),
+                )
 
     def _multi_hot(self) -> np.ndarray:
         column = {name: i for i, name in enumerate(self.classes)}
@@ -523,6 +542,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         for row, image in enumerate(self._kept):
             labels[row, [column[label] for label in image.record.labels]] = 1.0
         return labels
+
+
+def _with(image: Used, labels: tuple[str, ...] | None = None, group: str | None = None) -> Used:
+    record = image.record
+    return image._replace(record=replace(record, labels=labels or record.labels, group=group or record.group))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from datamodules.pseudonyms import remember
 from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
 from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
-from datamodules.splits import stratified_split
+from datamodules.splits import SPLITS, stratified_split
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +228,11 @@ class ChestXray14(ImageDataModule):
         """Return the shape of the final images, on which depends what is refused."""
         height, width = self.schedule.resolutions()[-1]
         return {"aspect_ratio": round(width / height, 6)}
+
+    @property
+    def drawn_parts(self) -> tuple[str, ...]:
+        """Parts that fractions and seed decide: NIH's lists decide the test part."""
+        return SPLITS if self.split_by == "stratified" else ("train", "val")
 
     def split(self, records: Sequence[Record]) -> np.ndarray:
         """Return "train", "val" or "test" for each record (N,), by NIH's lists or by stratification."""

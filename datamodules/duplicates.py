@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 log = logging.getLogger(__name__)
+Questions = tuple[tuple[str, ...], ...]
 
 
 class Named(Protocol):
@@ -54,10 +55,15 @@ class Duplicates:
         data_set: Its name, for the log.
         kind: What they share, e.g. "byte-identical".
         groups: Where groups are joined.
+        questions: See ``agree``.
+
+    Attributes:
+        labels: All that is known of an image that is kept, by its name.
     """
 
-    def __init__(self, data_set: str, kind: str, groups: JoinedGroups) -> None:
-        self.data_set, self.kind, self.groups = data_set, kind, groups
+    def __init__(self, data_set: str, kind: str, groups: JoinedGroups, questions: Questions = ()) -> None:
+        self.data_set, self.kind, self.groups, self.questions = data_set, kind, groups, questions
+        self.labels: dict[str, tuple[str, ...]] = {}
         self.dropped: list[str] = []
         self.contradicting: list[str] = []
         self.joined: list[str] = []
@@ -68,7 +74,8 @@ class Duplicates:
         if join:
             pairs = [self.groups.join(first.group, other.group) for other in others]
             self.joined += [pair for pair in pairs if pair]
-        if agree(same):
+        if agree(same, self.questions):
+            self.labels[first.name] = tuple(dict.fromkeys(label for record in same for label in record.labels))
             self.dropped += [record.name for record in others]
         else:
             self.contradicting += [record.name for record in same]
@@ -87,9 +94,18 @@ class Duplicates:
             log.warning("%s: joined groups that share %s files: %s", self.data_set, self.kind, some(self.joined))
 
 
-def agree(same: Sequence[Named]) -> bool:
-    """Return whether records have the same labels."""
-    return all(set(record.labels) == set(same[0].labels) for record in same)
+def agree(same: Sequence[Named], questions: Questions = ()) -> bool:
+    """Return whether records have the same labels.
+
+    Args:
+        same: The records.
+        questions: Labels that exclude each other, e.g. left and right; a record without any of them does not know,
+            which contradicts nothing. Empty = labels are all that there is to know.
+    """
+    if not questions:
+        return all(set(record.labels) == set(same[0].labels) for record in same)
+    said = {label for record in same for label in record.labels}
+    return all(len(said & set(question)) <= 1 for question in questions)
 
 
 def some(names: Sequence[str], shown: int = 5) -> str:

@@ -88,6 +88,7 @@ class Mammography(ImageDataModule):
 
     classes = ("LEFT", "RIGHT", "CC", "MLO")
     mirrored = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+    questions = (("LEFT", "RIGHT"), ("CC", "MLO"))
     range_settings = "data.value_range (of DICOM in the file's unit, e.g. HU) or data.percentile_range"
     intensity = Intensity(
         0.0, 1.0, 16, "display grey", "MONOCHROME2 after the file's default window; 0 = background, 1 = white"

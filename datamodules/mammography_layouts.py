@@ -173,7 +173,7 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
     rows: dict[Path, Row] = {}
     for row in read_rows(csv_path, ("file", "patient")):
         if not row["file"] or not row["patient"]:
-            raise DataError(f"{csv_path}: a row has no file or no patient: {row}")
+            raise DataError(f"{csv_path}: a row has no file or no patient: {row}; complete it")
         unknown = set(_words(row.get("exclude", ""))) - set(REASONS)
         if unknown:
             raise DataError(

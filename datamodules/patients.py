@@ -46,6 +46,7 @@ def one_name_per_patient(spellings: Sequence[str], tags: Sequence[str], files: S
             by_tag[tag].add(key)
     joined = _joined(by_tag.values()) if len(by_tag) > 1 else {}
     patients = [joined.get(key, key) for key in keys]
+    _say_rounded([file for file, spelling in zip(files, spellings, strict=True) if _is_rounded(spelling)], where)
     said: dict[str, dict[str, str]] = defaultdict(dict)  # of each patient the spellings, each with a file
     for patient, spelling, file in zip(patients, spellings, files, strict=True):
         said[patient].setdefault(spelling, file)
@@ -62,6 +63,22 @@ def _joined(alike: Iterable[set[str]]) -> dict[str, str]:
         whole = ids.union(*(linked.get(one, ()) for one in ids))
         linked.update(dict.fromkeys(whole, whole))
     return {one: min(ids) for one, ids in linked.items() if len(ids) <= MOST_IDS}
+
+
+def _is_rounded(spelling: str) -> bool:
+    """Return whether a spreadsheet has written a long number as 1.23457E+11: its last digits are lost."""
+    return re.fullmatch(r"\d([.,]\d+)?e\+\d{2,3}", spelling.strip("'\"= \t").casefold()) is not None
+
+
+def _say_rounded(files: list[str], where: str) -> None:
+    if files:
+        log.warning(
+            "%s: the patients of %d files are numbers that a spreadsheet has rounded (like 1.23457E+11), e.g. that of "
+            "%s: different patients may have become one, and one may have two ids; export the column as text",
+            where,
+            len(files),
+            files[0],
+        )
 
 
 def _say_joined(files_of_patients: list[list[str]], where: str) -> None:

@@ -70,21 +70,20 @@ def share_used(ends: Iterable[np.ndarray]) -> float:
     return float(max(highs) - min(lows)) / 2.0
 
 
-def unlike_shares(real: float, generated: float, setting: str, generated_setting: str) -> str:
+def unlike_shares(real: float, generated: float, *settings: str) -> str:
     """Return a sentence if two sets use unlike shares of their ranges, or hardly any, and nothing otherwise.
 
     Args:
         real: ``share_used`` of the real images.
         generated: The same of the generated ones.
-        setting: The key that declares the range of the real ones.
-        generated_setting: The same of the generated ones.
+        settings: The keys that declare their ranges, where there are any.
     """
     smaller, larger = sorted((real, generated))
     if smaller >= FEW and larger <= UNLIKE * smaller:
         return ""
     return (
         f"real images use {real:.0%} of their range of values, generated ones {generated:.0%}: if that is not what the "
-        f"images show, {setting} or {generated_setting} is wrong (12-bit values in 16-bit files want 0 to 4095)"
+        f"images show, {' or '.join(settings)} is wrong (12-bit values in 16-bit files want 0 to 4095)"
     )
 
 

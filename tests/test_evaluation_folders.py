@@ -14,11 +14,14 @@ from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
 from datamodules.readers import DataError
+from datamodules.writers import write_png16
 from experiments.config import ConfigError
 from experiments.evaluate import main
+from experiments.evaluation.equal_pixels import checked_pixels
 from experiments.evaluation.image_sets import FolderImages
 from experiments.evaluation.settings import load_suite
 from experiments.evaluation.subject import Subject, sets_of
+from experiments.evaluation.vectors import VectorCache
 from lightning_modules.schedules import ConstantSchedule
 
 COUNT = 12
@@ -187,7 +190,7 @@ def test_folders_that_say_something_false_are_refused(change, top):
 )
 def test_a_range_that_nobody_has_declared_is_refused(change, overrides, said, top):
     change(top)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=f"^(against=)?{re.escape(str(top))}/(gen|real): .*{said}"):
         look(top, *overrides)
 
 
@@ -200,6 +203,8 @@ def test_files_of_a_data_set_are_no_generated_ones(tmp_path):
     gen = fill(tmp_path / "gen", 0, size=(64, 64))
     suite = load_suite("quick", ["against=tiny"])
     assert len(sets_of(suite, Subject(gen, None), data).generated) == min(COUNT, data.size("train"))
+    black = sets_of(suite, Subject(save(tmp_path / "black" / "0.png", np.zeros((64, 64), np.uint8)).parent, None), data)
+    assert "if that is not what the images show, generated_value_range is wrong" in black.warnings[0]
     shutil.copy(next(root.rglob("Cyst- (3).jpg")), gen / "copy.jpg")
     for path in sorted(gen.glob("*.png"))[4:]:
         path.unlink()
@@ -261,6 +266,78 @@ def test_patients_who_share_a_file_are_one_group(top):
     assert images.patients.keys() == {f"p{i}" for i in range(7)}
 
 
+def test_tables_of_groups_are_read_as_those_of_patients(top):
+    rows = [f"{i:02d}.png;{('00007', '7', '7.0')[i] if i < 3 else f'p{i}'} " for i in range(COUNT)]
+    table = top / "groups.csv"
+    table.write_bytes("\n".join(["file; group", *rows]).encode("utf-8-sig"))
+    assert len(set(FolderImages(top / "real", 0, groups=table).groups)) == COUNT - 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("00.png,", "names no group of 1 of 12 files, e.g. 00.png; complete it"),
+        ("00.png", "names no group of 1 of 12 files, e.g. 00.png; complete it"),
+        ("00.png,p0\n00.png,p1", "00.png is listed with two groups"),
+        ("", "says nothing of 1 of 12 files, e.g. 00.png"),
+        ("00.png,\xe4", "is not a readable CSV file"),
+    ],
+)
+def test_tables_of_groups_that_say_too_little_are_refused(text, said, top):
+    rows = ["file,group", text, *(f"{i:02d}.png,p{i}" for i in range(1, COUNT))]
+    (top / "groups.csv").write_bytes("\n".join(rows).encode("latin-1"))
+    with pytest.raises((ConfigError, DataError), match=f"groups.csv: {said}"):
+        FolderImages(top / "real", 0, groups=top / "groups.csv")
+
+
+# Pixels ---------------------------------------------------------------------------------------------------------------
+
+
+def pixels_of(top, found):
+    """What is said once all images have been read."""
+    read = [images for images in (found.real, found.generated, found.train, found.held_out) if images is not None]
+    return checked_pixels(found, read, VectorCache(top / "vectors")).warnings
+
+
+def save_anew(values, path):
+    """Save the same picture in other bytes: as 16 bits that say so, or as colours."""
+    if path.suffix == ".png":
+        write_png16(torch.from_numpy(values / 127.5 - 1.0)[None].float(), path)
+    else:
+        Image.fromarray(np.stack([values] * 3, axis=-1)).save(path)
+
+
+@pytest.mark.parametrize("name", ["copy.png", "copy.bmp"])
+@pytest.mark.parametrize("seed", [3, 2003])
+def test_real_images_saved_anew_among_generated_ones_are_told(name, seed, top):
+    assert pixels_of(top, look(top, "held_out=TOP/others")) == ()
+    save_anew(picture(seed), top / "gen" / name)
+    for path in sorted((top / "gen").glob("0*.png"))[:4]:
+        path.unlink()
+    (said,) = pixels_of(top, look(top, "held_out=TOP/others"))
+    assert said.startswith("1 of 9 generated images have the same pixels as real ones")
+
+
+def test_held_out_images_saved_anew_are_no_training_ones(top):
+    save_anew(picture(3), top / "others" / "copy.bmp")
+    with pytest.raises(
+        ConfigError, match=r"^held_out=.*: 1 of 13 images have the same pixels as those of against=.*03"
+    ):
+        pixels_of(top, look(top, "held_out=TOP/others"))
+
+
+def test_real_images_saved_twice_are_told_and_black_ones_are_not(top):
+    for name in ("real", "gen"):
+        save(top / name / "black.bmp", np.zeros((16, 16), np.uint8))
+        save(top / name / "black.png", np.zeros((16, 16), np.uint8))
+    (top / "gen" / "black.bmp").unlink()
+    (top / "gen" / "black.png").rename(top / "gen" / "black2.png")
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(top / "gen" / "black2.png")
+    save_anew(picture(3), top / "real" / "copy.bmp")
+    (said,) = pixels_of(top, look(top))
+    assert said.startswith("1 of 15 real images have the same pixels as another one")
+
+
 def test_a_generator_that_repeats_itself_is_judged_and_told(top):
     for path in sorted((top / "gen").iterdir())[1:]:
         shutil.copy(top / "gen" / "00.png", path)
@@ -294,6 +371,9 @@ def test_smaller_pictures_are_enlarged_and_told(top):
     assert found.generated.own_size == (8, 8) and found.generated.size == (16, 16)
     (said,) = found.warnings
     assert said.startswith("12 of 12 generated images are enlarged to 16x16 pixels (they have 8x8)")
+    save(top / "real" / "small.png", picture(7, (8, 8)))
+    assert look(top).warnings[0].startswith("1 of 13 real images are enlarged to 16x16 pixels (they have 8x8)")
+    (top / "real" / "small.png").unlink()
     larger = look(top, gen="real", real="gen")
     assert larger.warnings == () and larger.generated.own_size == (16, 16) and larger.generated.size == (8, 8)
 
@@ -332,6 +412,8 @@ def test_warnings_and_sizes_are_in_every_result(tmp_path, capsys):
     fill(tmp_path / "real", 0, count=40, size=(32, 32))
     for i in range(40):
         save(tmp_path / "gen" / f"{i}.png", picture(1000, (8, 8)))
+    save_anew(picture(3, (32, 32)), tmp_path / "real" / "03.bmp")
+    (tmp_path / "real" / "04.png").unlink()
     (tmp_path / "small.yaml").write_text(SUITE)
     out = tmp_path / "out"
     command = [str(tmp_path / "gen"), f"suite={tmp_path / 'small.yaml'}", f"against={tmp_path / 'real'}"]
@@ -341,6 +423,7 @@ def test_warnings_and_sizes_are_in_every_result(tmp_path, capsys):
     assert [row["fingerprint"]["generated_size"] for row in said["scores"]] == [[8, 8], [8, 8]]
     assert "39 of 40 generated files are copies" in said["warnings"][0]
     assert "40 of 40 generated images are enlarged to 32x32" in said["warnings"][1]
+    assert "1 of 40 real images have the same pixels as another one" in said["warnings"][2]
     zero = "40 of 40 generated images equal 3 others: their balls have radius 0 and hold nothing else"
     assert all(zero in row["warnings"] for row in said["scores"])
     shown, page = capsys.readouterr().out, (out / "report.html").read_text()

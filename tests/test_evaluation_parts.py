@@ -409,7 +409,7 @@ def test_folder_groups_come_from_a_csv(tmp_path):
     with pytest.raises(ConfigError, match=r"says nothing of 3 of 4 files, e.g. 1.png"):
         FolderImages(folder, 0, groups=table)
     table.write_text("name;group\n")
-    with pytest.raises(ConfigError, match="columns file and group"):
+    with pytest.raises(DataError, match="no column file"):
         FolderImages(folder, 0, groups=table)
 
 

@@ -15,6 +15,7 @@ from callbacks.version import code_version
 from datamodules.pseudonyms import Pseudonyms
 from experiments import config as cfg
 from experiments.config import ConfigError
+from experiments.evaluation.equal_pixels import PixelHash, checked_pixels
 from experiments.evaluation.image_sets import FolderImages, ImageSet
 from experiments.evaluation.page import Gallery, write_page
 from experiments.evaluation.scoring import Row, Scorer, Sets
@@ -61,6 +62,9 @@ def evaluate(target: str, suite: Suite) -> Path:
     cache = VectorCache(cache_dir(data) / "vectors", device)
     finished = output / "scores.partial.jsonl"
     scorer = Scorer(sets, cache, tools.extractors, suite.replicates, suite.seed, finished)
+    if any(isinstance(images, FolderImages) for images in (sets.real, sets.generated)):
+        read = scorer.compute_vectors(list(tools.instruments.values()), also=PixelHash())
+        sets = checked_pixels(sets, read, cache)
     rows = scorer.measure(tools.instruments)
     said = _said(suite, subject, sets)
     write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")

@@ -1,8 +1,6 @@
 """Sets of images that can be measured: a split of a data set, what a generator makes, a folder of files."""
 
-import csv
 import hashlib
-import io
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -21,9 +19,10 @@ from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
 from datamodules.dicom import CONTRADICTION, contradicting, read_dicom
 from datamodules.files import find_files
+from datamodules.mammography_layouts import read_rows
 from datamodules.patients import one_name_per_patient, patient_key
 from datamodules.pseudonyms import remember
-from datamodules.readers import DICOM, PICTURES, read_grey, read_table_bytes
+from datamodules.readers import DICOM, PICTURES, DataError, read_grey
 from datamodules.transforms import pad_equally, resize
 from datamodules.value_range import range_of
 from datamodules.versions import name_ending, rule_of
@@ -262,16 +261,23 @@ class FolderImages(ImageSet):
             return torch.stack(list(pool.map(self._read, self.files[start:stop])))
 
     def _read(self, path: Path) -> Tensor:
+        try:
+            image = self._values(path)
+        except DataError as error:
+            raise type(error)(f"{self.file_set.called}: {error}") from error
+        if self.pad:
+            image = pad_equally(image, *self.size, value=-1.0)
+        return torch.from_numpy(resize(image, *self.size)).clamp(-1.0, 1.0)
+
+    def _values(self, path: Path) -> np.ndarray:
+        """Return an image (1, H, W) float32 in its own size, with its range as -1 .. 1."""
         if path.suffix.lower() in DICOM:
             values, (low, high) = read_dicom(path, value_range=self.value_range), (0.0, 1.0)
         else:
             values = read_grey(path)
             setting = "generated_value_range" if self.role == "generated" else "value_range"
             low, high = range_of(path, values, self.value_range, setting)
-        image = ((values - low) * (2.0 / (high - low)) - 1.0)[None].astype(np.float32)
-        if self.pad:
-            image = pad_equally(image, *self.size, value=-1.0)
-        return torch.from_numpy(resize(image, *self.size)).clamp(-1.0, 1.0)
+        return ((values - low) * (2.0 / (high - low)) - 1.0)[None].astype(np.float32)
 
     def _check_aspect(self, sizes: list[Size]) -> None:
         other = [i for i, size in enumerate(sizes) if not has_aspect(size, self.size)]
@@ -287,12 +293,12 @@ class FolderImages(ImageSet):
 
     def _said_of_sizes(self) -> list[str]:
         height, width = self.size
-        enlarged = sum(count for (h, w), count in self.own_sizes.items() if h < height or w < width)
-        if not enlarged:
+        smaller = Counter({(h, w): count for (h, w), count in self.own_sizes.items() if h < height or w < width})
+        if not smaller:
             return []
         return [
-            f"{enlarged} of {len(self)} {self.role} images are enlarged to {text_of_size(self.size)} pixels (they have "
-            f"{_sizes_in_words(self.own_sizes)}): what is missing in them counts as a difference"
+            f"{smaller.total()} of {len(self)} {self.role} images are enlarged to {text_of_size(self.size)} pixels "
+            f"(they have {_sizes_in_words(smaller)}): what is missing in them counts as a difference"
         ]
 
 
@@ -302,14 +308,18 @@ def choose(count: int, at_most: int | None, seed: int) -> list[int]:
 
 
 def _groups(path: Path, names: list[str]) -> list[str]:
-    rows = list(csv.DictReader(io.StringIO(read_table_bytes(path).decode("utf-8-sig"))))
-    if not rows or not {"file", "group"} <= rows[0].keys():
-        raise ConfigError([f"groups={path}: expected a CSV with columns file and group"])
-    group = {row["file"]: row["group"] for row in rows}
-    missing = [name for name in names if name not in group]
-    if missing:
-        raise ConfigError([f"groups={path}: says nothing of {len(missing)} of {len(names)} files, e.g. {missing[0]}"])
-    return one_name_per_patient([group[name] for name in names], [""] * len(names), names, f"groups={path}")
+    where, group = f"groups={path}", dict[str, str]()
+    for row in read_rows(path, ("file", "group")):
+        name = row["file"]
+        if patient_key(group.setdefault(name, row["group"])) != patient_key(row["group"]):
+            raise ConfigError([f"{where}: {name} is listed with two groups; correct one of them"])
+    for what, wrong in (
+        ("says nothing", [name for name in names if name not in group]),
+        ("names no group", [name for name in names if not group.get(name, "-")]),
+    ):
+        if wrong:
+            raise ConfigError([f"{where}: {what} of {len(wrong)} of {len(names)} files, e.g. {wrong[0]}; complete it"])
+    return one_name_per_patient([group[name] for name in names], [""] * len(names), names, where)
 
 
 def _sizes_in_words(sizes: Counter[Size]) -> str:

@@ -100,8 +100,7 @@ class Scorer:
             for name, instrument in instruments.items()
             for label, extractor in self._read_by(instrument).items()
         ]
-        with suppress(ValueError):  # whatever an extractor refuses becomes the row of those that need it
-            self._compute_vectors(list(instruments.values()))
+        self.compute_vectors(list(instruments.values()))
         rows: list[Row] = []
         done, commit = _finished(self.record), versions()["git_commit"]
         with tqdm(total=len(pairs) * (1 + self.replicates), desc="scores", disable=None, leave=False) as bar:
@@ -135,26 +134,41 @@ class Scorer:
     def _read_by(self, instrument: Instrument) -> Mapping[str, FeatureExtractor]:
         return {"": instrument.reads} if instrument.reads is not None else self.extractors
 
-    def _compute_vectors(self, instruments: Sequence[Instrument]) -> None:
-        """Go through each set once for all instruments; from then on the vectors are there."""
+    def compute_vectors(
+        self, instruments: Sequence[Instrument], also: FeatureExtractor | None = None
+    ) -> list[ImageSet]:
+        """Go through each set that instruments read, once for all; from then on the vectors are there.
+
+        Args:
+            instruments: Those of the suite.
+            also: What else reads every image of these sets.
+
+        Returns:
+            These sets.
+        """
         of_copies = [one for one in instruments if isinstance(one, MemorisationScore)]
         of_all = [one for one in instruments if isinstance(one, DistributionScore)]
+        read: list[ImageSet] = []
         for images, title, users in (
             (self.sets.real, "real images", of_all),
             (self.sets.generated, "generated images", instruments),
             (self.sets.train, "training images", of_copies),
             (self.sets.held_out, "held-out images", of_copies),
         ):
-            if images is not None and len(images):
+            if images is not None and len(images) and users:
                 whole = images is self.sets.train
                 wanted: dict[str, tuple[FeatureExtractor, int]] = {}
+                if also is not None:
+                    wanted[key_of(also.identity())] = also, len(images)
                 for user in users:
                     count = len(images) if whole or user.at_most is None else min(user.at_most, len(images))
                     for extractor in self._read_by(user).values():
                         key = key_of(extractor.identity())
                         wanted[key] = extractor, max(count, wanted.get(key, (extractor, 0))[1])
-                if wanted:
+                with suppress(ValueError):  # whatever an extractor refuses becomes the row of those that need it
                     self.vectors.compute(images, list(wanted.values()), title)
+                read.append(images)
+        return read
 
     def _rows(
         self,

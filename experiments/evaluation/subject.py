@@ -185,7 +185,9 @@ def _warnings(real: ImageSet, generated: ImageSet, held_out: ImageSet | None) ->
     said = [sentence for images in folders for sentence in images.said]
     if folders:  # a data set and a generator that was trained on it have one range
         shares = [share_used(map(ends_of, _first_images(images))) for images in (real, generated)]
-        said.append(unlike_shares(shares[0], shares[1], "value_range", "generated_value_range"))
+        keys = [(real, "value_range"), (generated, "generated_value_range")]
+        settings = [key for images, key in keys if isinstance(images, FolderImages)]
+        said.append(unlike_shares(shares[0], shares[1], *settings))
     return tuple(sentence for sentence in said if sentence)
 
 

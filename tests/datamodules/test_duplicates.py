@@ -265,6 +265,69 @@ def test_class_that_a_part_lacks_is_said(folder, caplog):
     assert "OneClassHeldOut: test has no image of B" in caplog.text and "has only" not in caplog.text
 
 
+class FewOfOneClassHeldOut(Films):
+    """One film of class A is held out, and all of class B but one."""
+
+    def records(self):
+        """Return films that are no patient's."""
+        return [Record(one.name, one.name, one.labels, one.path) for one in super().records()]
+
+    def split(self, records):
+        """Return the part of each record."""
+        seldom = ("p00_A_0.png", "p00_B_1.png")
+        return np.array(["test" if (one.name in seldom) == (one.labels == ("A",)) else "train" for one in records])
+
+
+def test_class_far_below_its_share_is_said(folder, caplog, monkeypatch):
+    FewOfOneClassHeldOut(folder, held_out=0.5).setup()
+    assert "test has only 1 of 20 images of A (asked for was a share of 0.5); another seed" in caplog.text
+    assert "images of B" not in caplog.text
+    monkeypatch.setattr(FewOfOneClassHeldOut, "drawn_parts", ("train", "val"))  # a list says what is tested
+    caplog.clear()
+    FewOfOneClassHeldOut(folder, held_out=0.5).setup()
+    assert "images of A" not in caplog.text
+
+
+def test_unusable_files_are_said_once(folder, caplog):
+    broken(folder)
+    data = Films(folder, max_unreadable=0.2)
+    data.prepare_data()
+    data.setup()
+    assert caplog.text.count("left out 8 unusable files") == 1
+
+
+class Sided(Films):
+    """Films of which the side, the view or both are known."""
+
+    classes = ("LEFT", "RIGHT", "CC", "MLO")
+    questions = (("LEFT", "RIGHT"), ("CC", "MLO"))
+    told: dict = {}
+
+    def records(self):
+        """Return a record per film, with what is told of it."""
+        return [Record(one.name, one.group, self.told.get(one.name, ()), one.path) for one in super().records()]
+
+
+@pytest.mark.parametrize("level", [6, 0], ids=["byte-identical", "re-saved"])
+def test_what_is_not_known_contradicts_nothing(folder, caplog, level):
+    for name in ("p01_A_0", "p02_A_0", "p03_A_0"):
+        (folder / f"{name}.png").write_bytes(saved(pixels(0), 6 if name == "p03_A_0" else level))
+    Sided.told = {"p01_A_0.png": ("LEFT", "CC"), "p02_A_0.png": ("LEFT",), "p04_A_0.png": ("MLO",)}
+    data = opened_as(Sided, folder)
+    kept = {record.name: record.labels for record in data.split_records("train")}
+    assert kept["p00_A_0.png"] == ("LEFT", "CC") and not kept.keys() & {"p01_A_0.png", "p02_A_0.png", "p03_A_0.png"}
+    assert len(kept) == 37 and "different labels" not in caplog.text
+    Sided.told["p03_A_0.png"] = ("RIGHT",)
+    assert len(opened_as(Sided, folder).split_records("train")) == 36
+    assert "different labels" in caplog.text
+
+
+def opened_as(kind, folder):
+    data = kind(folder)
+    data.setup()
+    return data
+
+
 def test_groups_are_named_after_the_first():
     groups = JoinedGroups()
     found = Duplicates("X", "equal", groups)

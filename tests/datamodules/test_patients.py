@@ -83,3 +83,10 @@ def test_tags_that_number_the_studies_of_each_patient_do_not_chain_all_into_one(
 def test_what_is_right_is_left_alone(caplog):
     images = [("P_00016", "Mass-Test_P_00016_LEFT_CC"), ("P_00016", "Mass-Test_P_00016_LEFT_MLO"), ("P_00116", "5")]
     assert names(caplog, *images) == (["P_00016", "P_00016", "P_00116"], [])
+
+
+def test_ids_that_a_spreadsheet_has_rounded_are_told(caplog):
+    found, said = names(caplog, ("1.23457E+11", ""), ("123456789012", ""), ("1,2E+12", ""), ("2e+5", ""), ("1e5a", ""))
+    assert found == ["1.23457E+11", "123456789012", "1,2E+12", "2e+5", "1e5a"]
+    assert len(said) == 1 and "patients of 2 files are numbers that a spreadsheet has rounded" in said[0]
+    assert "that of 0.dcm:" in said[0]
