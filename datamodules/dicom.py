@@ -13,14 +13,14 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from datamodules.files import in_threads
 from datamodules.pseudonyms import quoted
 from datamodules.readers import DICOM, MAX_PIXELS, UnreadableImageError
 
@@ -187,11 +187,9 @@ CONTRADICTION = (
 )
 
 
-def contradicting(paths: Iterable[Path]) -> list[Path]:
+def contradicting(paths: Sequence[Path]) -> list[Path]:
     """Return the files of which ``contradicts_itself`` is true."""
-    paths = list(paths)
-    with ThreadPoolExecutor(8) as pool:
-        headers = list(pool.map(header_or_none, paths))
+    headers = in_threads(header_or_none, paths)
     return [path for path, header in zip(paths, headers, strict=True) if header and contradicts_itself(header)]
 
 

@@ -8,13 +8,15 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from datamodules.cache import content_hashes
 from datamodules.dicom import header_or_none, read_values
-from datamodules.files import write_json
+from datamodules.files import in_threads, write_json
 from datamodules.readers import UnreadableImageError
 
 Range = tuple[float, float]
@@ -37,25 +39,34 @@ def series_ranges(paths: Sequence[Path], percentiles: Range, hashes: Path, memo:
     """
     known = _remembered(memo)
     contents = dict(zip(paths, content_hashes(paths, hashes), strict=True))
-    found, ranges = dict[Path, Range](), {}
-    for series in _by_series(paths):
-        digest = hashlib.sha256(f"{list(percentiles)}".encode())
-        digest.update("".join(sorted(contents[path] for path in series)).encode())
-        key = digest.hexdigest()
-        limits = known.get(key) or _percentiles(series, percentiles)
-        if limits is not None:
-            ranges[key] = limits
-            found |= dict.fromkeys(series, (limits[0], limits[1]))
-    if any(key not in known for key in ranges):
+    all_series = _by_series(paths)
+    keys = [_key(percentiles, [contents[path] for path in series]) for series in all_series]
+    new = {key: series for key, series in zip(keys, all_series, strict=True) if key not in known}
+    with ThreadPoolExecutor() as pool:
+        measured = pool.map(lambda series: _percentiles(series, percentiles), new.values())
+        shown = tqdm(measured, "percentiles", len(new), unit="series", disable=None, leave=False)
+        found = {key: limits for key, limits in zip(new, shown, strict=True) if limits is not None}
+    known |= found
+    if found:
         memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(memo, {**known, **ranges})
-    return found
+        write_json(memo, known)
+    return {
+        path: (known[key][0], known[key][1])
+        for key, series in zip(keys, all_series, strict=True)
+        if key in known
+        for path in series
+    }
+
+
+def _key(percentiles: Range, contents: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{list(percentiles)}".encode())
+    digest.update("".join(sorted(contents)).encode())
+    return digest.hexdigest()
 
 
 def _by_series(paths: Sequence[Path]) -> list[list[Path]]:
     series: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        header = header_or_none(path)
+    for path, header in zip(paths, in_threads(header_or_none, paths), strict=True):
         series[str((header.get("SeriesInstanceUID") if header is not None else None) or path)].append(path)
     return list(series.values())
 
@@ -84,7 +95,12 @@ def _percentiles(paths: Sequence[Path], percentiles: Range) -> list[float] | Non
 def _remembered(memo: Path) -> dict[str, list[float]]:
     try:
         known = json.loads(memo.read_text())
-        sound = all(len(limits) == 2 and limits[0] < limits[1] for limits in known.values())
+        sound = all(
+            isinstance(limits, list)
+            and list(map(type, limits)) == [float, float]
+            and -math.inf < limits[0] < limits[1] < math.inf
+            for limits in known.values()
+        )
     except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError):  # there is none, or is damaged
         sound = False
     return known if sound else {}

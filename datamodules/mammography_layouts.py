@@ -12,15 +12,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from datamodules.dicom import CONTRADICTION, attribute, contradicts_itself, header_or_none, read_dicom
-from datamodules.files import find_files, walk_files
+from datamodules.files import find_files, in_threads, walk_files
 from datamodules.patients import patient_key
 from datamodules.pseudonyms import quoted, remember
 from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey, read_table_bytes
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Row = dict[str, str]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 UNKNOWN = "unknown patient of "  # begins the group of a file whose header cannot be read
 REASONS = ("implant", "magnification", "clips", "for_processing", "multi_frame")
@@ -97,8 +94,8 @@ def cbis_ddsm(root: Path, content: Literal["full", "crops"], missing_ok: float) 
     """
     notes, found, cases = _Notes(), [], set()
     paths = find_files(root, DICOM | {".png"})
-    headers = dict(zip(paths, _in_threads(header_or_none, paths), strict=True))
-    kinds = _in_threads(lambda path: _cbis_kind(path, headers[path], content), paths)
+    headers = dict(zip(paths, in_threads(header_or_none, paths), strict=True))
+    kinds = in_threads(lambda path: _cbis_kind(path, headers[path], content), paths)
     for path, kind in zip(paths, kinds, strict=True):
         case = _cbis_case(path, headers[path])
         if case is None:
@@ -122,7 +119,7 @@ def inbreast(root: Path, missing_ok: float) -> list[Found]:
     rows = [row for path in lists for row in read_rows(path, ("File Name",))]
     by_image = {row["File Name"]: row for row in rows}
     paths = find_files(root, DICOM)
-    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
+    for path, header in zip(paths, in_threads(header_or_none, paths), strict=True):
         name = _INBREAST.match(path.name)
         if name is None:
             notes.add("left out, not named <image>_<patient>_MG_<L|R>_<view>_ANON.dcm", path.name)
@@ -148,7 +145,7 @@ def vindr(root: Path, missing_ok: float) -> list[Found]:
             rows |= {row["image_id"]: row for row in read_rows(root / name, columns)}
     images = root / "images" if (root / "images").is_dir() else root
     paths = find_files(images, DICOM | {".png"})
-    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
+    for path, header in zip(paths, in_threads(header_or_none, paths), strict=True):
         row = rows.get(path.stem, {})
         in_csv = (row.get("view_position", "").upper() or None, SIDES.get(row.get("laterality", "").upper()))
         patient = row.get("study_id") or path.parent.name
@@ -185,7 +182,7 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
     paths = sorted(path for path in rows if path.is_file())
     _check_missing(str(csv_path), {str(path) for path in rows}, {str(p) for p in rows.keys() - set(paths)}, missing_ok)
     found = []
-    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
+    for path, header in zip(paths, in_threads(header_or_none, paths), strict=True):
         row = rows[path]
         in_csv = (row.get("view", "").upper() or None, SIDES.get(row.get("side", "").upper()))
         one = _found(path, header, row["patient"], notes, ("its name", _from_name(path)), ("the CSV", in_csv))
@@ -197,7 +194,7 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
 def _folder_by_names(root: Path, notes: _Notes) -> list[Found]:
     found, unknown = [], []
     paths = find_files(root, DICOM | PICTURES)
-    for path, header in zip(paths, _in_threads(header_or_none, paths), strict=True):
+    for path, header in zip(paths, in_threads(header_or_none, paths), strict=True):
         exam = _EXAM.fullmatch(path.stem)
         if exam and exam.group(2):
             notes.add("left out, they are masks of lesions", path.name)
@@ -417,9 +414,3 @@ def _check_missing(source: str, listed: Iterable[str], missing: Iterable[str], m
 
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[\s,|;]+", text.lower()) if word]
-
-
-def _in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """Apply a function to all items: on network disks the time goes into waiting for each file."""
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(function, items))

@@ -93,8 +93,9 @@ def represent_classes(
     shares = {part: share for part, share in shares.items() if share > 0}
     part_of = dict(zip(groups, split.tolist(), strict=True))
     images: dict[str, Counter[str]] = {}  # of each class, by group
+    without = () if any(labels) else ("",)  # where nothing has a class, all are of one
     for group, names in zip(groups, labels, strict=True):
-        for name in names or ([] if any(labels) else [""]):
+        for name in names or without:
             images.setdefault(name, Counter())[group] += 1
     for name in sorted(images, key=lambda name: (len(images[name]), name)):  # the rarest has the least choice
         if len(images[name]) >= len(shares):

@@ -7,12 +7,11 @@ said nowhere: caches and runs from before there were versions keep their names a
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.dicom import can_show_otherwise
-from datamodules.files import write_json
+from datamodules.files import in_threads, write_json
 from datamodules.pictures.header import PictureHeader
 from datamodules.readers import DICOM, UnreadableImageError, picture_header
 
@@ -115,8 +114,7 @@ def rules_of(paths: Sequence[Path], contents: Sequence[str], memo: Path) -> list
         name, version = _reader_of(paths[i]), known.get(keys[i], [])
         return (name, version[1]) if version[:1] == [len(CHANGES.get(name, ()))] else rule_of(paths[i])
 
-    with ThreadPoolExecutor(8) as pool:
-        rules = list(pool.map(found, range(len(paths))))
+    rules = in_threads(found, range(len(paths)))
     fresh = {key: [len(CHANGES.get(name, ())), version] for key, (name, version) in zip(keys, rules, strict=True)}
     if any(known.get(key) != entry for key, entry in fresh.items()):
         memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

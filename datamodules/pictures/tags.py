@@ -11,7 +11,7 @@ from datamodules.pictures.header import At
 ORIENTATION = 274
 EXIF = b"Exif\0\0"  # before the tags of a JPEG, and by mistake of some PNG
 _LETTERS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-_MAX_COUNT = 2**22  # values of one tag; a picture of 100 million pixels has fewer strips
+_MAX_COUNT = 2**22  # values of all tags; a picture of 100 million pixels has fewer strips
 _MAX_DIRECTORIES = 10_000  # where counting the pages ends
 
 
@@ -48,10 +48,15 @@ def read_directories(at: At, wanted: frozenset[int], at_most: int = _MAX_DIRECTO
     chain = _Chain(at, order, version == 43, wanted)
     position = chain.first()
     found: dict[int, Directory] = {}
+    read = 0
     while position and len(found) < at_most:
         if position in found:
             raise ValueError("its directories go round in a circle")
-        found[position], position = chain.read(position)
+        directory, following = chain.read(position)
+        read += sum(map(len, directory.values.values()))
+        if read > _MAX_COUNT:
+            raise ValueError("its tags hold more values than those of the largest picture that is read")
+        found[position], position = directory, following
     return list(found.values())
 
 
@@ -75,11 +80,10 @@ class _Chain:
         count = self._number(count_letter, position)
         if not 0 < count < 4096:
             raise ValueError(f"one of its directories has {count} entries")
-        values = {
-            tag: self._values(kind, length, field)
-            for tag, kind, length, field in struct.iter_unpack(self.order + entry, self.at(start, count * size))
-            if tag in self.wanted
-        }
+        values: dict[int, tuple[int, ...]] = {}
+        for tag, kind, length, field in struct.iter_unpack(self.order + entry, self.at(start, count * size)):
+            if tag in self.wanted and tag not in values:
+                values[tag] = self._values(kind, length, field)
         return Directory(values), self._number(link, start + count * size)
 
     def _values(self, kind: int, count: int, field: bytes) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from datamodules.pseudonyms import remember
 from datamodules.readers import DICOM, PICTURES, DataError, read_grey
 from datamodules.transforms import pad_equally, resize
 from datamodules.value_range import range_of
-from datamodules.versions import name_ending, rule_of
+from datamodules.versions import name_ending, rules_of
 from experiments.config import ConfigError
 from experiments.folders import (
     FileSet,
@@ -207,7 +207,8 @@ class FolderImages(ImageSet):
         names = [path.relative_to(folder).as_posix() for path in files]
         of = names if groups is None else _groups(groups, names)
         self.patients = {patient_key(group): group for group in of}
-        contents = content_hashes(files, hashes or folder / ".hashes.json")
+        self.hashes = hashes or folder / ".hashes.json"
+        contents = content_hashes(files, self.hashes)
         copies = copies_among(files, contents)
         kept = list(range(len(files)))
         if role != "generated":
@@ -250,8 +251,7 @@ class FolderImages(ImageSet):
     @cached_property
     def _reading(self) -> dict[str, str]:
         """How files came to be read otherwise than in the first version; nothing where none did."""
-        with ThreadPoolExecutor(8) as pool:
-            rules = name_ending(pool.map(rule_of, self.files))
+        rules = name_ending(rules_of(self.files, self.contents, self.hashes.with_name("folders-rules.json")))
         ranged = "-dicom_range" if self._dicom and self.value_range else ""
         return {"reading": rules + ranged} if rules + ranged else {}
 
