@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import remarks
 from datamodules.augmentation import Augmentation, augment
 from datamodules.cache import Extremes, Files, ImageCache, cache_key, content_hashes, is_blank, open_or_build
-from datamodules.duplicates import Duplicates, JoinedGroups, Questions, agree, some
+from datamodules.duplicates import Duplicates, JoinedGroups, Questions, agree
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.pseudonyms import remember
-from datamodules.readers import DataError, UnreadableImageError
 from datamodules.reading_processes import READ_AHEAD, move_to_shared_memory, outlive_a_signal, shared_bytes
 from datamodules.records import Intensity, Record, Used
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
@@ -34,14 +35,7 @@ from datamodules.transforms import resize
 from datamodules.versions import RESIZING, Rule, name_ending, newest, rules_of, sentences
 
 log = logging.getLogger(__name__)
-NARROW = 0.05  # share of the declared range; what fills less is hardly an image
 Batch = dict[str, Any]
-
-# Values of an image from which on equal pixels say that it is the same one. Measured on 2,627 kidney slices: neighbours
-# coincide 124 times at 4x4, never from 8x8 on.
-TELLING = 16 * 16
-SCARCE = 0.25  # share of the wished images of a class below which a part is named
-HANDFUL = 5  # groups; of fewer, one decides what is measured on a part
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -144,10 +138,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Open the caches and split the images by group."""
         self._caches = self._open_caches()
-        self._say_what_is_unusable(next(iter(self._caches.values())))
-        self._kept = self._kept_images(next(iter(self._caches.values())))
         largest = self._caches[max(self._caches)]
-        self._warn_of_narrow_ranges(largest)
+        remarks.say_unusable(self._name, self._scanned(), largest)
+        remarks.say_narrow(self._name, self.intensity, largest.extremes(), self.range_settings)
+        self._kept = self._kept_images(largest)
         rows = self._without_duplicates(largest)
         records = [self._kept[row].record for row in rows]
         split = self.split(records)
@@ -333,48 +327,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
             cache: The one of the largest images.
         """
         groups = JoinedGroups()
-        identical = self._identical_files(cache, groups)
+        identical = Duplicates(self._name, "byte-identical", groups, self.questions)
+        identical.add_files(self._copied, self._contradicting, cache)
         identical.say()
         self._kept = [_with(image, labels=identical.labels.get(image.record.name)) for image in self._kept]
-        resaved = self._equal_pixels(cache, groups)
+        resaved = Duplicates(self._name, "re-saved (other bytes, equal pixels)", groups, self.questions)
+        resaved.add_pixels([image.record for image in self._kept], cache)
         resaved.say()
         left_out = {*resaved.dropped, *resaved.contradicting}
         self._kept = [
             _with(image, resaved.labels.get(image.record.name), groups.name(image.record.group)) for image in self._kept
         ]
         return np.array([row for row, name in enumerate(cache.names) if name not in left_out], dtype=int)
-
-    def _identical_files(self, cache: ImageCache, groups: JoinedGroups) -> Duplicates:
-        found = Duplicates(self._name, "byte-identical", groups, self.questions)
-        row_of = {name: row for row, name in enumerate(cache.names)}
-        for image in self._copied:
-            name = image.record.name
-            if name in self._contradicting:
-                found.add(image.records, join=self._contradicting[name])
-            elif name in row_of:
-                found.add(image.records, join=not is_blank(cache.read(np.array([row_of[name]]))))
-        return found
-
-    def _equal_pixels(self, cache: ImageCache, groups: JoinedGroups) -> Duplicates:
-        """Return images of other bytes with the same pixels; drawn and small images may be equal by chance."""
-        found = Duplicates(self._name, "re-saved (other bytes, equal pixels)", groups, self.questions)
-        if cache.values_per_image < TELLING:
-            return found
-        blank: list[str] = []
-        for rows in cache.equal_rows():
-            records = [record for row in rows if (record := self._kept[row].record).path is not None]
-            if is_blank(cache.read(rows[:1])):
-                blank += [record.name for record in records]
-            elif len(records) > 1:
-                found.add(records)
-        if blank:
-            log.warning(
-                "%s: %d images are equal because they have one value only; they are kept, and join no groups: %s",
-                self._name,
-                len(blank),
-                some(blank),
-            )
-        return found
 
     def _contents(self, records: list[Record]) -> list[str]:
         paths = [record.path for record in records if record.path is not None]
@@ -410,8 +374,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
         shapes = [(self.channels, height, width) for height, width in largest_first]
         directories = [self._cache_directory(shape, names, contents) for shape in shapes]
-        self._say_what_is_outdated(directories, images)
-        directories = [path.with_name(path.name + self._rules_and_told(images)) for path in directories]
+        ending = self._rules_and_told(images)
+        remarks.say_outdated(self._name, directories, ending, self._rules(images))
+        directories = [path.with_name(path.name + ending) for path in directories]
         try:
             files = Files([len(image.records) for image in images], self._contradicting_files())
             bits, allowed = self.intensity.bits, self.max_unreadable
@@ -425,65 +390,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _contradicting_files(self) -> int:
         return sum(len(image.records) for image in self._copied if image.record.name in self._contradicting)
 
-    def _say_what_is_unusable(self, cache: ImageCache) -> None:
-        readable = set(cache.names)
-        unusable = [image for image in self._scanned() if image.record.name not in readable]
-        reasons = []
-        for image, reason in zip(unusable, cache.unreadable, strict=False):
-            copies = some([record.name for record in image.copies])
-            reasons.append(f"{reason} (and its byte-identical copies {copies})" if copies else reason)
-        if unusable:
-            count = sum(len(image.records) for image in unusable)
-            log.warning("%s: left out %d unusable files: %s", self._name, count, some(reasons))
-
-    def _warn_of_narrow_ranges(self, cache: ImageCache) -> None:
-        """Say which images, or whether all together, fill next to nothing of the declared range, and which it is.
-
-        The lowest value does not count: it is what padding is filled with.
-        """
-        low, step = self.intensity.low, (self.intensity.high - self.intensity.low) / self.intensity.levels
-        found = {name: (low + step * one.lowest, low + step * one.highest) for name, one in cache.extremes().items()}
-        limit = NARROW * (self.intensity.high - self.intensity.low)
-        narrow = [name for name, (first, last) in found.items() if last - first < limit]
-        if not narrow:
-            return
-        of_all = min(first for first, _ in found.values()), max(last for _, last in found.values())
-        if of_all[1] - of_all[0] < limit:
-            who, lie = f"all {len(found)} images together fill", f"they lie in {of_all[0]:.4g} .. {of_all[1]:.4g}"
-        else:
-            first, last = found[narrow[0]]
-            who, lie = f"{len(narrow)} images fill", f"e.g. {narrow[0]} lies in {first:.4g} .. {last:.4g}"
-        declared = f"{self.intensity.low:g} .. {self.intensity.high:g} {self.intensity.unit}"
-        advice = f"; set {self.range_settings}" if self.range_settings else ""
-        log.warning("%s: %s under %g %% of the range %s: %s%s", self._name, who, 100 * NARROW, declared, lie, advice)
-        constant = [name for name in narrow if found[name][0] == found[name][1]]
-        if constant:
-            log.warning("%s: %d images are constant: %s", self._name, len(constant), some(constant))
-
     def _rules_and_told(self, images: Sequence[Used]) -> str:
         """Return what a cache's name ends with: changed rules of reading, and a hash of what tables tell of images."""
         told = [[image.record.name, image.record.told] for image in images if image.record.told]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8] if told else ""
         return name_ending(self._rules(images)) + (f"-told{digest}" if told else "")
-
-    def _say_what_is_outdated(self, directories: list[Path], images: Sequence[Used]) -> None:
-        """Say why images that have a cache are read once more.
-
-        Args:
-            directories: The caches as they were called when all rules were the first.
-            images: What the caches hold.
-        """
-        for directory in directories:
-            older = sorted(path.name for path in directory.parent.glob(f"{directory.name}*") if path.is_dir())
-            since = [rule for rule in self._rules(images) if older and name_ending([rule]) not in older[-1]]
-            if since and directory.name + self._rules_and_told(images) not in older:
-                log.warning(
-                    "%s: the cache %s was made by earlier rules of reading and is made anew; the old folder can be "
-                    "deleted. Changed since: %s",
-                    self._name,
-                    older[-1],
-                    "; ".join(sentences(since)),
-                )
 
     def _cache_directory(self, shape: tuple[int, int, int], names: list[str], contents: list[str]) -> Path:
         _, height, width = shape
@@ -512,29 +423,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
 
     def _say_what_is_small(self) -> None:
-        """Warn of wished parts that say little: too few groups, or a class with no image or far below its share."""
-        there = Counter(label for part in SPLITS for record in self.split_records(part) for label in record.labels)
-        for split, share in (("val", self.val_fraction), ("test", self.test_fraction)):
-            if share == 0:
-                continue
-            groups, size = self.groups(split), self.size(split)
-            if groups < HANDFUL:
-                images = sum(map(self.size, SPLITS))
-                log.warning(
-                    "%s: %s has only %d groups (%d of %d images; asked for was a share of %g): "
-                    "what is measured on it says little",
-                    *(self._name, split, groups, size, images, share),
-                )
-            found = Counter(label for record in self.split_records(split) for label in record.labels)
-            if missing := [name for name in self.classes if there[name] and not found[name]]:
-                log.warning("%s: %s has no image of %s", self._name, split, ", ".join(missing))
-            few = [name for name in self.classes if 0 < found[name] < SCARCE * share * there[name]]
-            if few and split in self.drawn_parts:
-                counts = ", ".join(f"{found[name]} of {there[name]} images of {name}" for name in few)
-                log.warning(
-                    "%s: %s has only %s (asked for was a share of %g); another seed gives another split",
-                    *(self._name, split, counts, share),
-                )
+        wished = {"val": self.val_fraction, "test": self.test_fraction}
+        labels = {part: [record.labels for record in self.split_records(part)] for part in SPLITS}
+        for part, share in wished.items():
+            if share > 0:
+                remarks.say_few_groups(self._name, part, self.groups(part), labels, share)
+                remarks.say_scarce(self._name, part, self.classes, labels, share, drawn=part in self.drawn_parts)
 
     def _multi_hot(self) -> np.ndarray:
         column = {name: i for i, name in enumerate(self.classes)}

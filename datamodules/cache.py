@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import refuse_link, write_json
 from datamodules.pseudonyms import quoted
-from datamodules.readers import DataError, UnreadableImageError
 
 log = logging.getLogger(__name__)
 

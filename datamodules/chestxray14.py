@@ -21,9 +21,10 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import is_hidden
 from datamodules.pseudonyms import remember
-from datamodules.readers import DataError, UnreadableImageError, read_grey, read_table_bytes
+from datamodules.readers import read_grey, read_table_bytes
 from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 from datamodules.splits import SPLITS, stratified_split

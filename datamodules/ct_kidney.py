@@ -18,9 +18,10 @@ import numpy as np
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import is_hidden
 from datamodules.pseudonyms import remember
-from datamodules.readers import DataError, UnreadableImageError, image_size, read_grey, read_table_bytes
+from datamodules.readers import image_size, read_grey, read_table_bytes
 from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 

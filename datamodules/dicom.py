@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from datamodules.errors import UnreadableImageError
 from datamodules.files import in_threads
 from datamodules.pseudonyms import quoted
-from datamodules.readers import DICOM, MAX_PIXELS, UnreadableImageError
+from datamodules.readers import DICOM, MAX_PIXELS
 
 if TYPE_CHECKING:
     from pydicom import Dataset  # imported when the first file is read: it costs 0.3 s

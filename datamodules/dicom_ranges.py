@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from datamodules.cache import content_hashes
 from datamodules.dicom import header_or_none, read_values
+from datamodules.errors import UnreadableImageError
 from datamodules.files import in_threads, write_json
-from datamodules.readers import UnreadableImageError
 
 Range = tuple[float, float]
 

@@ -1,27 +1,19 @@
 """Duplicates: one image under several names, and what it says of their patients and labels."""
 
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from datamodules.cache import ImageCache, is_blank
+from datamodules.records import Record, Used
 
 log = logging.getLogger(__name__)
 Questions = tuple[tuple[str, ...], ...]
 
-
-class Named(Protocol):
-    """What is asked of a record."""
-
-    @property
-    def name(self) -> str:
-        """Unique within the data set."""
-
-    @property
-    def group(self) -> str:
-        """Patient or block of slices."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of its classes."""
+# Values of an image from which on equal pixels say that it is the same one. Measured on 2,627 kidney slices: neighbours
+# coincide 124 times at 4x4, never from 8x8 on.
+TELLING = 16 * 16
 
 
 class JoinedGroups:
@@ -39,13 +31,12 @@ class JoinedGroups:
             group = self._into[group]
         return group
 
-    def join(self, group: str, other: str) -> str | None:
-        """Make two groups one; return what was joined with what, or None if they were one."""
+    def join(self, group: str, other: str) -> bool:
+        """Make two groups one; return whether they were two."""
         group, other = self.name(group), self.name(other)
-        if group == other:
-            return None
-        self._into[other] = group
-        return f"{other} with {group}"
+        if group != other:
+            self._into[other] = group
+        return group != other
 
 
 class Duplicates:
@@ -68,17 +59,59 @@ class Duplicates:
         self.contradicting: list[str] = []
         self.joined: list[str] = []
 
-    def add(self, same: Sequence[Named], join: bool = True) -> None:
+    def add(self, same: Sequence[Record], join: bool = True) -> None:
         """Note records of one image; ``join`` says whether it tells that their groups are one."""
         first, *others = same
         if join:
-            pairs = [self.groups.join(first.group, other.group) for other in others]
-            self.joined += [pair for pair in pairs if pair]
+            # Files are named, not groups: the log hides names of files, but not ids as short as "7".
+            self.joined += [
+                f"{other.name} as {first.name}" for other in others if self.groups.join(first.group, other.group)
+            ]
         if agree(same, self.questions):
             self.labels[first.name] = tuple(dict.fromkeys(label for record in same for label in record.labels))
             self.dropped += [record.name for record in others]
         else:
             self.contradicting += [record.name for record in same]
+
+    def add_files(self, copied: Iterable[Used], contradicting: Mapping[str, bool], cache: ImageCache) -> None:
+        """Note byte-identical files.
+
+        Args:
+            copied: Images that have copies.
+            contradicting: Those whose labels contradict and that can be read, each with whether it has several values.
+            cache: Holds the others, if they can be read: a file that cannot is a copy of nothing.
+        """
+        row_of = {name: row for row, name in enumerate(cache.names)}
+        for image in copied:
+            name = image.record.name
+            if name in contradicting:
+                self.add(image.records, join=contradicting[name])
+            elif name in row_of:
+                self.add(image.records, join=not is_blank(cache.read(np.array([row_of[name]]))))
+
+    def add_pixels(self, records: Sequence[Record], cache: ImageCache) -> None:
+        """Note images of other bytes with the same pixels; drawn and small images may be equal by chance.
+
+        Args:
+            records: What is known of each image of the cache.
+            cache: The one of the largest images.
+        """
+        if cache.values_per_image < TELLING:
+            return
+        blank: list[str] = []
+        for rows in cache.equal_rows():
+            same = [records[row] for row in rows if records[row].path is not None]
+            if is_blank(cache.read(rows[:1])):
+                blank += [record.name for record in same]
+            elif len(same) > 1:
+                self.add(same)
+        if blank:
+            log.warning(
+                "%s: %d images are equal because they have one value only; they are kept, and join no groups: %s",
+                self.data_set,
+                len(blank),
+                some(blank),
+            )
 
     def say(self) -> None:
         """Count and name them in the log."""
@@ -91,10 +124,10 @@ class Duplicates:
                 *_counted(self.contradicting, self.kind),
             )
         if self.joined:
-            log.warning("%s: joined groups that share %s files: %s", self.data_set, self.kind, some(self.joined))
+            log.warning("%s: joined the groups of %s files: %s", self.data_set, self.kind, some(self.joined))
 
 
-def agree(same: Sequence[Named], questions: Questions = ()) -> bool:
+def agree(same: Sequence[Record], questions: Questions = ()) -> bool:
     """Return whether records have the same labels.
 
     Args:

@@ -19,10 +19,11 @@ from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
 from datamodules.dicom import read_dicom
 from datamodules.dicom_ranges import Range, series_ranges
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import walk_files
 from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
 from datamodules.patients import one_name_per_patient
-from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, image_size, read_grey
+from datamodules.readers import DICOM, PICTURES, image_size, read_grey
 from datamodules.records import Intensity, Record
 from datamodules.samplers import Schedule
 from datamodules.transforms import resize
@@ -289,10 +290,20 @@ class Mammography(ImageDataModule):
                 "PNG and JPEG files take data.value_range"
             )
         ranges = self._declared_ranges(paths)
+        if ranges:
+            self.intensity = replace(self.intensity, meaning=self._declared_meaning())
         return [
             replace(one, told={**one.told, "range": list(ranges[one.path])}) if one.path in ranges else one
             for one in records
         ]
+
+    def _declared_meaning(self) -> str:
+        if self.value_range is not None:
+            low, high = self.value_range
+            return f"values from {low:g} (0 = black) to {high:g} (1 = white), of DICOM files after their rescaling"
+        assert self.percentile_range is not None
+        low, high = self.percentile_range
+        return f"values from percentile {low:g} (0 = black) to {high:g} (1 = white) of each DICOM series"
 
     def _declared_ranges(self, paths: Sequence[Path]) -> dict[Path, Range]:
         if self.value_range is not None:

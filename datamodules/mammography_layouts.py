@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from datamodules.dicom import CONTRADICTION, attribute, contradicts_itself, header_or_none, read_dicom
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import find_files, in_threads, walk_files
 from datamodules.patients import patient_key
 from datamodules.pseudonyms import quoted, remember
-from datamodules.readers import DICOM, PICTURES, DataError, UnreadableImageError, read_grey, read_table_bytes
+from datamodules.readers import DICOM, PICTURES, read_grey, read_table_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from datamodules.readers import DataError
+from datamodules.errors import DataError
 
 LENGTH = 12  # hexadecimal digits: two of 100,000 names share a pseudonym with probability 2e-5
 UNSAVED = "p-unsaved"  # where salt and table cannot be written

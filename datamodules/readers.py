@@ -9,15 +9,17 @@ from typing import BinaryIO
 
 import numpy as np
 
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.pictures.bmp import START as BMP
 from datamodules.pictures.bmp import bmp_header, bmp_pixels
-from datamodules.pictures.header import At, PictureHeader, bytes_of
+from datamodules.pictures.header import At, PictureError, PictureHeader, bytes_of
 from datamodules.pictures.jpeg import START as JPEG
 from datamodules.pictures.jpeg import jpeg_header, jpeg_pixels
 from datamodules.pictures.png import START as PNG
 from datamodules.pictures.png import png_header, png_pixels, png_texts
 from datamodules.pictures.tiff import STARTS as TIFF
 from datamodules.pictures.tiff import tiff_header, tiff_pixels
+from datamodules.pseudonyms import quoted
 
 DICOM, PICTURES = {".dcm", ".dicom"}, {".png", ".jpg", ".jpeg"}
 MAX_PIXELS = 100_000_000  # four times the largest mammogram; more is a damaged or a hostile header
@@ -49,14 +51,6 @@ _SHOWN: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class DataError(Exception):
-    """Something is wrong with the data that the user named; the message says what, where and what to do."""
-
-
-class UnreadableImageError(DataError):
-    """A file that cannot be used; the message says which and why."""
-
-
 def read_grey(path: Path) -> np.ndarray:
     """Read a grey PNG, JPEG, TIFF or BMP of up to 16 bits, or a TIFF of whole or real numbers of 32 or 64.
 
@@ -74,10 +68,10 @@ def read_grey(path: Path) -> np.ndarray:
     with _named_errors(path), path.open("rb") as file:
         header = _header_of(file)
         if header.problem:
-            raise ValueError(header.problem)
+            raise PictureError(header.problem)
         pixels = _PIXELS[header.kind](file, header)
         if pixels.shape[:2] != (header.height, header.width):
-            raise ValueError(f"has {pixels.shape[:2]} pixels, its header says {(header.height, header.width)}")
+            raise PictureError(f"has {pixels.shape[:2]} pixels, its header says {(header.height, header.width)}")
         values = _grey_values(pixels, header)
         return values if header.orientation == 1 else np.ascontiguousarray(_SHOWN[header.orientation](values))
 
@@ -154,11 +148,15 @@ def image_size(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Turn whatever is raised (decoders raise nearly anything on damaged files) into one error with a name."""
+    """Turn whatever is raised (decoders raise nearly anything on damaged files) into one error with a name.
+
+    Decoders may quote the file, whose texts can carry a patient's name: only the terminal shows their words.
+    """
     try:
         yield
     except Exception as error:
         reason = str(error).replace(str(path), path.name) or type(error).__name__
+        reason = reason if isinstance(error, PictureError | OSError) else quoted(reason)
         raise UnreadableImageError(f"{path.name}: {reason}") from error
 
 
@@ -166,10 +164,10 @@ def _header_of(file: BinaryIO) -> PictureHeader:
     at = bytes_of(file.fileno())
     read = next((read for start, read in _HEADERS.items() if at(0, len(start)) == start), None)
     if read is None:
-        raise ValueError("is none of PNG, JPEG, TIFF and BMP (or its beginning is damaged)")
+        raise PictureError("is none of PNG, JPEG, TIFF and BMP (or its beginning is damaged)")
     header = read(at)
     if not 0 < header.height * header.width <= MAX_PIXELS:
-        raise ValueError(f"its header says {header.height}x{header.width} pixels; at most {MAX_PIXELS} are read")
+        raise PictureError(f"its header says {header.height}x{header.width} pixels; at most {MAX_PIXELS} are read")
     return header
 
 
@@ -182,7 +180,7 @@ def _grey_values(pixels: np.ndarray, header: PictureHeader) -> np.ndarray:
     if pixels.dtype.kind == "f":
         return _finite(pixels)
     if pixels.dtype.kind in "iu" and pixels.itemsize > 2 and (pixels.min() < -(2**24) or pixels.max() > 2**24):
-        raise ValueError("holds whole numbers of more than 24 bits, which would be rounded")
+        raise PictureError("holds whole numbers of more than 24 bits, which would be rounded")
     return pixels.astype(np.float32)
 
 
@@ -190,7 +188,7 @@ def _finite(pixels: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = pixels.astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError("holds values that are not finite")
+        raise PictureError("holds values that are not finite")
     return values
 
 
@@ -200,14 +198,14 @@ def _refuse_transparent_colour(pixels: np.ndarray, colour: tuple[int, ...], bits
     key = key * (255 // largest) if bits < 8 else key
     same = pixels == key if pixels.ndim == 2 else (pixels[..., :3] == key).all(axis=-1)
     if same.any():
-        raise ValueError("is partly transparent (by the colour that its tRNS chunk names)")
+        raise PictureError("is partly transparent (by the colour that its tRNS chunk names)")
 
 
 def _merge_channels(pixels: np.ndarray, header: PictureHeader) -> np.ndarray:
     """Return the grey values (H, W) of colours and further channels (H, W, C)."""
     colours, full = 1 if header.colour == "grey" else 3, 2 ** max(header.bits, 8) - 1
     if (pixels[..., colours:] != full).any():
-        raise ValueError("is partly transparent (the channel beside its colours is not full everywhere)")
+        raise PictureError("is partly transparent (the channel beside its colours is not full everywhere)")
     if colours == 1:
         return pixels[..., 0]
     red, green, blue = (pixels[..., channel] for channel in range(3))
@@ -217,5 +215,5 @@ def _merge_channels(pixels: np.ndarray, header: PictureHeader) -> np.ndarray:
     colour = pixels[..., :3].astype(np.int16 if pixels.dtype == np.uint8 else np.float64)
     chroma = (colour.max(axis=-1) - colour.min(axis=-1)).max()
     if not chroma <= (MAX_CHROMA if near else 0):
-        raise ValueError(f"is a colour image (its channels differ by up to {chroma:g} of {full})")
+        raise PictureError(f"is a colour image (its channels differ by up to {chroma:g} of {full})")
     return colour.mean(axis=-1, dtype=np.float32)

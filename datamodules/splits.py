@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.errors import DataError
 from datamodules.files import write_json
-from datamodules.readers import DataError
 
 log = logging.getLogger(__name__)
 

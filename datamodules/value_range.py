@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.readers import DataError, UnreadableImageError, full_value, is_deep, texts_of
+from datamodules.errors import DataError, UnreadableImageError
+from datamodules.readers import full_value, is_deep, texts_of
 from datamodules.writers import MARK
 
 Range = tuple[float, float]

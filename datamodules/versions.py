@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.dicom import can_show_otherwise
+from datamodules.errors import UnreadableImageError
 from datamodules.files import in_threads, write_json
 from datamodules.pictures.header import PictureHeader
-from datamodules.readers import DICOM, UnreadableImageError, picture_header
+from datamodules.readers import DICOM, picture_header
 
 Rule = tuple[str, int]  # name of a reader or layout, and its version
 

@@ -70,7 +70,7 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
     logging.getLogger("lightning").setLevel(logging.WARNING)
-    from datamodules.readers import DataError
+    from datamodules.errors import DataError
     from experiments.evaluation.evaluation import evaluate, score_lines
     from experiments.evaluation.settings import load_suite
     from lightning_modules.metrics.features import ExtractorError

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from datamodules.dicom import read_dicom, read_header
 from datamodules.duplicates import JoinedGroups
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import is_hidden
-from datamodules.readers import DICOM, DataError, UnreadableImageError, image_size, read_grey
+from datamodules.readers import DICOM, image_size, read_grey
 
 Size = tuple[int, int]
 

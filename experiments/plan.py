@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from datamodules.readers import DataError
+from datamodules.errors import DataError
 from experiments import config as cfg
 from experiments import processes
 from experiments.bare_step import bare_step

@@ -55,7 +55,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     """Import the heavy packages, train, and report."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
-    from datamodules.readers import DataError
+    from datamodules.errors import DataError
     from experiments.papers.study import load_study
     from experiments.papers.training import ENDED, train
     from lightning_modules.metrics.features import ExtractorError

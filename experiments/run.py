@@ -109,7 +109,7 @@ def _train(config: dict) -> int:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view")  # of 1x1 kernels: nothing to move
     from callbacks.divergence import DivergedError
     from callbacks.preemption import Preempted
-    from datamodules.readers import DataError
+    from datamodules.errors import DataError
     from experiments.faults import FaultError, OutOfMemoryError
     from experiments.processes import (
         ProcessDiedError,

@@ -24,8 +24,8 @@ from callbacks.fade_in import FadeIn
 from callbacks.files import append_rows
 from callbacks.preemption import Preempted, Preemption
 from datamodules.base import ImageDataModule
+from datamodules.errors import DataError
 from datamodules.pseudonyms import Pseudonyms
-from datamodules.readers import DataError
 from experiments import config as cfg
 from experiments import processes, run_directory, shared_memory
 from experiments.checkpoint_check import check_resumable

@@ -13,7 +13,7 @@ from dicom_files import write_mammogram
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
-from datamodules.readers import DataError
+from datamodules.errors import DataError
 from datamodules.writers import write_png16
 from experiments.config import ConfigError
 from experiments.evaluate import main

@@ -11,7 +11,7 @@ from dicom_files import write_mammogram
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
-from datamodules.readers import DataError, UnreadableImageError
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.writers import write_png16
 from experiments.config import ConfigError
 from experiments.evaluation.image_sets import FolderImages, ImageSet, RealImages, choose

@@ -10,7 +10,7 @@ from conftest import CLASSES, TINY_KIDNEY, tiny, write_kidney
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney, read_classes
-from datamodules.readers import DataError
+from datamodules.errors import DataError
 from experiments import run
 from lightning_modules.schedules import ConstantSchedule
 

@@ -9,7 +9,7 @@ import torch
 from dicom_files import write_mammogram
 from PIL import Image
 
-from datamodules.readers import DataError
+from datamodules.errors import DataError
 from datamodules.writers import write_png16
 from experiments.studies.moment_figures import beyond_axes, contour_plots, scatter_matrix
 from experiments.studies.moments import (

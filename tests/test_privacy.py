@@ -22,9 +22,9 @@ from pydicom.tag import Tag
 from test_malformed import refused
 
 from datamodules.cache import ImageCache
+from datamodules.errors import DataError
 from datamodules.mammography import Mammography
 from datamodules.pseudonyms import HIDDEN, UNSAVED, Pseudonyms, quoted, remember
-from datamodules.readers import DataError
 from datamodules.records import Intensity
 from datamodules.writers import write_dicom, write_png8
 from experiments import redaction

@@ -32,8 +32,9 @@ from datamodules.cache import ImageCache, content_hashes, open_or_build
 from datamodules.chestxray14 import read_table
 from datamodules.ct_kidney import CTKidney
 from datamodules.dicom import read_dicom, read_header
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.mammography import Mammography
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.readers import read_grey
 from experiments import evaluate, export, generate, run
 from experiments.config import ConfigError
 from experiments.loading import load_run
@@ -276,7 +277,7 @@ def test_png_bomb_is_counted_and_named(tmp_path, caplog):
     bomb = png(width=50_000, height=50_000, bits=1, data=bytes(2**24))
     next(root.glob("*/*/Stone/Stone- (7).jpg")).write_bytes(bomb)
     data = CTKidney(ConstantSchedule((32, 32), 8, 80), 0, str(root), str(tmp_path / "cache"), block_size=5)
-    data.prepare_data()
+    data.setup()
     assert "left out 1 unusable files: Stone- (7).jpg: " in caplog.text
 
 

@@ -15,7 +15,7 @@ def bmp_header(at: At) -> PictureHeader:
     """Read the header of a BMP.
 
     Raises:
-        ValueError: If it is damaged.
+        PictureError: If it is damaged.
     """
     (size,) = struct.unpack("<I", at(14, 4))
     form, where = ("<HHHH", 18) if size == 12 else ("<iiHH", 18)

@@ -8,9 +8,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-At = Callable[[int, int], bytes]  # (offset, count) -> so many bytes, or ValueError
+At = Callable[[int, int], bytes]  # (offset, count) -> so many bytes, or PictureError
 
 _HEAD = 4096  # bytes that are read at once; the headers of most files end there
+
+
+class PictureError(ValueError):
+    """What is wrong with a picture, in our own words: no text of the file is in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def bytes_of(descriptor: int) -> At:
             return head[offset : offset + count]
         data = os.pread(descriptor, count, offset) if offset < 2**63 else b""
         if len(data) != count:
-            raise ValueError("its header is cut off")
+            raise PictureError("its header is cut off")
         return data
 
     return at

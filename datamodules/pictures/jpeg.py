@@ -6,7 +6,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
-from datamodules.pictures.header import At, PictureHeader
+from datamodules.pictures.header import At, PictureError, PictureHeader
 from datamodules.pictures.tags import EXIF, orientation_of, read_directories
 
 START = b"\xff\xd8\xff"
@@ -22,7 +22,7 @@ def jpeg_header(at: At) -> PictureHeader:
     """Read the header of a JPEG, up to its first scan.
 
     Raises:
-        ValueError: If it is damaged.
+        PictureError: If it is damaged.
     """
     frame, orientation, pages, offset = None, 1, 1, 2
     for _ in range(_MAX_MARKERS):
@@ -41,7 +41,7 @@ def jpeg_header(at: At) -> PictureHeader:
             break
         offset += 2 + length
     if frame is None:
-        raise ValueError("its header is damaged (it declares no frame)")
+        raise PictureError("its header is damaged (it declares no frame)")
     bits, height, width, channels = frame
     colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     problem = _problem(height, channels, pages)
@@ -59,7 +59,7 @@ def jpeg_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
 
         data = file.read()
         if END not in data[-16:]:
-            raise ValueError("is cut off (its end is missing)")
+            raise PictureError("is cut off (its end is missing)")
         pixels: np.ndarray = jpeg8_decode(data)
         return pixels
     with JpegImageFile(file) as image:
@@ -82,7 +82,7 @@ def _pictures(index: bytes) -> int:
 
     def at(offset: int, count: int) -> bytes:
         if offset + count > len(index):
-            raise ValueError("its index of pictures is cut off")
+            raise PictureError("its index of pictures is cut off")
         return index[offset : offset + count]
 
     try:

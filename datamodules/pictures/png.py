@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
-from datamodules.pictures.header import At, PictureHeader
+from datamodules.pictures.header import At, PictureError, PictureHeader
 from datamodules.pictures.tags import orientation_of
 
 START = b"\x89PNG\r\n\x1a\n"
@@ -25,11 +25,11 @@ def png_header(at: At) -> PictureHeader:
     The orientation may follow the pixels (ExifTool writes it there), so all chunks are looked at, not their content.
 
     Raises:
-        ValueError: If it is damaged.
+        PictureError: If it is damaged.
     """
     length, name, width, height, bits, colour = struct.unpack(">I4sIIBB", at(8, 18))
     if (length, name) != (13, b"IHDR") or colour not in _COLOURS:
-        raise ValueError("its header is damaged")
+        raise PictureError("its header is damaged")
     word, further = _COLOURS[colour]
     chunks = list(_chunks(at))
     first = {name: (offset, length) for name, offset, length in reversed(chunks)}
@@ -68,7 +68,7 @@ def png_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
         image.load()
         if header.colour == "palette":
             if image.palette is None or np.asarray(image).max() >= len(image.palette.palette) // 3:
-                raise ValueError("points to colours that its palette does not have")
+                raise PictureError("points to colours that its palette does not have")
             return np.asarray(image.convert("RGBA"))
         pixels = np.asarray(image)
         return pixels.astype(np.uint8) * np.uint8(255) if pixels.dtype == bool else pixels

@@ -6,7 +6,7 @@ Damage is an error in a TIFF. In EXIF, which says only how a picture is turned, 
 import struct
 from dataclasses import dataclass
 
-from datamodules.pictures.header import At
+from datamodules.pictures.header import At, PictureError
 
 ORIENTATION = 274
 EXIF = b"Exif\0\0"  # before the tags of a JPEG, and by mistake of some PNG
@@ -39,23 +39,23 @@ def read_directories(at: At, wanted: frozenset[int], at_most: int = _MAX_DIRECTO
         at_most: Directories to read.
 
     Raises:
-        ValueError: If it is no TIFF structure, or damaged.
+        PictureError: If it is no TIFF structure, or damaged.
     """
     order = {b"II": "<", b"MM": ">"}.get(at(0, 2))
     version = struct.unpack(f"{order}H", at(2, 2))[0] if order else 0
     if order is None or version not in (42, 43):
-        raise ValueError("its tags do not begin like those of a TIFF")
+        raise PictureError("its tags do not begin like those of a TIFF")
     chain = _Chain(at, order, version == 43, wanted)
     position = chain.first()
     found: dict[int, Directory] = {}
     read = 0
     while position and len(found) < at_most:
         if position in found:
-            raise ValueError("its directories go round in a circle")
+            raise PictureError("its directories go round in a circle")
         directory, following = chain.read(position)
         read += sum(map(len, directory.values.values()))
         if read > _MAX_COUNT:
-            raise ValueError("its tags hold more values than those of the largest picture that is read")
+            raise PictureError("its tags hold more values than those of the largest picture that is read")
         found[position], position = directory, following
     return list(found.values())
 
@@ -79,7 +79,7 @@ class _Chain:
         start, size = position + struct.calcsize(f"<{count_letter}"), struct.calcsize(f"<{entry}")
         count = self._number(count_letter, position)
         if not 0 < count < 4096:
-            raise ValueError(f"one of its directories has {count} entries")
+            raise PictureError(f"one of its directories has {count} entries")
         values: dict[int, tuple[int, ...]] = {}
         for tag, kind, length, field in struct.iter_unpack(self.order + entry, self.at(start, count * size)):
             if tag in self.wanted and tag not in values:
@@ -88,7 +88,7 @@ class _Chain:
 
     def _values(self, kind: int, count: int, field: bytes) -> tuple[int, ...]:
         if kind not in _LETTERS or not 0 < count <= _MAX_COUNT:
-            raise ValueError(f"one of its tags is damaged (type {kind}, {count} values)")
+            raise PictureError(f"one of its tags is damaged (type {kind}, {count} values)")
         form = f"{self.order}{count}{_LETTERS[kind]}"
         size = struct.calcsize(form)
         inline = size <= len(field)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from datamodules.pictures.header import At, PictureHeader
+from datamodules.pictures.header import At, PictureError, PictureHeader
 from datamodules.pictures.jpeg import END, jpeg_header
 from datamodules.pictures.tags import ORIENTATION, Directory, read_directories, valid_orientation
 
@@ -44,12 +44,12 @@ def tiff_header(at: At) -> PictureHeader:
     """Read the header of a TIFF.
 
     Raises:
-        ValueError: If it is damaged, or holds no picture but thumbnails.
+        PictureError: If it is damaged, or holds no picture but thumbnails.
     """
     directories = read_directories(at, _HEADER_TAGS)
     whole = [i for i, directory in enumerate(directories) if not _is_thumbnail(directory)]
     if not whole:
-        raise ValueError("holds no picture, or thumbnails only")
+        raise PictureError("holds no picture, or thumbnails only")
     tags = directories[whole[0]]
     code = tags.one(_PHOTOMETRIC, -1)
     colour, colours = _COLOURS.get(code, (_UNREAD.get(code, f"photometric interpretation {code}"), 1))
@@ -88,7 +88,7 @@ def tiff_pixels(file: BinaryIO, header: PictureHeader) -> np.ndarray:
         try:
             pixels = page.asarray(maxworkers=1)
         except (KeyError, ImportError) as error:  # its ways to say that a codec is absent
-            raise ValueError(f"{page.compression.name} is not decoded here ({error})") from error
+            raise PictureError(f"{page.compression.name} is not decoded here ({error})") from error
         if header.further + (header.colour == "RGB") and page.planarconfig == 2:
             pixels = np.moveaxis(pixels, 0, -1)
         palette = page.tags.get(_PALETTE)
@@ -148,7 +148,7 @@ def _compare(page: "TiffPage", header: PictureHeader) -> None:
     samples = header.further + (3 if header.colour == "RGB" else 1)
     found = page.imagelength, page.imagewidth, page.bitspersample, page.samplesperpixel
     if found != (header.height, header.width, header.bits, samples):
-        raise ValueError(f"its tags contradict each other ({found})")
+        raise PictureError(f"its tags contradict each other ({found})")
 
 
 def _check_segments(page: "TiffPage", header: PictureHeader, file: BinaryIO) -> None:
@@ -159,14 +159,14 @@ def _check_segments(page: "TiffPage", header: PictureHeader, file: BinaryIO) -> 
     else:
         height, width = min(page.rowsperstrip, page.imagelength), page.imagewidth
     if height <= 0 or width <= 0 or height * width > 4 * header.height * header.width + 2**22:
-        raise ValueError(f"has strips or tiles of {height}x{width} pixels")
+        raise PictureError(f"has strips or tiles of {height}x{width} pixels")
     expected = math.ceil(header.height / height) * math.ceil(header.width / width)
     expected *= page.samplesperpixel if page.planarconfig == 2 else 1
     if len(offsets) != expected or len(counts) != expected:
-        raise ValueError(f"has {min(len(offsets), len(counts))} strips or tiles, {expected} are needed")
+        raise PictureError(f"has {min(len(offsets), len(counts))} strips or tiles, {expected} are needed")
     size = os.fstat(file.fileno()).st_size
     if any(offset <= 0 or count <= 0 or offset + count > size for offset, count in zip(offsets, counts, strict=True)):
-        raise ValueError("is cut off (a strip or tile is absent)")
+        raise PictureError("is cut off (a strip or tile is absent)")
     if page.compression == _JPEG:
         strips = math.ceil(header.height / height)
         for i, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
@@ -180,25 +180,25 @@ def _check_jpeg(data: bytes, heights: set[int], width: int, bits: int) -> None:
 
     def at(offset: int, count: int) -> bytes:
         if offset + count > len(data):
-            raise ValueError("one of its JPEG strips or tiles is cut off")
+            raise PictureError("one of its JPEG strips or tiles is cut off")
         return data[offset : offset + count]
 
     found = jpeg_header(at)
     if END not in data[-16:]:
-        raise ValueError("one of its JPEG strips or tiles is cut off")
+        raise PictureError("one of its JPEG strips or tiles is cut off")
     if found.height not in heights or (found.width, found.bits) != (width, bits):
-        raise ValueError("one of its JPEG strips or tiles has another size or depth than its tags say")
+        raise PictureError("one of its JPEG strips or tiles has another size or depth than its tags say")
 
 
 def _look_up(indices: np.ndarray, palette: np.ndarray, header: PictureHeader) -> np.ndarray:
     """Return colours (H, W, 3) uint8 of a palette, whose entries have 16 bits: v * 256 or v * 257 for v in 0 .. 255."""
     if palette.size != 3 * 2**header.bits:
-        raise ValueError("has a damaged palette")
+        raise PictureError("has a damaged palette")
     palette = palette.reshape(3, -1)
     if palette.max() > 255:  # else they were written as v, by mistake; libtiff supposes that too
         low, high = palette & 0xFF, palette >> 8
         if low.any() and not np.array_equal(low, high):
-            raise ValueError("has a palette of more than 8 bits")
+            raise PictureError("has a palette of more than 8 bits")
         palette = high
     return palette.astype(np.uint8).T[indices.astype(np.intp)]
 

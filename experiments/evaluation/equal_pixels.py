@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import TELLING
+from datamodules.duplicates import TELLING
 from experiments.config import ConfigError
 from experiments.evaluation.image_sets import FolderImages, ImageSet
 from experiments.evaluation.scoring import Sets

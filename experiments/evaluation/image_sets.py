@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
 from datamodules.dicom import CONTRADICTION, contradicting, read_dicom
+from datamodules.errors import DataError
 from datamodules.files import find_files
 from datamodules.mammography_layouts import read_rows
 from datamodules.patients import one_name_per_patient, patient_key
 from datamodules.pseudonyms import remember
-from datamodules.readers import DICOM, PICTURES, DataError, read_grey
+from datamodules.readers import DICOM, PICTURES, read_grey
 from datamodules.transforms import pad_equally, resize
 from datamodules.value_range import range_of
 from datamodules.versions import name_ending, rules_of

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from datamodules.cache import content_hashes
 from datamodules.dicom import read_dicom
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import find_files
 from datamodules.mammography_layouts import view_of
-from datamodules.readers import DICOM, DataError, UnreadableImageError, is_deep, read_grey
+from datamodules.readers import DICOM, is_deep, read_grey
 from datamodules.value_range import ends_of, range_of, share_used, unlike_shares
 from experiments.folders import FileSet, copies_among, image_cache, overlap, said_of_copies
 from experiments.report import STYLE, inline_figure

@@ -212,7 +212,7 @@ def check_experiments(sweep: Sweep) -> None:
 
 def _problems_of_experiment(sweep: Sweep, experiment: cfg.Experiment, with_data: bool) -> list[str]:
     from datamodules.base import ImageDataModule
-    from datamodules.readers import DataError
+    from datamodules.errors import DataError
     from experiments.training import problems_of_sharing
     from lightning_modules.schedules import Schedule
 

@@ -12,7 +12,7 @@ import pytest
 
 from datamodules import cache as cache_module
 from datamodules.cache import Files, ImageCache, cache_key, content_hashes, open_or_build
-from datamodules.readers import UnreadableImageError
+from datamodules.errors import UnreadableImageError
 
 SHAPE = (1, 4, 4)
 

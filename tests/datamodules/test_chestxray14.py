@@ -15,7 +15,8 @@ from conftest import ROOT, SHARED
 from PIL import Image
 
 from datamodules.chestxray14 import FINDINGS, Box, ChestXray14, Entry, read_boxes, read_list, read_table
-from datamodules.readers import DataError, read_grey
+from datamodules.errors import DataError
+from datamodules.readers import read_grey
 from lightning_modules.schedules import ConstantSchedule
 
 REAL, REAL_256 = SHARED / "chestxray14", SHARED / "chestxray14_256"
@@ -206,7 +207,7 @@ def test_training_patient_who_shares_a_file_with_a_test_patient_is_tested(tmp_pa
     data = prepared(root, tmp_path)
     assert name_of(5, 1) in [record.name for record in data.split_records("test")]
     assert sum(data.size(split) for split in ("train", "val", "test")) == 79
-    assert "joined groups that share byte-identical files: 00000005 with 00000004" in caplog.text
+    assert f"joined the groups of byte-identical files: {name_of(5)} as {name_of(4, 1)}" in caplog.text
 
 
 def test_quirk_8_images_that_are_not_on_disk_are_refused_or_left_out_as_wished(tmp_path, caplog):
@@ -458,7 +459,7 @@ import gzip, json, random, re, sys
 from collections import Counter
 from pathlib import Path
 from datamodules.chestxray14 import FINDINGS, read_boxes, read_list, read_table
-from datamodules.readers import DataError
+from datamodules.errors import DataError
 
 def mutate(raw, random):
     for _ in range(random.randint(1, 4)):

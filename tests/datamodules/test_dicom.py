@@ -14,7 +14,7 @@ from pydicom import dcmread, dcmwrite
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from datamodules.dicom import MAX_PIXELS, read_dicom, read_header
-from datamodules.readers import UnreadableImageError
+from datamodules.errors import UnreadableImageError
 
 DEPTHS = [
     (8, np.uint8),

@@ -9,7 +9,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 from datamodules.dicom import can_show_otherwise, read_dicom, read_values
-from datamodules.readers import UnreadableImageError
+from datamodules.errors import UnreadableImageError
 
 CODECS = ("jpeg2000", "jpeg_ls", "jpeg_lossless")
 # Stored bits, allocated bits, bits of the codestream.

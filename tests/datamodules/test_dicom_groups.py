@@ -7,8 +7,8 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 
 from datamodules.dicom import can_show_otherwise, read_dicom, read_header, read_values
+from datamodules.errors import UnreadableImageError
 from datamodules.mammography_layouts import tag_chest_wall, tag_reasons, tag_side, tag_view
-from datamodules.readers import UnreadableImageError
 
 SHARED, FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)

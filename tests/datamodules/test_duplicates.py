@@ -11,8 +11,9 @@ from datamodules import base
 from datamodules.base import ImageDataModule
 from datamodules.cache import ImageCache
 from datamodules.duplicates import Duplicates, JoinedGroups
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.phantoms import Phantoms
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.readers import read_grey
 from datamodules.records import Intensity, Record
 from lightning_modules.schedules import ConstantSchedule
 
@@ -145,7 +146,10 @@ def test_good_copies_count_among_all_files_and_behave_as_ever(folder, caplog):
     assert (
         "left out 2 byte-identical duplicates with different labels, none of which can be trusted: p12" in caplog.text
     )
-    assert "joined groups that share byte-identical files: p11 with p10, p13 with p12" in caplog.text
+    assert (
+        "joined the groups of byte-identical files: p11_A_0.png as p10_A_0.png, p13_B_1.png as p12_A_0.png"
+        in caplog.text
+    )
 
 
 # Saved once more ------------------------------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ def test_resaved_images_are_dropped_or_left_out_and_join_their_groups(folder, ca
     assert not {"p08_A_0.png", "p09_B_1.png"} & set(groups) and groups["p09_A_0.png"] == groups["p08_B_1.png"] == "p08"
     assert "dropped 2 re-saved (other bytes, equal pixels) duplicates: p05_A_0.png, p06_A_0.png" in caplog.text
     assert "left out 2 re-saved (other bytes, equal pixels) duplicates with different labels" in caplog.text
-    assert "files: p05 with p03, p06 with p03, p09 with p08" in caplog.text
+    assert "p05_A_0.png as p03_A_0.png, p06_A_0.png as p03_A_0.png, p09_B_1.png as p08_A_0.png" in caplog.text
     assert "Films: 36 images" in data.describe()
     assert before["images"]["train"] == 40 and data.facts()["images"]["train"] == 36
     assert data.facts()["groups"]["train"] == 17
@@ -335,4 +339,6 @@ def test_groups_are_named_after_the_first():
     found.add([c, a])
     found.add([b, a, d])
     assert [groups.name(group) for group in "abcde"] == ["b", "b", "b", "b", "e"]
-    assert found.joined == ["a with c", "c with b", "d with b"] and groups.join("a", "d") is None
+    names = [("a", "c"), ("a", "b"), ("d", "b")]
+    assert found.joined == [f"image of {other} as image of {first}" for other, first in names]
+    assert not groups.join("a", "d")

@@ -14,6 +14,7 @@ from PIL import Image
 from datamodules import mammography_layouts
 from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.mammography import (
     Mammography,
     fuller_half,
@@ -23,7 +24,6 @@ from datamodules.mammography import (
     seen_side,
 )
 from datamodules.mammography_layouts import read_cbis_csv, read_rows
-from datamodules.readers import DataError, UnreadableImageError
 from datamodules.samplers import BatchRequest
 from experiments import config as cfg
 from lightning_modules.schedules import ConstantSchedule
@@ -297,6 +297,21 @@ def test_another_side_in_the_table_is_another_cache(tmp_path):
     assert left != right and not torch.equal(at_left[0], at_right[0]) and torch.equal(at_left[1], at_right[1])
 
 
+def test_images_that_do_not_depend_on_the_side_keep_caches_and_runs_of_before(tmp_path):
+    """Those that are not padded beside, mirrored or cut out; the others' caches end with what has changed."""
+    root = write_layout(tmp_path / "root", "folder")
+    height, width = breast().shape
+    exact, wider = ConstantSchedule((height, width), 2, 8), ConstantSchedule((height, 2 * width), 2, 8)
+    plain = prepared(root, tmp_path, schedule=exact)
+    assert plain.facts()["reading"] == [] and not any(image.record.told for image in plain._scanned())
+    for schedule, change in ((wider, {}), (exact, {"flip_to": "left"}), (exact, {"isolate_breast": True})):
+        module = prepared(root, tmp_path, schedule=schedule, **change)
+        assert module.facts()["reading"][0].startswith("mammography_folder 2: the breast's side is seen")
+        assert {image.record.told["side"] for image in module._scanned()} == {"left", "right"}
+    endings = {path.name.partition("-mammography")[1] for path in (tmp_path / "cache" / "images").glob("*-*[0-9a-f]")}
+    assert endings == {"", "-mammography"}
+
+
 @pytest.mark.parametrize(
     ("orientation", "side", "told"),
     [
@@ -462,6 +477,8 @@ def test_declared_range_of_dicom_is_part_of_the_cache_and_of_the_pixels(tmp_path
         (record,) = (record for record in one.records() if record.name == "0_2.dcm")
         assert float(one.read(record).max()) == pytest.approx(1.0 if one is plain else 0.5, abs=0.01)
     assert plain.fingerprint("train") != ranged.fingerprint("train")
+    assert plain.facts()["intensity"]["meaning"].startswith("MONOCHROME2 after the file's default window")
+    assert ranged.facts()["intensity"]["meaning"].startswith("values from 0 (0 = black) to 8190 (1 = white), of DICOM")
     assert len([path for path in (tmp_path / "cache" / "images").iterdir() if path.is_dir()]) == 2
     assert plain.read_settings() == {**ranged.read_settings(), "value_range": None}
 

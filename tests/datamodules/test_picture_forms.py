@@ -18,17 +18,9 @@ from conftest import ROOT
 from picture_files import bmp_file, chunk, exif, interlaced_png, page, png_file, read_pypng, tiff_file
 from PIL import Image, ImageOps
 
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.mammography import read_picture
-from datamodules.readers import (
-    MAX_PIXELS,
-    DataError,
-    UnreadableImageError,
-    full_value,
-    image_size,
-    is_deep,
-    picture_header,
-    read_grey,
-)
+from datamodules.readers import MAX_PIXELS, full_value, image_size, is_deep, picture_header, read_grey
 from datamodules.versions import rule_of
 from experiments.evaluation.image_sets import FolderImages
 from experiments.studies.moments import moments, read_folder

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.readers import DataError
+from datamodules.errors import DataError
 from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group, stratified_split
 
 

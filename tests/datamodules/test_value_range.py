@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.mammography import read_picture
-from datamodules.readers import DataError, UnreadableImageError, read_grey
+from datamodules.readers import read_grey
 from datamodules.records import Intensity
 from datamodules.value_range import ends_of, range_of, share_used, unlike_shares
 from datamodules.writers import write_png8, write_png16
