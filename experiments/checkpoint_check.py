@@ -75,7 +75,7 @@ class Versions(State):
     versions: dict[str, Layer]
 
 
-class Trained(State):
+class Sampled(State):
     """What ``GANModule.on_load_checkpoint`` reads, whoever calls it."""
 
     images_seen: Count
@@ -160,7 +160,7 @@ class Elapsed(State):
     time_elapsed: dict[str, Annotated[Finite, Field(ge=0)]]
 
 
-class Resumable(Trained):
+class Resumable(Sampled):
     """What Lightning reads besides, to go on with a run."""
 
     epoch: Count
@@ -182,7 +182,7 @@ class Resumable(Trained):
         raise ValueError("is no version of Lightning from 2.0 on")
 
 
-def check_trained(checkpoint: Path, content: dict[str, Any], module: GANModule) -> Trained:
+def check_trained(checkpoint: Path, content: dict[str, Any], module: GANModule) -> Sampled:
     """Check that all parts are there, and those that sampling needs: weights, clock, facts of the data.
 
     Args:
@@ -199,9 +199,9 @@ def check_trained(checkpoint: Path, content: dict[str, Any], module: GANModule) 
     missing = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise ConfigError([f"{checkpoint}: is no checkpoint of a Mirage run (it has no {' and no '.join(missing)})"])
-    for part in Trained.model_fields:
+    for part in Sampled.model_fields:
         _check_plain(checkpoint, part, content.get(part))
-    trained = _validated(checkpoint, Trained, content)
+    trained = _validated(checkpoint, Sampled, content)
     _check_names(checkpoint, content["state_dict"])
     _refuse(checkpoint, weights_problem(content["state_dict"], module))
     return trained

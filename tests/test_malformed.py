@@ -1,12 +1,15 @@
-"""A hundred malformed inputs: each gives its sentence or its counted skip, never a traceback or a silent default."""
+"""Malformed inputs, over a hundred: each gives its sentence or its counted skip, never a traceback or a silent guess."""
 
 import io
 import struct
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import CLASSES, TINY_KIDNEY, tiny, write_kidney
+from picture_files import bmp_file, chunk, exif, interlaced_png, page, png_file, tiff_file
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney, read_classes
@@ -180,6 +183,12 @@ def encoded(array, kind, **settings):
     return buffer.getvalue()
 
 
+def written(write, *arguments, **settings):
+    """Return what a function writes to the path that is its first argument."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write(Path(folder) / "file", *arguments, **settings).read_bytes()
+
+
 GREY = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
 COLOUR = np.dstack([GREY, GREY[::-1], GREY.T])
 JPEG = encoded(np.repeat(GREY[..., None], 3, axis=-1), "JPEG")
@@ -208,6 +217,38 @@ IMAGES = {
     "16 bits beyond the range": encoded(GREY.astype(np.uint16) * 100, "PNG"),
     "float with NaN": encoded(np.full((64, 64), np.nan, np.float32), "TIFF"),
     "negative values": encoded(np.full((64, 64), -5, np.int32), "TIFF"),
+    "PNG with a transparent colour": written(png_file, GREY, 8, 0, chunk(b"tRNS", struct.pack(">H", 4))),
+    "PNG that is an animation": written(png_file, GREY, 8, 0, chunk(b"acTL", struct.pack(">II", 3, 0))),
+    "colours of 16 bits": written(png_file, COLOUR.astype(np.uint16) * 257, 16, 2),
+    "12 bits in 16-bit colours": written(png_file, np.stack([GREY.astype(np.uint16) * 16] * 3, axis=-1), 16, 2),
+    "alpha of 16 bits": written(png_file, np.stack([GREY, GREY], axis=-1).astype(np.uint16), 16, 4),
+    "palette of colours": encoded(np.asarray(Image.fromarray(COLOUR).quantize(64).convert("RGB")), "PNG"),
+    "TIFF of two pages": written(tiff_file, page(GREY, 8), page(GREY, 8)),
+    "TIFF cut": written(tiff_file, page(GREY, 8))[:500],
+    "TIFF of 16 bits, white is zero": written(tiff_file, page(GREY.astype(np.uint16), 16, 0)),
+    "turned to another size": encoded(GREY[:40], "JPEG", exif=b"Exif\0\0" + exif(6)),
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n",
+    "GIF": encoded(GREY, "GIF"),
+}
+# What looks odd and holds the same picture.
+ODD = {
+    "PNG called JPEG": encoded(GREY, "PNG"),
+    "RGB": encoded(np.stack([GREY] * 3, axis=-1), "PNG"),
+    "opaque RGBA": encoded(np.dstack([GREY, GREY, GREY, np.full_like(GREY, 255)]), "PNG"),
+    "opaque grey and alpha": written(png_file, np.stack([GREY, np.full_like(GREY, 255)], axis=-1), 8, 4),
+    "palette of greys": encoded(np.asarray(Image.fromarray(GREY).convert("P")), "PNG"),
+    "interlaced": written(interlaced_png, GREY, 8, greyscale=True),
+    "gamma, resolution and a comment": written(
+        png_file, GREY, 8, 0, chunk(b"gAMA", struct.pack(">I", 10_000)) + chunk(b"tEXt", b"Comment\0none")
+    ),
+    "bytes behind the end": encoded(GREY, "PNG") + bytes(100),
+    "16 bits within the range": encoded(GREY.astype(np.uint16), "PNG"),
+    "16-bit colours that are grey": written(png_file, np.stack([GREY.astype(np.uint16)] * 3, axis=-1), 16, 2),
+    "upside down and turned back": encoded(GREY[::-1, ::-1], "PNG", exif=b"Exif\0\0" + exif(3)),
+    "TIFF": written(tiff_file, page(GREY, 8)),
+    "TIFF, white is zero": written(tiff_file, page(255 - GREY, 8, 0)),
+    "TIFF, big endian": written(tiff_file, page(GREY, 8, order=">"), order=">"),
+    "BMP": written(bmp_file, np.stack([GREY] * 3, axis=-1), 24),
 }
 
 
@@ -235,6 +276,18 @@ def test_malformed_image_is_skipped_counted_and_named(case, hundred_images, tmp_
         victim.write_bytes(good)
     assert "left out 1 unusable files: " in caplog.text and "Stone- (7).jpg: " in caplog.text
     assert sum(data.size(split) for split in ("train", "val", "test")) == 99
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_image_is_read_as_the_picture_that_it_shows(case, tmp_path):
+    (tmp_path / "Stone- (7).jpg").write_bytes(ODD[case])
+    for label in CLASSES:
+        (tmp_path / label).mkdir()
+    path = (tmp_path / "Stone- (7).jpg").rename(tmp_path / "Stone" / "Stone- (7).jpg")
+    data = CTKidney(ConstantSchedule((64, 64), 8, 80), 0, str(tmp_path), str(tmp_path / "cache"))
+    (record,) = data.records()
+    assert record.path == path
+    np.testing.assert_array_equal(data.read(record)[0], GREY)
 
 
 HEADER = ",image_id,path,diag,target,Class\n"
@@ -276,4 +329,4 @@ def test_correct_csv_is_read(tmp_path):
 
 
 def test_there_are_a_hundred_of_them():
-    assert len(YAMLS) + len(FILES) + len(OVERRIDES) + len(IMAGES) + len(CSVS) >= 100
+    assert len(YAMLS) + len(FILES) + len(OVERRIDES) + len(IMAGES) + len(CSVS) >= 130
