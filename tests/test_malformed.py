@@ -1,4 +1,4 @@
-"""Malformed inputs, over a hundred: each gives its sentence or its counted skip, never a traceback or a silent guess."""
+"""Malformed inputs: each gives its sentence or its counted skip, never a traceback or a silent default."""
 
 import io
 import struct
