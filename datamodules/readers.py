@@ -1,6 +1,7 @@
 """Readers: one file -> one array of the values that it stores. What they mean is for the data set to say."""
 
 import gzip
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,6 +162,8 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def _header_of(file: BinaryIO) -> PictureHeader:
+    if not os.fstat(file.fileno()).st_size:
+        raise PictureError("is empty")
     at = bytes_of(file.fileno())
     read = next((read for start, read in _HEADERS.items() if at(0, len(start)) == start), None)
     if read is None:

@@ -574,7 +574,7 @@ REFUSED = {
     ),
     "GIF": ("is none of PNG, JPEG, TIFF and BMP", lambda p: Image.fromarray(GREY).save(p, "GIF")),
     "WebP": ("is none of PNG, JPEG, TIFF and BMP", lambda p: p.write_bytes(b"RIFF\x1a\0\0\0WEBPVP8L" + bytes(20))),
-    "nothing": ("its header is cut off", lambda p: p.write_bytes(b"")),
+    "nothing": ("is empty", lambda p: p.write_bytes(b"")),
     "folder": ("Is a directory", lambda p: p.mkdir()),
 }
 MANY = ihdr(21, 13), ihdr(20_000, 20_000)
