@@ -30,9 +30,16 @@ def auc(higher: Tensor, lower: Tensor) -> float:
     Args:
         higher: Scores (N,) that are expected to be higher, N at least 1.
         lower: Scores (M,), M at least 1.
+
+    Raises:
+        ValueError: If there is no score, or one is NaN: it would be sorted as the highest, and a diverged judge would
+            look perfect.
     """
     if min(len(higher), len(lower)) < 1:
         raise ValueError(f"pairs need at least 1 score of each, got {len(higher)} and {len(lower)}")
+    undefined = int(higher.isnan().sum()) + int(lower.isnan().sum())
+    if undefined:
+        raise ValueError(f"{undefined} of {len(higher) + len(lower)} scores are NaN: what gave them has diverged")
     ordered = lower.sort().values
     below = torch.searchsorted(ordered, higher).double()
     not_above = torch.searchsorted(ordered, higher, right=True).double()

@@ -45,3 +45,11 @@ def test_auc_is_scikit_learns_with_ties():
     assert auc(higher, higher) == 0.5 and auc(lower + 20, lower) == 1.0
     with pytest.raises(ValueError, match="at least 1 score of each, got 50 and 0"):
         auc(higher, lower[:0])
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_judge_that_has_diverged_is_not_perfect(where):
+    scores = [torch.zeros(10), torch.ones(10)]
+    scores[where][3:5] = torch.nan
+    with pytest.raises(ValueError, match="2 of 20 scores are NaN: what gave them has diverged"):
+        auc(*scores)

@@ -67,3 +67,11 @@ def test_instrument_names_and_refuses():
         classifier_auc(real, generated[:4])
     with pytest.raises(ValueError, match="different lengths: 8 and 3"):
         classifier_auc(real, generated[:, :3])
+
+
+def test_copies_pull_the_area_below_a_half_and_are_told():
+    real = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    assert classifier_auc(real, real.clone()) < 0.4
+    (said,) = ClassifierAUC().warnings(real, torch.cat([real[:20], real[:30] + 1]))
+    assert said.startswith("20 of 50 generated images equal real ones") and said.endswith("falls below 0.5")
+    assert ClassifierAUC().warnings(real, real + 1) == []
