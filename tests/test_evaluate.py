@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, tiny_config, write_kidney
 from PIL import Image
 
+from datamodules import versions
 from experiments import compare
 from experiments.config import SUITES, ConfigError, shipped
 from experiments.evaluate import main
@@ -123,6 +124,12 @@ def test_two_checkpoints_can_be_compared(run, suite, tmp_path, capsys):
 def test_other_data_than_the_runs_are_refused(run, suite, capsys):
     assert main([str(run), f"suite={suite}", "data.count=170"]) == 2
     assert "the data is not what the run was trained on" in capsys.readouterr().err
+
+
+def test_data_that_is_read_by_other_rules_is_refused_with_them(run, suite, capsys, monkeypatch):
+    monkeypatch.setitem(versions.CHANGES, versions.RESIZING, (versions.Change("means are exact"),))
+    assert main([str(run), f"suite={suite}"]) == 2
+    assert "files are read by other rules since then: resizing 2: means are exact" in capsys.readouterr().err
 
 
 def test_another_experiments_data_can_be_named(run, suite, tmp_path):
