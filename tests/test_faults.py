@@ -176,11 +176,13 @@ def test_changed_data_file_is_noticed_on_resume(stopped_run, capsys):
 
 def test_files_that_are_read_by_other_rules_are_noticed_on_resume(stopped_run, capsys, monkeypatch):
     arguments, _ = stopped_run
-    monkeypatch.setitem(versions.CHANGES, "png", (versions.Change("sixteen bits are kept"),))
+    before = versions.CHANGES
+    png = (*before["png"], versions.Change("sixteen bits are kept"))
+    monkeypatch.setattr(versions, "CHANGES", {**before, "png": png})
     assert run.main(arguments) == run.EXIT_BAD_CONFIG
-    assert "Files are read by other rules since then: png 2: sixteen bits are kept" in capsys.readouterr().err
-    monkeypatch.setitem(versions.CHANGES, "png", ())
-    monkeypatch.setitem(versions.CHANGES, "jpeg", (versions.Change("of which there is none"),))
+    assert f"png {len(png) + 1}: sixteen bits are kept" in capsys.readouterr().err.partition("by other rules since")[2]
+    jpeg = (*before["jpeg"], versions.Change("of which there is none"))
+    monkeypatch.setattr(versions, "CHANGES", {**before, "jpeg": jpeg})
     assert run.main(arguments) == 0
 
 
