@@ -8,54 +8,29 @@ groups (C.7.6.16.2.8 to .10): these come before the top level.
 A tag can carry a name, so messages put what a header says between marks (``quoted``): only the terminal shows it.
 """
 
-import io
-import logging
 import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from datamodules.errors import UnreadableImageError
-from datamodules.files import in_threads
+from datamodules.dicom_headers import (
+    GREY,
+    VALUES,
+    WINDOW,
+    Refused,
+    holder_of,
+    integer,
+    named_errors,
+    numbers,
+    open_dicom,
+)
 from datamodules.pseudonyms import quoted
-from datamodules.readers import DICOM, MAX_PIXELS
+from datamodules.readers import MAX_PIXELS
 
 if TYPE_CHECKING:
     from pydicom import Dataset  # imported when the first file is read: it costs 0.3 s
 
-MAX_DEFLATED = 2**28  # bytes that a file may unpack to as it is opened: the pixels at 2 bytes each, and a header
-HEADER = (
-    "Modality",
-    "PresentationIntentType",
-    "SeriesDescription",
-    "PatientID",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "PixelRepresentation",
-    "NumberOfFrames",
-    "PhotometricInterpretation",
-    "PresentationLUTShape",
-    "SeriesInstanceUID",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "ViewPosition",
-    "ImageLaterality",
-    "Laterality",
-    "PatientOrientation",
-    "ViewCodeSequence",
-    "ViewModifierCodeSequence",
-    "PartialView",
-    "EstimatedRadiographicMagnificationFactor",
-    "BreastImplantPresent",
-    "ImageComments",
-)
 # The first that is installed decodes. Fed with damaged files, GDCM ends the process now and then (7 of 1,500 JPEG-LS,
 # 1 of 1,500 JPEG 2000 files before the checks below), and pylibjpeg's RLE decoder panics; the others never did.
 _DECODERS = ("pydicom", "pylibjpeg", "pillow", "gdcm")
@@ -68,21 +43,8 @@ _NEEDED = (
     "BitsStored",
     "PixelRepresentation",
 )
-_GREY = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}  # and the PresentationLUTShape that says the same
-# Functional groups whose values belong together, and what must be there, either this or that, lest they are as good as
-# absent: a centre without a width is no window.
-_VALUES, _WINDOW = "PixelValueTransformationSequence", "FrameVOILUTSequence"
-_MACROS = {
-    _VALUES: (("RescaleSlope", "RescaleIntercept"),),
-    _WINDOW: (("WindowCenter", "WindowWidth"), ("VOILUTSequence",)),
-}
-_PYDICOM = r"pydicom\b|datamodules\.dicom$"
 _STANDALONE = {0x01, *range(0xD0, 0xDA)}  # JPEG markers without a segment; none may stand before the scan
 _SOF, _SOS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}, 0xDA  # JPEG markers: frame header, start of the scan
-
-
-class _Refused(ValueError):
-    """What is wrong with a file, in our own words."""
 
 
 class Values(NamedTuple):
@@ -113,8 +75,8 @@ def read_dicom(path: Path, window: int = 0, value_range: tuple[float, float] | N
     Raises:
         UnreadableImageError: With the file's name and what is wrong with it.
     """
-    with _named_errors(path):
-        dataset = _open(path)
+    with named_errors(path):
+        dataset = open_dicom(path)
         values = _stored_values(dataset)
         bits = 8 * values.itemsize
         every = np.arange(2**bits, dtype=f"u{values.itemsize}")
@@ -128,159 +90,12 @@ def read_values(path: Path) -> Values:
     Raises:
         UnreadableImageError: With the file's name and what is wrong with it.
     """
-    with _named_errors(path):
-        dataset = _open(path)
+    with named_errors(path):
+        dataset = open_dicom(path)
         stored = _stored_values(dataset)
         values, _, _ = _modality(stored.ravel().astype(np.float64), dataset)
         image = ~_is_padding(stored.ravel(), dataset)
         return Values(values.reshape(stored.shape), image.reshape(stored.shape))
-
-
-def read_header(path: Path) -> "Dataset":
-    """Read only the tags that data sets sort images by (``HEADER``); far quicker than the whole file.
-
-    Raises:
-        UnreadableImageError: With the file's name, if it is no DICOM file or one of the tags is damaged.
-    """
-    with _named_errors(path):
-        dataset = _open(path, stop_before_pixels=True, specific_tags=list(HEADER))
-        for keyword in HEADER:
-            dataset.get(keyword)  # values are decoded at first use: damage must show here
-            attribute(dataset, keyword)
-        _integer(dataset, "NumberOfFrames")
-        return dataset
-
-
-def header_or_none(path: Path) -> "Dataset | None":
-    """Return the header of a DICOM file, None if there is none: reading the image will say what is wrong with it."""
-    if path.suffix.lower() not in DICOM:
-        return None
-    try:
-        return read_header(path)
-    except UnreadableImageError:
-        return None
-
-
-def attribute(dataset: "Dataset", keyword: str) -> Any:
-    """Return a value from the functional groups of the first frame, else from the top level; None if it is nowhere."""
-    for group in _groups(dataset):
-        macros = (element.value[:1] for element in group if element.VR == "SQ")
-        for item in (group, *(item for items in macros for item in items)):
-            if _is_there(item, keyword):
-                return item.get(keyword)
-    return dataset.get(keyword)
-
-
-def contradicts_itself(header: "Dataset") -> bool:
-    """Return whether PresentationLUTShape and PhotometricInterpretation disagree on which end is white.
-
-    MONOCHROME1 goes with INVERSE, MONOCHROME2 with IDENTITY (PS3.3 C.11.6, C.8.11.3). Viewers follow the latter, and so
-    do we: files are known whose shape is wrong.
-    """
-    expected = _GREY.get(str(header.get("PhotometricInterpretation")))
-    shape = str(header.get("PresentationLUTShape") or "").strip().upper()
-    return expected is not None and shape in _GREY.values() and shape != expected
-
-
-CONTRADICTION = (
-    "PresentationLUTShape contradicts PhotometricInterpretation, which is followed, as viewers do (MONOCHROME1: low "
-    "values are white)"
-)
-
-
-def contradicting(paths: Sequence[Path]) -> list[Path]:
-    """Return the files of which ``contradicts_itself`` is true."""
-    headers = in_threads(header_or_none, paths)
-    return [path for path, header in zip(paths, headers, strict=True) if header and contradicts_itself(header)]
-
-
-def can_show_otherwise(path: Path) -> bool:
-    """Return whether version 2 can show a file otherwise than version 1, or show it at all (``versions.CHANGES``)."""
-    try:
-        header = read_header(path)
-        compressed = header.file_meta.TransferSyntaxUID.is_compressed
-        allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
-        signed = int(header.PixelRepresentation) == 1
-        grouped = any(_holder(header, macro) is not header for macro in (_VALUES, _WINDOW))
-        bits = stored < allocated and (stored <= 8 or signed)
-        return grouped or (compressed and bits)
-    except Exception:  # such a file was refused and is refused
-        return False
-
-
-def _holder(dataset: "Dataset", macro: str) -> "Dataset":
-    """Return what holds the values of a functional group: the frame's, that of all frames, or the top level."""
-    for group in _groups(dataset):
-        for item in (group.get(macro) or [])[:1]:
-            if any(all(_is_there(item, keyword) for keyword in needed) for needed in _MACROS[macro]):
-                return item
-    return dataset
-
-
-def _groups(dataset: "Dataset") -> list["Dataset"]:
-    """Return the functional groups of the first frame and those of all frames, as far as there are any."""
-    names = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
-    return [group for name in names for group in (dataset.get(name) or [])[:1]]
-
-
-def _is_there(dataset: "Dataset", keyword: str) -> bool:
-    element = dataset.get_item(keyword)
-    value = None if element is None else element.value
-    return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom and its decoders raise (on damaged files: nearly anything) into one error with a name."""
-    try:
-        yield
-    except _Refused as error:
-        raise UnreadableImageError(f"{path.name}: {error}") from error
-    except OSError as error:
-        said = error.strerror or quoted(str(error).replace(str(path), path.name))
-        raise UnreadableImageError(f"{path.name}: cannot be read ({said})") from error
-    except Exception as error:
-        said = quoted(str(error).replace(str(path), path.name))
-        raise UnreadableImageError(f"{path.name}: is damaged ({type(error).__name__} {said})") from error
-
-
-def _open(path: Path, **arguments: Any) -> "Dataset":
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
-    # What pydicom warns of is either harmless or refused here. The filter is set for good, not around each call:
-    # files are read by threads, and catch_warnings is not safe with them.
-    if not any(getattr(entry[3], "pattern", None) == _PYDICOM for entry in warnings.filters):
-        warnings.filterwarnings("ignore", module=_PYDICOM)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    try:
-        with _Bounded(path) as file:
-            return dcmread(file, **arguments)
-    except InvalidDicomError as error:
-        raise _Refused("is not a DICOM file (it has no DICM preamble)") from error
-
-
-class _Bounded(io.BufferedReader):
-    """A file of which nobody can be given a deflated rest that would fill the memory.
-
-    pydicom reads a whole rest only to unpack it at once, and a deflated file may grow a thousandfold.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Return so many bytes, or the rest; raise ValueError if the rest unpacks to more than ``MAX_DEFLATED``."""
-        data = super().read(size)
-        if size is None or size < 0:
-            unpacker, packed, unpacked = zlib.decompressobj(-zlib.MAX_WBITS), data, 0
-            with suppress(zlib.error):  # not deflated, or damaged: pydicom will say so
-                while packed and unpacked <= MAX_DEFLATED:
-                    unpacked += len(unpacker.decompress(packed, 2**24))
-                    packed = unpacker.unconsumed_tail
-            if unpacked > MAX_DEFLATED:
-                raise _Refused(f"unpacks to more than {MAX_DEFLATED // 2**20} MiB")
-        return data
 
 
 # Pixels -----------------------------------------------------------------------------------------------------------
@@ -296,9 +111,9 @@ def _stored_values(dataset: "Dataset") -> np.ndarray:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         name = syntax.name if syntax.name != syntax else quoted(syntax)  # of a list, or whatever the file says
-        raise _Refused(f"its transfer syntax {name} is not supported") from error
+        raise Refused(f"its transfer syntax {name} is not supported") from error
     if not decoder.is_available:
-        raise _Refused(f"no decoder for {syntax.name} is installed: {'; '.join(decoder.missing_dependencies)}")
+        raise Refused(f"no decoder for {syntax.name} is installed: {'; '.join(decoder.missing_dependencies)}")
     precision = _checked_precision(dataset) if syntax.is_encapsulated else None
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
     options: dict[str, Any] = {"decoding_plugin": plugin} if syntax.is_encapsulated else {}
@@ -308,9 +123,9 @@ def _stored_values(dataset: "Dataset") -> np.ndarray:
     try:
         values, _ = decoder.as_array(dataset, **options)
     except RuntimeError as error:  # what each decoder said; the name of the format helps to find another one
-        raise _Refused(f"{syntax.name}: cannot be decoded ({quoted(error)})") from error
+        raise Refused(f"{syntax.name}: cannot be decoded ({quoted(error)})") from error
     if values.ndim != 2 or values.dtype.kind not in "iu" or values.itemsize > 2:
-        raise _Refused(f"its pixels are {values.dtype} {values.shape}, expected are integers of up to 16 bits")
+        raise Refused(f"its pixels are {values.dtype} {values.shape}, expected are integers of up to 16 bits")
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return _signed(values, int(dataset.BitsStored)) if syntax.is_encapsulated else values
 
@@ -325,27 +140,27 @@ def _signed(values: np.ndarray, bits: int) -> np.ndarray:
 
 def _refuse_unsupported(dataset: "Dataset") -> None:
     if "PixelData" not in dataset:
-        raise _Refused("holds no image (no integer pixel data)")
+        raise Refused("holds no image (no integer pixel data)")
     missing = [keyword for keyword in _NEEDED if dataset.get(keyword) in (None, "")]
     if missing:
-        raise _Refused(f"its header has no {' and no '.join(missing)}, without which its pixels have no meaning")
+        raise Refused(f"its header has no {' and no '.join(missing)}, without which its pixels have no meaning")
     photometric = str(dataset.PhotometricInterpretation)
-    if _integer(dataset, "SamplesPerPixel") != 1 or photometric not in _GREY:
-        raise _Refused(f"is not a grey image (its photometric interpretation is {quoted(photometric)})")
-    frames = _integer(dataset, "NumberOfFrames") or 1  # some writers put 0 where there is no further frame
+    if integer(dataset, "SamplesPerPixel") != 1 or photometric not in GREY:
+        raise Refused(f"is not a grey image (its photometric interpretation is {quoted(photometric)})")
+    frames = integer(dataset, "NumberOfFrames") or 1  # some writers put 0 where there is no further frame
     if frames != 1:
-        raise _Refused(f"is a multi-frame image ({frames} frames); one file must hold one image")
-    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
+        raise Refused(f"is a multi-frame image ({frames} frames); one file must hold one image")
+    rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
     if not 0 < rows * columns <= MAX_PIXELS:
-        raise _Refused(f"its header says {rows}x{columns} pixels; at most {MAX_PIXELS} are read")
-    allocated, stored = _integer(dataset, "BitsAllocated"), _integer(dataset, "BitsStored")
+        raise Refused(f"its header says {rows}x{columns} pixels; at most {MAX_PIXELS} are read")
+    allocated, stored = integer(dataset, "BitsAllocated"), integer(dataset, "BitsStored")
     if allocated not in (8, 16):
-        raise _Refused(f"has {allocated} bits per pixel; 8 and 16 are supported")
+        raise Refused(f"has {allocated} bits per pixel; 8 and 16 are supported")
     if not 0 < stored <= allocated:
-        raise _Refused(f"its header says {stored} of {allocated} bits are used")
-    highest = _integer(dataset, "HighBit", stored - 1)
+        raise Refused(f"its header says {stored} of {allocated} bits are used")
+    highest = integer(dataset, "HighBit", stored - 1)
     if highest != stored - 1:
-        raise _Refused(f"its highest bit is {highest}, for {stored} bits it must be {stored - 1}")
+        raise Refused(f"its highest bit is {highest}, for {stored} bits it must be {stored - 1}")
 
 
 def _checked_precision(dataset: "Dataset") -> int | None:
@@ -363,17 +178,17 @@ def _checked_precision(dataset: "Dataset") -> int | None:
         return None
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if b"\xff\xd9" not in frame[-16:]:  # end of image, perhaps with padding after it
-        raise _Refused("its compressed pixel data is cut off")
+        raise Refused("its compressed pixel data is cut off")
     rows, columns, channels, precision = _jpeg2000_header(frame) if "2000" in syntax.name else _jpeg_header(frame)
     if (rows, columns, channels) != (dataset.Rows, dataset.Columns, 1):
-        raise _Refused(
+        raise Refused(
             f"its compressed image has {rows}x{columns} pixels of {channels} channels, "
             f"its header says {dataset.Rows}x{dataset.Columns} of 1"
         )
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     # Encoders write BitsStored or BitsAllocated; some fewer than are stored, where the values need no more.
     if not min(stored, allocated - 7) <= precision <= allocated:
-        raise _Refused(
+        raise Refused(
             f"its compressed image has {precision} bits, its header says that {stored} of {allocated} are used"
         )
     return precision
@@ -383,7 +198,7 @@ def _jpeg2000_header(frame: bytes) -> tuple[int, int, int, int]:
     """Return rows, columns, channels and bits of a JPEG 2000 codestream."""
     start = frame.find(b"\xff\x4f\xff\x51")  # not at 0 if the codestream is wrapped in a JP2 file
     if start < 0:
-        raise _Refused("its compressed pixel data is not JPEG 2000")
+        raise Refused("its compressed pixel data is not JPEG 2000")
     right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
     channels, precision = struct.unpack_from(">HB", frame, start + 40)
     return bottom - top, right - left, channels, (precision & 0x7F) + 1
@@ -401,7 +216,7 @@ def _jpeg_header(frame: bytes) -> tuple[int, int, int, int]:
             found.append((rows, columns, channels, precision))
         position += 2 + length
     if frame[position : position + 2] != bytes((0xFF, _SOS)) or len(found) != 1:
-        raise _Refused("its compressed pixel data is not a whole JPEG image")
+        raise Refused("its compressed pixel data is not a whole JPEG image")
     return found[0]
 
 
@@ -418,7 +233,7 @@ def _display(
     else:
         shown = _voi(values, low, high, dataset, window)
     if not np.isfinite(shown).all():
-        raise _Refused("its window gives values that are not finite")
+        raise Refused("its window gives values that are not finite")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1.0 - shown
     shown[_is_padding(stored, dataset)] = 0.0
@@ -433,29 +248,29 @@ def _modality(values: np.ndarray, dataset: "Dataset") -> tuple[np.ndarray, float
     bits = int(dataset.BitsStored)
     signed = int(dataset.PixelRepresentation) == 1
     low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-    holder = _holder(dataset, _VALUES)
-    slopes, intercepts = _numbers(holder, "RescaleSlope"), _numbers(holder, "RescaleIntercept")
+    holder = holder_of(dataset, VALUES)
+    slopes, intercepts = numbers(holder, "RescaleSlope"), numbers(holder, "RescaleIntercept")
     if not slopes or not intercepts:
         return values, low, high
     slope, intercept = slopes[0], intercepts[0]
     if slope == 0:
-        raise _Refused("its rescale slope is 0")
+        raise Refused("its rescale slope is 0")
     ends = sorted((low * slope + intercept, high * slope + intercept))  # a negative slope turns them round
     with np.errstate(over="ignore", invalid="ignore"):
         values = values * slope + intercept
     if not np.isfinite(values).all():
-        raise _Refused("its rescale slope and intercept give values that are not finite")
+        raise Refused("its rescale slope and intercept give values that are not finite")
     return values, ends[0], ends[1]
 
 
 def _voi(values: np.ndarray, low: float, high: float, dataset: "Dataset", window: int) -> np.ndarray:
     """Map values to [0, 1] by the chosen VOI LUT, else the chosen window, else over the declared range."""
-    holder = _holder(dataset, _WINDOW)
+    holder = holder_of(dataset, WINDOW)
     luts = holder.get("VOILUTSequence") or []
-    centers, widths = _numbers(holder, "WindowCenter"), _numbers(holder, "WindowWidth")
+    centers, widths = numbers(holder, "WindowCenter"), numbers(holder, "WindowWidth")
     available = len(luts) or min(len(centers), len(widths))
     if not 0 <= window < max(available, 1):
-        raise _Refused(f"has {available} windows or VOI LUTs, data.window={window} asks for another (0 is the first)")
+        raise Refused(f"has {available} windows or VOI LUTs, data.window={window} asks for another (0 is the first)")
     if luts:
         mapped, bits = _look_up(values, luts[window], dataset)
         return mapped / (2.0**bits - 1)
@@ -468,9 +283,9 @@ def _voi(values: np.ndarray, low: float, high: float, dataset: "Dataset", window
 def _window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
     """PS3.3 C.11.2.1.2 (LINEAR) and C.11.2.1.3 (SIGMOID, LINEAR_EXACT)."""
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise _Refused(f"its VOI LUT function {quoted(function)} is none of LINEAR, LINEAR_EXACT and SIGMOID")
+        raise Refused(f"its VOI LUT function {quoted(function)} is none of LINEAR, LINEAR_EXACT and SIGMOID")
     if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
-        raise _Refused(f"its window width {quoted(f'{width:g}')} is too small for a {function} window")
+        raise Refused(f"its window width {quoted(f'{width:g}')} is too small for a {function} window")
     with np.errstate(over="ignore", invalid="ignore"):
         if function == "SIGMOID":
             return 1.0 / (1.0 + np.exp(-4.0 * (values - center) / width))
@@ -489,7 +304,7 @@ def _look_up(values: np.ndarray, item: "Dataset", dataset: "Dataset") -> tuple[n
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
     entries = entries or 2**16  # 65,536 does not fit into the tag
     if not 8 <= bits <= 16:
-        raise _Refused(f"has a LUT of {bits} bits; 8 to 16 are allowed")
+        raise Refused(f"has a LUT of {bits} bits; 8 to 16 are allowed")
     if first >= 2**15 and values.min() < 0:
         first -= 2**16  # written as if unsigned
     data = item.LUTData
@@ -500,7 +315,7 @@ def _look_up(values: np.ndarray, item: "Dataset", dataset: "Dataset") -> tuple[n
     else:
         table = np.atleast_1d(np.asarray(data))
     if len(table) < entries or table.max() > 2**bits - 1:
-        raise _Refused(f"has a damaged LUT ({len(table)} entries up to {table.max()}, {entries} of {bits} bits)")
+        raise Refused(f"has a damaged LUT ({len(table)} entries up to {table.max()}, {entries} of {bits} bits)")
     index = np.clip(np.floor(values - first), 0, entries - 1).astype(np.int64)
     return table[index].astype(np.float64), bits
 
@@ -517,29 +332,3 @@ def _is_padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
         return np.zeros(len(stored), dtype=bool)  # no pixel can have it
     first, last = np.sort(ends.astype(stored.dtype))  # the tag may have been written with the wrong sign: bits count
     return (stored >= first) & (stored <= last)
-
-
-def _numbers(dataset: "Dataset", keyword: str) -> list[float]:
-    """Return the numbers of a tag that may be absent, empty, single or multi-valued."""
-    try:
-        value = dataset.get(keyword)
-        numbers = np.atleast_1d(np.asarray([] if value in (None, "") else value, dtype=np.float64))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _no_number(keyword, "number", error) from error
-    if not np.isfinite(numbers).all():
-        raise _no_number(keyword, "finite number", numbers)
-    return numbers.tolist()
-
-
-def _integer(dataset: "Dataset", keyword: str, otherwise: int = 0) -> int:
-    """Return the whole number of a tag, or another one if the tag is absent or empty."""
-    try:
-        value = dataset.get(keyword)
-        return otherwise if value in (None, "") else int(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _no_number(keyword, "whole number", error) from error
-
-
-def _no_number(keyword: str, kind: str, said: object) -> _Refused:
-    comma = "; it has a comma, DICOM writes decimals with a point" if "," in str(said) else ""
-    return _Refused(f"its {keyword} is no {kind} ({quoted(said)}){comma}")

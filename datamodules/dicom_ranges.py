@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.cache import content_hashes
-from datamodules.dicom import header_or_none, read_values
+from datamodules.dicom import read_values
+from datamodules.dicom_headers import header_or_none
 from datamodules.errors import UnreadableImageError
 from datamodules.files import in_threads, write_json
 

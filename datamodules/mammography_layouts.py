@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from datamodules.dicom import CONTRADICTION, attribute, contradicts_itself, header_or_none, read_dicom
+from datamodules.dicom import read_dicom
+from datamodules.dicom_headers import CONTRADICTION, attribute, contradicts_itself, header_or_none
 from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import find_files, in_threads, walk_files
 from datamodules.patients import patient_key

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.dicom import can_show_otherwise
+from datamodules.dicom_headers import can_show_otherwise
 from datamodules.errors import UnreadableImageError
 from datamodules.files import in_threads, write_json
 from datamodules.pictures.header import PictureHeader

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.dicom import read_dicom, read_header
+from datamodules.dicom import read_dicom
+from datamodules.dicom_headers import read_header
 from datamodules.duplicates import JoinedGroups
 from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import is_hidden

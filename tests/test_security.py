@@ -31,7 +31,8 @@ from datamodules import readers
 from datamodules.cache import ImageCache, content_hashes, open_or_build
 from datamodules.chestxray14 import read_table
 from datamodules.ct_kidney import CTKidney
-from datamodules.dicom import read_dicom, read_header
+from datamodules.dicom import read_dicom
+from datamodules.dicom_headers import read_header
 from datamodules.errors import DataError, UnreadableImageError
 from datamodules.mammography import Mammography
 from datamodules.readers import read_grey

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
-from datamodules.dicom import CONTRADICTION, contradicting, read_dicom
+from datamodules.dicom import read_dicom
+from datamodules.dicom_headers import CONTRADICTION, contradicting
 from datamodules.errors import DataError
 from datamodules.files import find_files
 from datamodules.mammography_layouts import read_rows

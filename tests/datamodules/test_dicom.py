@@ -13,7 +13,8 @@ from dicom_files import SYNTAXES, lut, mammogram, write_mammogram
 from pydicom import dcmread, dcmwrite
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from datamodules.dicom import MAX_PIXELS, read_dicom, read_header
+from datamodules.dicom import MAX_PIXELS, read_dicom
+from datamodules.dicom_headers import read_header
 from datamodules.errors import UnreadableImageError
 
 DEPTHS = [

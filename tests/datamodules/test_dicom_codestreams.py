@@ -8,7 +8,8 @@ from pydicom import dcmwrite
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
-from datamodules.dicom import can_show_otherwise, read_dicom, read_values
+from datamodules.dicom import read_dicom, read_values
+from datamodules.dicom_headers import can_show_otherwise
 from datamodules.errors import UnreadableImageError
 
 CODECS = ("jpeg2000", "jpeg_ls", "jpeg_lossless")

@@ -6,7 +6,8 @@ from dicom_files import code, lut, write_mammogram
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
-from datamodules.dicom import can_show_otherwise, read_dicom, read_header, read_values
+from datamodules.dicom import read_dicom, read_values
+from datamodules.dicom_headers import can_show_otherwise, read_header
 from datamodules.errors import UnreadableImageError
 from datamodules.mammography_layouts import tag_chest_wall, tag_reasons, tag_side, tag_view
 
