@@ -304,7 +304,7 @@ def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
 
 
 def test_deflated_dicom_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.dicom.MAX_DEFLATED", 2**20)
+    monkeypatch.setattr("datamodules.dicom_headers.MAX_DEFLATED", 2**20)
     stored = np.zeros((1200, 1200), np.uint16)
     path = write_mammogram(tmp_path / "bomb.dcm", stored, syntax="deflated", bits=12)
     assert path.stat().st_size < 20_000
