@@ -274,8 +274,9 @@ time.sleep(600)
 
 def start_a_sweep_that_dies(folder):
     sweep = subprocess.Popen([sys.executable, "-c", SWEEP_THAT_DIES, str(folder), str(FAKE)], cwd=ROOT)
-    wait_for((folder / "worker").exists)
-    pids = [int((folder / name).read_text().split()[0]) for name in ("keeper", "starts", "worker")]
+    files = [folder / name for name in ("keeper", "starts", "worker")]
+    wait_for(lambda: all(path.is_file() and path.read_text().split() for path in files))  # there, and written
+    pids = [int(path.read_text().split()[0]) for path in files]
     assert all(map(is_alive, pids)) and try_lock(folder / ".sweep-lock") is None
     return sweep, pids
 
