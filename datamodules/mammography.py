@@ -150,7 +150,6 @@ class Mammography(ImageDataModule):
         self.view, self.flip_to, self.isolate_breast = view, flip_to, isolate_breast
         self.value_range, self.percentile_range, self.window = value_range, percentile_range, window
         self.exclude, self.exclude_csv, self.missing_ok = tuple(exclude), exclude_csv, missing_ok
-        self._sided: set[str] = set()  # images whose pixels depend on the side of the breast
         self._read_sides: dict[str, _Sides] = {}
 
     def check(self) -> None:
@@ -179,12 +178,9 @@ class Mammography(ImageDataModule):
                 left_out[reason] += 1
                 continue
             labels = tuple(label for label in (found.side, found.view) if label in self.classes)
-            told = {}
-            if self._depends_on_side(found):
-                self._sided.add(name)
-                # The side of tag, name or table is the patient's; a breast mostly lies at the border of that name.
-                side = found.chest_wall or (found.side and found.side.lower())
-                told = {"side": side} if side else {}
+            # The side of tag, name or table is the patient's; a breast mostly lies at the border of that name.
+            side = found.chest_wall or (found.side and found.side.lower())
+            told = {"side": side} if self._depends_on_side(found) else {}
             records.append(Record(name, found.patient, labels, found.path, told))
         records = self._with_ranges(records)
         for reason, count in sorted(left_out.items()):
@@ -204,16 +200,22 @@ class Mammography(ImageDataModule):
             values = read_dicom(record.path, self.window, record.told.get("range"))
         else:
             values = read_picture(record.path, self.value_range)
-        told = record.told.get("side")
+        side: Side = "left"  # as good as the other where it is not told: nothing is mirrored, cut out or padded beside
+        if "side" in record.told:
+            values, side = self._placed(values, record)
+        return pad_to_aspect(values, side, *self.schedule.resolutions()[-1])[None]
+
+    def _placed(self, values: np.ndarray, record: Record) -> tuple[np.ndarray, Side]:
+        """Return an image (H, W) cut out and mirrored as asked, and the border at which its breast lies then."""
+        told = record.told["side"]
         if self.isolate_breast:
             values = isolate_breast(values, told)
         seen = seen_side(values)
-        if record.name in self._sided:
-            self._read_sides[record.name] = (told, seen)
+        self._read_sides[record.name] = (told, seen)
         side = seen or told or fuller_half(values)
         if self.flip_to is not None and side != self.flip_to:
-            values, side = values[:, ::-1], self.flip_to
-        return pad_to_aspect(values, side, *self.schedule.resolutions()[-1])[None]
+            return values[:, ::-1], self.flip_to
+        return values, side
 
     def read_settings(self) -> dict[str, Any]:
         """Return what the pixels depend on besides the files."""
@@ -229,7 +231,7 @@ class Mammography(ImageDataModule):
     def layout_rule(self, record: Record) -> Rule:
         """Return the version of the layout; only images that depend on the side of the breast have another than 1."""
         name, version = newest(f"mammography_{self.layout}")
-        return name, version if record.name in self._sided else 1
+        return name, version if "side" in record.told else 1
 
     def say_of_files(self) -> None:
         """Say, of the images that were read now, where what was told of their sides is not what is seen."""

@@ -70,3 +70,14 @@ def bytes_of(descriptor: int) -> At:
         return data
 
     return at
+
+
+def bytes_in(data: bytes, problem: str = "its header is cut off") -> At:
+    """Return access to bytes in memory, which says what is the matter where they end."""
+
+    def at(offset: int, count: int) -> bytes:
+        if offset + count > len(data):
+            raise PictureError(problem)
+        return data[offset : offset + count]
+
+    return at

@@ -6,7 +6,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
-from datamodules.pictures.header import At, PictureError, PictureHeader
+from datamodules.pictures.header import At, PictureError, PictureHeader, bytes_in
 from datamodules.pictures.tags import EXIF, orientation_of, read_directories
 
 START = b"\xff\xd8\xff"
@@ -79,14 +79,8 @@ def _problem(height: int, channels: int, pages: int) -> str:
 
 def _pictures(index: bytes) -> int:
     """Return how many pictures the index of a multi-picture file lists; a damaged one counts as none."""
-
-    def at(offset: int, count: int) -> bytes:
-        if offset + count > len(index):
-            raise PictureError("its index of pictures is cut off")
-        return index[offset : offset + count]
-
     try:
-        directories = read_directories(at, frozenset((_MP_COUNT,)), 1)
+        directories = read_directories(bytes_in(index), frozenset((_MP_COUNT,)), 1)
     except ValueError:
         return 1
     return directories[0].one(_MP_COUNT, 1) if directories else 1

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
-from datamodules.pictures.header import At, PictureError, PictureHeader
+from datamodules.pictures.header import At, PictureError, PictureHeader, bytes_in
 from datamodules.pictures.tags import orientation_of
 
 START = b"\x89PNG\r\n\x1a\n"
@@ -126,11 +126,7 @@ def _raw_exif(packed: bool, text: bytes) -> bytes:
 
 def _of_pixels(data: bytes) -> bytes:
     """Return a PNG with the header, the pixels and the end alone."""
-
-    def at(offset: int, count: int) -> bytes:
-        if offset + count > len(data):
-            raise ValueError
-        return data[offset : offset + count]
-
-    pixels = [data[offset - 8 : offset + length + 4] for name, offset, length in _chunks(at) if name == b"IDAT"]
+    pixels = [
+        data[offset - 8 : offset + length + 4] for name, offset, length in _chunks(bytes_in(data)) if name == b"IDAT"
+    ]
     return data[:33] + b"".join(pixels) + _END

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from datamodules.pictures.header import At, PictureError, PictureHeader
+from datamodules.pictures.header import At, PictureError, PictureHeader, bytes_in
 from datamodules.pictures.jpeg import END, jpeg_header
 from datamodules.pictures.tags import ORIENTATION, Directory, read_directories, valid_orientation
 
@@ -177,15 +177,10 @@ def _check_segments(page: "TiffPage", header: PictureHeader, file: BinaryIO) -> 
 
 def _check_jpeg(data: bytes, heights: set[int], width: int, bits: int) -> None:
     """Refuse a JPEG that is cut off or not of this size: tifffile would have the rest filled up."""
-
-    def at(offset: int, count: int) -> bytes:
-        if offset + count > len(data):
-            raise PictureError("one of its JPEG strips or tiles is cut off")
-        return data[offset : offset + count]
-
-    found = jpeg_header(at)
+    cut_off = "one of its JPEG strips or tiles is cut off"
+    found = jpeg_header(bytes_in(data, cut_off))
     if END not in data[-16:]:
-        raise PictureError("one of its JPEG strips or tiles is cut off")
+        raise PictureError(cut_off)
     if found.height not in heights or (found.width, found.bits) != (width, bits):
         raise PictureError("one of its JPEG strips or tiles has another size or depth than its tags say")
 

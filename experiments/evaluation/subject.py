@@ -148,11 +148,11 @@ def _differences(data: ImageDataModule, trained: Trained) -> str:
     """Return in what a data set is not the one that a run was trained on, or nothing."""
     before, now = trained.module.data_facts, data.facts()
     changed = [key for key in ("data_set", "images", "fingerprint") if before.get(key) != now[key]]
-    if changed:  # which is perhaps why
-        since = [rule for rule in now["reading"] if rule not in before.get("reading", [])]
-        changed_rules = [f"files are read by other rules since then: {', '.join(since)}"] if since else []
-        return "; ".join([*(f"{key}: was {before.get(key)}, is {now[key]}" for key in changed), *changed_rules])
-    return ""
+    said = [f"{key}: was {before.get(key)}, is {now[key]}" for key in changed]
+    since = [rule for rule in now["reading"] if rule not in before.get("reading", [])]
+    if said and since:  # which is perhaps why
+        said.append(f"files are read by other rules since then: {', '.join(since)}")
+    return "; ".join(said)
 
 
 def _size_of(trained: Trained) -> tuple[int, int]:
