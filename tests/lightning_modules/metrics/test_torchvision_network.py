@@ -87,7 +87,7 @@ def test_networks_of_one_channel(resnet, tmp_path):
     grey = loaded("resnet18", saved(state, tmp_path / "grey.pth"), **options)
     images = torch.rand(2, 1, 64, 64) * 2 - 1
     three = loaded("resnet18", saved(resnet.state_dict(), tmp_path / "rgb.pth"), **options)
-    assert grey.channels == 1 and three.channels == 3
+    assert grey.preprocessing.channels == 1 and three.preprocessing.channels == 3
     torch.testing.assert_close(grey(images), three(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grey(images.expand(-1, 3, -1, -1)), grey(images), rtol=1e-4, atol=1e-5)
     with pytest.raises(ExtractorError, match=r"mean=\[0.1, 0.2, 0.3\]: the network takes 1 channels"):
@@ -116,7 +116,11 @@ def test_wrong_arguments_are_refused_at_once(tmp_path):
     path = saved({}, tmp_path / "x.pth")
     for message, args, options in (
         ("architecture='resnet19': torchvision has no such", ("resnet19", path), {}),
-        ("no such file; name a local state dict of resnet18", ("resnet18", str(tmp_path / "missing.pth")), {}),
+        (
+            "no such file; it should be a state dict of torchvision resnet18",
+            ("resnet18", str(tmp_path / "missing.pth")),
+            {},
+        ),
         ("size=8", ("resnet18", path), {"size": 8}),
         ("value of black", ("resnet18", path), {"scale": (1.0, 0.0)}),
         ("must be above 0", ("resnet18", path), {"std": [0.0]}),
