@@ -303,6 +303,11 @@ def check(node: Any, key: str, base: type, supplied: Sequence[str] = ()) -> list
     return list(_argument_problems(cls, _arguments(node), f"{key}.", supplied))
 
 
+def required(node: Node) -> set[str]:
+    """Return the arguments that the class of a checked node has no default for."""
+    return {name for name, (_, default) in _parameters(locate(node[TARGET], object)).items() if default is REQUIRED}
+
+
 def build(node: Node, key: str, base: type, **supplied: Any) -> Any:
     """Return the object that a checked node describes.
 

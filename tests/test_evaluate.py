@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -272,10 +273,33 @@ def test_suites_are_listed_and_shown(capsys):
 
 
 @pytest.mark.parametrize("name", shipped(SUITES))
-def test_shipped_suites_build(name):
-    suite = load_suite(name, [])
+def test_shipped_suites_build(name, tmp_path):
+    (tmp_path / "weights.pt").touch()
+    needed = ("radimagenet", "torchxrayvision", "dinov2", "rad_dino") if name == "medical" else ()
+    suite = load_suite(name, [f"extractors.{extractor}.weights={tmp_path / 'weights.pt'}" for extractor in needed])
     tools = build_tools(suite)
+    assert set(needed) <= tools.extractors.keys()
     assert tools.instruments.keys() == suite.scores.keys() and len(tools.instruments) >= 4 and tools.extractors
+
+
+def test_extractors_without_weights_are_left_out_aloud(tmp_path, caplog):
+    (tmp_path / "weights.pt").touch()
+    with caplog.at_level("INFO"):
+        tools = build_tools(load_suite("medical", [f"extractors.rad_dino.weights={tmp_path / 'weights.pt'}"]))
+    assert tools.extractors.keys() == build_tools(load_suite("standard", [])).extractors.keys() | {"rad_dino"}
+    assert "medical: left out for want of weights: radimagenet, torchxrayvision, dinov2;" in caplog.text
+    for overrides, message in (
+        ([], "medical: none of radimagenet, torchxrayvision, dinov2, rad_dino has weights; extractors.NAME.weights="),
+        (["extractors.rad_dino.weight=x"], "RADDINO has no argument 'weight'; did you mean 'weights'"),
+        (["extractors.rad_dino.weights=3"], "extractors.rad_dino.weights=3: expected str, got int"),
+        (["extractors.mine.weights=null"], "extractors.mine: names no class"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)) as error:
+            load_suite("medical", overrides)
+        assert len(error.value.problems) == 1
+    with pytest.raises(ConfigError, match="no such file; it should be a state dict of RAD-DINO"):
+        build_tools(load_suite("medical", [f"extractors.rad_dino.weights={tmp_path / 'missing.pt'}"]))
+    assert load_suite("full", ["extractors.inception.weights=null"]).extractors["inception"]  # fetched by itself
 
 
 @pytest.mark.slow

@@ -1,16 +1,20 @@
 """A suite: which instruments an evaluation takes, on how many images; checked before anything is computed."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
 from experiments import config as cfg
 from experiments.config import SUITES, ConfigError, Node
 from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.metrics.local_weights import WHERE
 from lightning_modules.metrics.memorisation import Copies
 from lightning_modules.metrics.score import Instrument
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Suite:
         images: Real and generated images, each at most; null = as many as there are real ones.
         replicates: Random halves that intervals and floors are made of.
         name: The file's name unless given.
-        extractors: What instruments without vectors of their own read, by name; null leaves one out.
+        extractors: What instruments without vectors of their own read, by name; null leaves one out, and so does
+            ``weights: null`` where weights are needed.
         seed: Names the generated images, the order of the real ones, and the halves.
         truncation: Factor on the latents of generated images.
         split: Real images that the generated ones are compared with.
@@ -101,19 +106,39 @@ class Tools:
 
 
 def load_suite(name_or_file: str, overrides: Sequence[str]) -> Suite:
-    """Return a checked suite.
+    """Return a checked suite, without the extractors that lack weights.
 
     Raises:
         ConfigError: With everything that is wrong with it.
     """
     suite = cfg.top_level(Suite, cfg.load(name_or_file, overrides, folder=SUITES))
+    waiting = {name: node for name, node in suite.extractors.items() if _needs_weights(node) and _has_none(node)}
     problems = []
+    for name, node in waiting.items():
+        problems += cfg.check({**node, "weights": "file"}, f"extractors.{name}", FeatureExtractor)
+    suite = replace(suite, extractors={**suite.extractors, **dict.fromkeys(waiting)})
     for key, base, nodes in (("extractors", FeatureExtractor, suite.extractors), ("scores", Instrument, suite.scores)):
         for name, node in nodes.items():
             problems += cfg.check(node, f"{key}.{name}", base) if node is not None else []
+    add = f"extractors.NAME.weights=FILE adds one ({WHERE})"
+    if waiting and not problems and not any(_needs_weights(node) for node in suite.extractors.values()):
+        problems.append(f"{suite.name}: none of {', '.join(waiting)} has weights; {add}")
     if problems:
         raise ConfigError(problems)
+    if waiting:
+        log.info("%s: left out for want of weights: %s; %s", suite.name, ", ".join(waiting), add)
     return suite
+
+
+def _needs_weights(node: Any) -> bool:
+    try:
+        return "weights" in cfg.required(node)
+    except (ConfigError, KeyError, TypeError, AttributeError):  # no class: the check says what is wrong
+        return False
+
+
+def _has_none(node: Node) -> bool:
+    return node.get("weights", "missing") is None
 
 
 def build_tools(suite: Suite) -> Tools:
