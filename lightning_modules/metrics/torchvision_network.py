@@ -59,7 +59,7 @@ class TorchvisionNetwork(LocalNetwork):
         if std is not None and min(std) <= 0:
             raise ValueError(f"std={std}: must be above 0")
         self.architecture, self.layer, self.size = architecture, layer, size
-        self.scale, self.mean, self.std = tuple(scale), mean, std
+        self.scale, self.mean, self.std = (scale[0], scale[1]), mean, std
 
     def load(self) -> None:
         """Build the network on this process.
