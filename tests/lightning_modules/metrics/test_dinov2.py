@@ -28,9 +28,15 @@ def shapes_of_dinov2(width):
 
 
 def random_weights(shapes):
+    """Weights under which the class token depends on every block and patch."""
     generator = torch.Generator().manual_seed(0)
-    state = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
-    return {name: value + 0.5 if "norm" in name and "weight" in name else value for name, value in state.items()}
+    state = {}
+    for name, shape in shapes.items():
+        spread = torch.Size(shape[1:]).numel() ** -0.5 if name.endswith("weight") and len(shape) > 1 else 0.5
+        state[name] = torch.randn(shape, generator=generator) * spread
+        if "norm" in name and "weight" in name:
+            state[name] += 1.0
+    return state
 
 
 def as_transformers_names(state):
@@ -128,10 +134,13 @@ def test_dinov2_is_the_equations_with_its_own_positions(narrow, tmp_path):
     extractor = loaded(DINOv2, narrow, tmp_path / "dinov2_vitb14_pretrain.safetensors")
     resized = F.interpolate((IMAGES + 1) / 2, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    expected = class_token(state, (resized - mean) / std, 2, positions_as_dinov2(narrow["pos_embed"]))
+    pixels = (resized - mean) / std
+    expected = class_token(state, pixels, 2, positions_as_dinov2(narrow["pos_embed"]))
     torch.testing.assert_close(extractor(IMAGES), expected, rtol=1e-3, atol=1e-4)
     by_timm = timm.layers.resample_abs_pos_embed(narrow["pos_embed"], (16, 16), num_prefix_tokens=1)
-    assert (by_timm - positions_as_dinov2(narrow["pos_embed"])).abs().mean() > 0.01  # seen by the test
+    by_transformers = timm.layers.resample_abs_pos_embed(narrow["pos_embed"], (16, 16), antialias=False)
+    for positions in (by_timm, by_transformers):
+        assert (class_token(state, pixels, 2, positions) - expected).abs().max() > 0.01
 
 
 def test_other_transformers_are_refused_by_name(narrow, tmp_path):
