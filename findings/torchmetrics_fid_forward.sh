@@ -2,15 +2,16 @@
 # The FID of torchmetrics with reset_real_features=False, called as a function. torchmetrics 1.9.0, torch 2.14.1.
 #
 # Expected: metric(images, real=False) adds generated images, as update does, and returns a value for this batch.
-# Seen: it adds the kept real images a second time: to measure the batch it saves the state, resets, updates and adds the
-# saved state to the new one, and this reset keeps the real images. 50 of them count as 100, the covariance and with it the
-# FID are others, and every further batch adds them again. KID and MIFID do the same.
+# Seen: it doubles the real images: to measure the batch it saves the state, resets, updates and adds the saved state to
+# the new one, and this reset keeps the real images. After two batches 50 count as 200, and with the covariance the FID
+# is another one. KID and MIFID do the same.
 # So: call update() alone; a metric of two sets had better refuse to be called.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.14.1 numpy torchmetrics==1.9.0 torch-fidelity==0.4.0
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.14.1 numpy torchmetrics==1.9.0 \
+    torch-fidelity==0.4.0
 cat >"$folder/look.py" <<'PY'
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kernel distance of torchmetrics on two processes, one of which has seen one batch more. torchmetrics 1.9.0, torch 2.14.1.
+# Kernel distance of torchmetrics on two processes, one with a batch more. torchmetrics 1.9.0, torch 2.14.1.
 #
 # Expected: compute() gathers the features of all processes; processes may differ in their number of batches.
 # Seen: each batch in a state is gathered by a call of its own (dist_reduce_fx=None). The process with fewer batches takes
@@ -11,7 +11,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.14.1 numpy torchmetrics==1.9.0 torch-fidelity==0.4.0
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.14.1 numpy torchmetrics==1.9.0 \
+    torch-fidelity==0.4.0
 cat >"$folder/look.py" <<'PY'
 import os
 import warnings
