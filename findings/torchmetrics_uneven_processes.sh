@@ -2,9 +2,9 @@
 # Kernel distance of torchmetrics on two processes, one with a batch more. torchmetrics 1.9.0, torch 2.14.1.
 #
 # Expected: compute() gathers the features of all processes; processes may differ in their number of batches.
-# Seen: each batch in a state is gathered by a call of its own (dist_reduce_fx=None). The process with fewer batches takes
-# the other's last real batch for a generated one and never sees its last two generated ones: a number without an error,
-# of the wrong sets, while the other process waits. MIFID, inception score and LPIPS keep their states in the same way.
+# Seen: each batch in a state is gathered by a call of its own (dist_reduce_fx=None). The process with fewer batches
+# takes the other's last real batch for a generated one and never sees its last two generated ones: a number without an
+# error, of the wrong sets, while the other process waits. MIFID, inception score and LPIPS keep their states alike.
 # Equal numbers of batches gather rightly, but each process draws subsets of its own and reports another number.
 # So: keep rows of numbers with dist_reduce_fx="cat", which are joined before they are sent, and draw from a fixed seed.
 set -euo pipefail
