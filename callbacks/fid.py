@@ -20,7 +20,8 @@ from callbacks.real_images import even_rows, real_images
 from callbacks.version import code_version
 from lightning_modules.gan import GANModule, Score
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
-from lightning_modules.metrics.frechet import FeatureSums, GaussianStatistics, frechet_distance
+from lightning_modules.metrics.frechet import GaussianStatistics, frechet_distance
+from lightning_modules.metrics.torchmetrics_scores import FrechetDistance
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class FrechetScore(L.Callback):
         if self._real is None:
             self._real = self._real_statistics(trainer, module)
         _broadcast_buffers(trainer, module)
-        fake = self._statistics(trainer, module, self._generated(trainer, module))
+        fake = self._statistics(module, self._generated(trainer, module))
         name = f"score/{self.extractor.score_name}"
         fingerprint = self._fingerprint(trainer, module, fake.count)
         # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
@@ -124,14 +125,12 @@ class FrechetScore(L.Callback):
             self._generated_at = tuple(images.shape[2:])
             yield F.interpolate(images, module.image_size) if self._generated_at != module.image_size else images
 
-    def _statistics(self, trainer: L.Trainer, module: GANModule, batches: Iterator[Tensor]) -> GaussianStatistics:
+    def _statistics(self, module: GANModule, batches: Iterator[Tensor]) -> GaussianStatistics:
         """Return statistics over all processes."""
-        sums = FeatureSums(self.extractor.dimensions, module.device)
+        metric = FrechetDistance(self.extractor).to(module.device)
         for images in batches:
-            sums.add(self.extractor(images.to(module.device)))
-        for name in ("count", "total", "outer"):
-            setattr(sums, name, trainer.strategy.reduce(getattr(sums, name), reduce_op="sum"))
-        return sums.statistics()
+            metric.update(images, real=False)
+        return metric.statistics(real=False)
 
     def _real_statistics(self, trainer: L.Trainer, module: GANModule) -> GaussianStatistics:
         data = real_images(trainer)
@@ -146,7 +145,7 @@ class FrechetScore(L.Callback):
         if trainer.strategy.reduce_boolean_decision(stored is not None, all=True):
             assert stored is not None
             return stored
-        statistics = self._statistics(trainer, module, self._real_images(trainer))
+        statistics = self._statistics(module, self._real_images(trainer))
         if trainer.is_global_zero:
             with training_goes_on(path):
                 write_atomically(path, lambda file: torch.save(vars(statistics), file))

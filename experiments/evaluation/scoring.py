@@ -263,6 +263,7 @@ class Scorer:
             "metric": type(instrument).__name__,
             "arguments": arguments_of(instrument),
             "code_version": code_version(),
+            **instrument.depends_on,
             **extractor.identity(),
             **{key: None if images is None else described(images) for key, images in real.items()},
             "generated": generated,
@@ -362,7 +363,7 @@ def arguments_of(instrument: Instrument) -> Row:
     """Return the plain arguments that an instrument was made with."""
     names = inspect.signature(type(instrument)).parameters
     values = {name: getattr(instrument, name, None) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str | bool | dict)}
 
 
 def check_row(row: Any) -> None:

@@ -76,20 +76,21 @@ class RandomConvNet(FeatureExtractor):
         super().__init__()
         # RandomState's stream is frozen by numpy's compatibility policy; torch's may change between versions.
         random = np.random.RandomState(20260101)
-        self._digest = hashlib.sha256()
+        digest = hashlib.sha256()
         self.kernels = nn.ParameterList()
         for before, after in zip((1, *self._channels), self._channels, strict=False):
             he_std = np.sqrt(2.0 / (9 * before))
             kernel = (he_std * random.standard_normal((after, before, 3, 3))).astype(np.float32)
-            self._digest.update(kernel.tobytes())
+            digest.update(kernel.tobytes())
             self.kernels.append(nn.Parameter(torch.from_numpy(kernel), requires_grad=False))
+        self._digest = digest.hexdigest()
         self.eval()
 
     def identity(self) -> dict[str, str]:
         """Return name, weights' hash and preprocessing."""
         return {
             "extractor": "random_conv",
-            "weights_sha256": self._digest.hexdigest(),
+            "weights_sha256": self._digest,
             "preprocessing": "mean over channels, own resolution",
         }
 

@@ -6,6 +6,8 @@ of two or three sets of images into named numbers, so that one way of resampling
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor
@@ -33,6 +35,7 @@ class Instrument(ABC):
         unit: What a row of a set is, and what is resampled: an image; or a pair, images 2i and 2i + 1 of the set, whose
             vector is that of image 2i. Of real images only pairs that share no patient are taken.
         one_per_group: Take one image of each patient: for what learns from images, and would know a patient again.
+        depends_on: What else two values must share to be compared, such as the version of the library that gives them.
     """
 
     better: Better
@@ -43,6 +46,7 @@ class Instrument(ABC):
     bounds: tuple[float, float] = (-math.inf, math.inf)
     unit: Unit = "image"
     one_per_group: bool = False
+    depends_on: Mapping[str, str] = MappingProxyType({})
 
     def enough(self, dimensions: int) -> int:
         """Return the images of each set below which a value comes with a warning.
