@@ -10,10 +10,13 @@ import torch
 from conftest import tiny_config
 from test_evaluation_parts import Mean, Numbers
 
+from datamodules.phantom_drawings import chest_xray
 from experiments import export as verb
 from experiments.evaluate import main
 from experiments.evaluation import privacy
+from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.scoring import Sets
+from experiments.evaluation.settings import build_tools, load_suite
 from experiments.evaluation.vectors import VectorCache
 from experiments.exporting import export
 from experiments.loading import load_run
@@ -223,9 +226,11 @@ def test_export_is_refused_for_other_weights(own_run, capsys):
 @pytest.mark.parametrize("answer", ["leak", "no answer", None])
 def test_export_is_refused_unless_every_test_is_clean(own_run, capsys, answer):
     put(own_run, **{"re-identification": answer})
-    put(own_run, name="privacy-later")  # a second, clean one does not wash it off
     code, said = exported(own_run, capsys)
     assert code == 2 and "privacy-000000000096-abcdef: re-identification: Of re-identification." in said
+    assert ("run again: python -m experiments.evaluate" in said) == (answer != "leak")
+    put(own_run, name="privacy-later")  # a second, clean one answers the question, but does not wash a leak off
+    assert exported(own_run, capsys)[0] == (2 if answer == "leak" else 0)
 
 
 def test_a_damaged_evaluation_is_none(own_run, capsys):
@@ -242,3 +247,54 @@ def test_the_evaluation_of_a_run_decides(run, evaluated, capsys):
     code, said = exported(run, capsys)
     clean = all(one["answer"] == "clean" for one in json.loads((evaluated / "scores.json").read_text())["privacy"])
     assert code == (0 if clean else 2) and (clean or evaluated.name in said)
+
+
+# Planted --------------------------------------------------------------------------------------------------------------
+
+FILMS, PATIENTS, HELD_OUT, IMAGES, LEAKED = 4, 150, 70, 600, 30
+
+
+class Drawn(ImageSet):
+    """Chest phantoms of four films each, of which training and held-out images are the first three."""
+
+    def __init__(self, what, indices, changed=0, look=lambda image: image):
+        self.what, self.indices, self.changed, self.look, self.size = what, indices, changed, look, (32, 32)
+        self.names = [f"{what} {i}" for i in indices]
+        self.groups = [str(i // FILMS) for i in indices]
+
+    def identity(self):
+        return {"what": self.what, "indices": self.indices}
+
+    def read(self, start, stop):
+        drawn = [torch.from_numpy(chest_xray.draw(i, 32, 32, FILMS))[None] * 2 - 1 for i in self.indices[start:stop]]
+        looks = [self.look(image) if i < self.changed else image for i, image in enumerate(drawn, start)]
+        return torch.stack(looks).clamp(-1.0, 1.0)
+
+
+def noisy(image):
+    return image + 0.05 * torch.randn(
+        image.shape, generator=torch.Generator().manual_seed(int(image.sum() * 1e4) % 2**31)
+    )
+
+
+@pytest.mark.slow
+def test_one_leaked_patient_in_twenty_images_is_found_and_a_perfect_generator_is_not_accused(tmp_path):
+    """In a film that was never a training image, and in a training image with noise."""
+    train = Drawn("train", [FILMS * p + f for p in range(PATIENTS) for f in range(3)])
+    held_out = Drawn("held out", [FILMS * (PATIENTS + p) + f for p in range(HELD_OUT) for f in range(3)])
+    strangers = [FILMS * (1000 + i) for i in range(IMAGES)]
+    new = [FILMS * p + 3 for p in range(LEAKED)] + strangers[LEAKED:]
+    same = [FILMS * p for p in range(LEAKED)] + strangers[LEAKED:]
+    tools = build_tools(load_suite("privacy", ["extractors.efficientnet_lite0=null"]))
+    tools.load("cpu")
+    found = {}
+    for generated in (Drawn("perfect", strangers), Drawn("new film", new), Drawn("noisy", same, LEAKED, noisy)):
+        sets, cache = Sets(train, generated, train, held_out), VectorCache(tmp_path)
+        findings = privacy.re_identify(sets, cache, tools)
+        verdict = privacy.verdicts([], findings, None, sets, None)[1]
+        found[generated.what] = verdict.answer
+        if generated.what != "perfect":
+            named = {match.generated: train.groups[match.train] for match in findings["random_conv"].matches}
+            right = sum(named.get(i) == str(i) for i in range(LEAKED))
+            assert right >= 0.8 * LEAKED, verdict.sentence
+    assert found == {"perfect": "clean", "new film": "leak", "noisy": "leak"}

@@ -275,21 +275,37 @@ def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[st
         if of_suite:
             why = f"the privacy evaluations in {directory / 'evaluation'} are of other weights"
         return [f"--require-privacy: {why}; run: {command}"]
-    problems = [problem for path, said in own for problem in _unclean(path, said)]
-    return [*problems[:-1], f"{problems[-1]} After a change run again: {command}"] if problems else []
+    answers = {path.parent.name: _answers(said) for path, said in own}
+    leaks = _with("leak", answers)
+    if leaks:  # another evaluation, with other images, does not wash it off
+        return leaks
+    if any(all(given == "clean" for given, _ in found.values()) for found in answers.values()):
+        return []
+    unclean = _with("no answer", answers)
+    return [*unclean[:-1], f"{unclean[-1]} After a change run again: {command}"]
 
 
-def _unclean(path: Path, said: dict[str, Any]) -> list[str]:
-    """Return what in an evaluation is not clean: every one of a generator has to be, for tests can be repeated."""
+def _answers(said: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return answer and sentence of every test; a file may be damaged."""
     listed = said.get("privacy")
-    answers = {one.get("test"): one for one in listed if isinstance(one, dict)} if isinstance(listed, list) else {}
-    problems = []
-    for test in LIMITS:
-        one = answers.get(test, {})
-        if one.get("answer") != "clean":
-            sentence = one.get("sentence", "No answer: the evaluation does not hold this test.")
-            problems.append(f"--require-privacy: {path.parent.name}: {test}: {sentence}")
-    return problems
+    found = {str(one.get("test")): one for one in listed if isinstance(one, dict)} if isinstance(listed, list) else {}
+    missing = {"answer": "no answer", "sentence": "No answer: the evaluation does not hold this test."}
+    answers = {test: {**missing, **found.get(test, {})} for test in LIMITS}
+    known = ("clean", "leak")
+    return {
+        test: (one["answer"] if one["answer"] in known else "no answer", str(one["sentence"]))
+        for test, one in answers.items()
+    }
+
+
+def _with(answer: str, answers: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
+    """Return the tests of these evaluations that gave an answer, in words."""
+    return [
+        f"--require-privacy: {evaluation}: {test}: {sentence}"
+        for evaluation, found in answers.items()
+        for test, (given, sentence) in found.items()
+        if given == answer
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
