@@ -43,9 +43,9 @@ _LEAKS = {"membership_auc": ("membership", 1), "authenticity": ("authenticity", 
     "neighbour_distance_ratio": ("neighbour distance", -1)
 }
 _SAID = {
-    "membership": ("who was in the training set can be told from generated images", "who was in the training set"),
-    "authenticity": ("generated images are noisy versions of training images", "noisy versions of training images"),
-    "neighbour distance": ("generated images are nearer to training images than new patients are", "nearness"),
+    "membership": "generated images tell who was in the training set",
+    "authenticity": "generated images are noisy versions of training images",
+    "neighbour distance": "generated images are nearer to training images than new patients' images are",
 }
 
 
@@ -122,7 +122,7 @@ def verdicts(
         _of_patients(findings, "re-identification" in alarms, LEVEL / max(1, len(tests))),
     ]
     names = {test for test, _ in tests}
-    for test, (leak, what) in _SAID.items():
+    for test, leak in _SAID.items():
         values = [row for row in rows if _leak_of(row)[0] == test]
         shown = "; ".join(
             f"{row['name'].replace('_', ' ')} {row['at_floor_size']:.3g} at half the images, real images get "
@@ -133,7 +133,7 @@ def verdicts(
         if test in alarms:
             said.append(Verdict(test, "leak", f"A sign that {leak}: {shown}.", LIMITS[test]))
         elif test in names:
-            said.append(Verdict(test, "clean", f"No sign of {what}: {shown}.", LIMITS[test]))
+            said.append(Verdict(test, "clean", f"No sign that {leak}: {shown}.", LIMITS[test]))
         else:
             why = "; ".join(row.get("refused") or "; ".join(row.get("warnings", ())) for row in values)
             said.append(Verdict(test, "no answer", f"No answer: {why or 'the suite leaves it out'}.", LIMITS[test]))
