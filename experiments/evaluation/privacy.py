@@ -30,9 +30,9 @@ ENOUGH_POWER = 0.8  # of the tries in which a planted leak has to be found: else
 REIDENTIFIED = "re_identified.csv"
 Answer = Literal["clean", "leak", "no answer"]
 LIMITS = {
-    "copies": "It sees copies in pixels, up to noise and small shifts; not a known patient in another film.",
-    "re-identification": "It sees what its verifier sees: a patient whose film is turned, shifted by more than a few "
-    "percent, warped or blurred may pass unseen, and so may a leak of less than the planted share.",
+    "copies": "It sees copies in pixels, also noisy or blurred; not shifted ones, nor a known patient in another film.",
+    "re-identification": "It sees what its verifier sees: a patient whose film is turned or shifted by more than a "
+    "percent or two of the width, warped or blurred may pass unseen, and so may a leak of less than the planted share.",
     "membership": "It sees whether many training images are nearer to generated ones than new patients' are; a few "
     "leaked patients do not show.",
     "authenticity": "It sees noisy versions of single training images, in an extractor's features.",
