@@ -30,6 +30,8 @@ class Phantoms(ImageDataModule):
         kind: What to draw.
         count: Number of images.
         view: Only mammograms of this view; "both" for all kinds of images.
+        films_per_patient: Images of a patient, which share the anatomy and differ in pose, exposure and noise; None =
+            2, of mammograms an exam of 4 (then multiples of it). Other numbers are other patients.
         val_fraction: Share of the images held out for validation.
         test_fraction: Share of the images held out for testing.
         num_workers: Processes that read batches.
@@ -50,6 +52,7 @@ class Phantoms(ImageDataModule):
         test_fraction: float = 0.1,
         num_workers: int = 0,
         augmentation: Augmentation | None = None,
+        films_per_patient: int | None = None,
     ) -> None:
         super().__init__(schedule, seed, cache_dir, val_fraction, test_fraction, 0.0, num_workers, augmentation)
         if count < 2:
@@ -58,6 +61,10 @@ class Phantoms(ImageDataModule):
             raise ValueError(f"view={view!r}: only mammograms have views; leave it at 'both' for {kind}")
         self.kind, self.count, self.view = kind, count, view
         self.drawing = KINDS[kind]
+        self.films = self.drawing.FILMS if films_per_patient is None else films_per_patient
+        if self.films < 1 or (kind == "mammogram" and self.films % self.drawing.FILMS):
+            needed = "a multiple of 4 for mammograms" if kind == "mammogram" else "at least 1"
+            raise ValueError(f"films_per_patient={films_per_patient}: must be {needed}")
         self.classes = tuple(self.drawing.CLASSES)
 
     def check(self) -> None:
@@ -69,7 +76,7 @@ class Phantoms(ImageDataModule):
         for index in itertools.count():
             if len(records) == self.count:
                 break
-            what = self.drawing.describe(index)
+            what = self.drawing.describe(index, self.films)
             if self.view in ("both", what.view):
                 records.append(Record(f"{self.kind}-{index:06d}", what.group, what.classes))
         return records
@@ -82,9 +89,10 @@ class Phantoms(ImageDataModule):
         """Draw one image (1, H, W) at the largest resolution that training asks for, in [0, 1]."""
         height, width = self.schedule.resolutions()[-1]
         factor = -(-_SMALLEST // min(height, width))
-        image = self.drawing.draw(int(record.name.rsplit("-", 1)[1]), height * factor, width * factor)
+        image = self.drawing.draw(int(record.name.rsplit("-", 1)[1]), height * factor, width * factor, self.films)
         return resize(image[None], height, width)
 
     def read_settings(self) -> dict[str, Any]:
         """Return what the drawings depend on."""
-        return {"drawing": DRAWING_VERSION, "size": list(self.schedule.resolutions()[-1])}
+        films = {} if self.films == self.drawing.FILMS else {"films_per_patient": self.films}
+        return {"drawing": DRAWING_VERSION, "size": list(self.schedule.resolutions()[-1]), **films}

@@ -15,6 +15,7 @@ examples:
   python -m experiments.evaluate runs/demo/20261120-183111-72b2 suite=quick
   python -m experiments.evaluate runs/kidney/ID suite=full data.root=/data/ct_kidney split=test
   python -m experiments.evaluate /data/generated against=/data/real held_out=/data/others groups=patients.csv
+  python -m experiments.evaluate RUN suite=privacy                                 does it leak patients?
   python -m experiments.evaluate RUN extractors.mine.weights=/models/densenet.pt \\
     extractors.mine._target_=lightning_modules.metrics.torchvision_network.DenseNet121
 
@@ -89,6 +90,8 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
         return EXIT_PREEMPTED
     found = json.loads((folder / "scores.json").read_text())
     print("\n".join(score_lines(found["scores"], found["warnings"])))
+    for verdict in found.get("privacy", ()):
+        print(f"\n{verdict['test']}: {verdict['sentence']}\n  {verdict['limits']}")
     print(f"\nscores  {folder / 'scores.json'}\nreport  {folder / 'report.html'}")
     return 0
 

@@ -16,6 +16,7 @@ writes
 examples:
   python -m experiments.export runs/demo/20261120-183111-72b2
   python -m experiments.export RUN/checkpoints/best.ckpt --output best --no-onnx
+  python -m experiments.export RUN --require-privacy
 
 ONNX needs the packages of mirage-gan[export]. Evaluate the run first: its scores go into the model card.
 
@@ -40,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
     found.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/export; an earlier one is replaced")
     found.add_argument("--no-onnx", action="store_true", help="leave generator.onnx out")
+    found.add_argument(
+        "--require-privacy",
+        action="store_true",
+        help="refuse unless evaluate suite=privacy of exactly these weights found no sign of a leak",
+    )
     return found
 
 
@@ -48,7 +54,9 @@ def _export(options: argparse.Namespace) -> int:
     from experiments.exporting import export
 
     try:
-        folder = export(options.run, options.output, with_onnx=not options.no_onnx)
+        folder = export(
+            options.run, options.output, with_onnx=not options.no_onnx, require_privacy=options.require_privacy
+        )
     except ConfigError as error:
         return refuse(str(options.run), error.problems)
     except OSError as error:

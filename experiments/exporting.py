@@ -20,6 +20,7 @@ from torch import Tensor
 from callbacks.sample_grid import enlarged, grid_picture
 from datamodules.writers import NOTICE
 from experiments.config import ConfigError
+from experiments.evaluation.privacy import why_not_private
 from experiments.loading import Trained, generate, load_run
 from experiments.model_card import model_card
 from experiments.run_directory import refuse_links, versions, write_bytes, write_text
@@ -39,19 +40,21 @@ NO_LICENCE = "not recorded: whoever publishes the weights decides, within the te
 _SAMPLE_PIXELS, _MOST_SAMPLES = 2**20, 64
 
 
-def export(path: Path, output: Path | None = None, with_onnx: bool = True) -> Path:
+def export(path: Path, output: Path | None = None, with_onnx: bool = True, require_privacy: bool = False) -> Path:
     """Export the averaged generator of a run, with its description and a model card.
 
     Args:
         path: A run directory or a checkpoint.
         output: The folder; None = ``RUN/export``. An earlier export there is replaced.
         with_onnx: Also write ``generator.onnx``.
+        require_privacy: Refuse unless a privacy evaluation of these weights is clean; see ``why_not_private``.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: If there is no such generator, it cannot be exported, or the packages for ONNX are missing.
+        ConfigError: If there is no such generator, it cannot be exported, the packages for ONNX are missing, or privacy
+            is required and was not found.
         OSError: If a file cannot be written.
     """
     if with_onnx and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
@@ -59,6 +62,8 @@ def export(path: Path, output: Path | None = None, with_onnx: bool = True) -> Pa
             [f"ONNX needs {' and '.join(missing)}: install mirage-gan[export], or leave it out with --no-onnx"]
         )
     trained = load_run(path)
+    if require_privacy and (problems := why_not_private(path, trained.directory, trained.weights_sha256)):
+        raise ConfigError(problems)
     folder = (output or trained.directory / "export").absolute()
     _check_folder(folder, trained)
     module = trained.module

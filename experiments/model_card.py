@@ -10,6 +10,7 @@ from typing import Any
 
 from datamodules.splits import SPLITS
 from experiments.config import TARGET, check, closed_settings
+from experiments.evaluation.privacy import SUITE
 from experiments.loading import Trained
 from experiments.redaction import redacted
 from experiments.run_directory import flat, read_status
@@ -17,7 +18,7 @@ from experiments.tracking import read_rows
 
 UNKNOWN = "not recorded"
 _MARKS = re.compile(r"([\\`*\[\]|])")
-_LONGEST = 500  # characters of a value
+_LONGEST = 1_000  # characters of a value
 
 
 def model_card(trained: Trained, description: dict[str, Any], sample_count: int) -> str:
@@ -44,6 +45,8 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int)
         _training(trained),
         "## Scores",
         *_scores(trained),
+        "## Privacy",
+        *_privacy(trained),
         "## Health of the training",
         _health(trained),
         "## Intended use",
@@ -185,6 +188,23 @@ def _scores(trained: Trained) -> list[str]:
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
         parts += _evaluation(path, trained.weights_sha256)
     return parts or [f"Scores: {UNKNOWN}."]
+
+
+def _privacy(trained: Trained) -> list[str]:
+    """Return the verdicts of the privacy evaluations of these weights."""
+    parts = []
+    for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
+        said = _json(path)
+        verdicts = said.get("privacy")
+        of_these = said.get("suite") == SUITE and said.get("weights_sha256") == trained.weights_sha256
+        if not of_these or not isinstance(verdicts, list):
+            continue
+        keys = ("test", "answer", "sentence", "limits")
+        rows = [[one.get(key) for key in keys] for one in verdicts if isinstance(one, dict)]
+        head = ("test", "answer", "what was found", "what it cannot show")
+        parts += [f"Evaluation {_said(path.parent.name)}, of these weights:", _table(head, rows)]
+    note = "Clean says that a leak which the test can see was not seen; it is no proof that there is none."
+    return [*parts, note] if parts else ["Not assessed: no privacy evaluation of these weights was found in the run."]
 
 
 def _evaluation(path: Path, weights_sha256: str) -> list[str]:

@@ -10,22 +10,24 @@ import numpy as np
 from datamodules.phantom_drawings.canvas import Canvas, Description, Dice, Ellipse, cover, decisions
 
 CLASSES = ("Cardiomegaly", "Effusion", "Nodule", "Pneumothorax", "Consolidation")
+FILMS = 2  # of a patient
 
 
-def describe(index: int) -> Description:
-    """Tell what film ``index`` shows; an index pair is a patient and a follow-up."""
-    portable, *findings = decisions("chest_xray", index // 2, 1 + len(CLASSES))
+def describe(index: int, films: int = FILMS) -> Description:
+    """Tell what film ``index`` shows; ``films`` neighbouring indices are a patient and its follow-ups."""
+    group = index // films
+    portable, *findings = decisions("chest_xray", group, 1 + len(CLASSES))
     classes = tuple(name for name, draw in zip(CLASSES, findings, strict=True) if draw < 0.08)
-    return Description(classes, f"chest-{index // 2:06d}", "AP" if portable < 0.3 else "PA")
+    return Description(classes, f"chest-{group:06d}", "AP" if portable < 0.3 else "PA")
 
 
-def draw(index: int, height: int, width: int) -> np.ndarray:
+def draw(index: int, height: int, width: int, films: int = FILMS) -> np.ndarray:
     """Return a frontal chest film (H, W) float32 in [0, 1]; 0 is air."""
-    group = index // 2
+    group = index // films
     dice = Dice("chest_xray", group, index, drift=0.08)
     canvas = Canvas("chest_xray", group, (height, width), (height, width))
     canvas.place(dice(-0.06, 0.06), dice(-0.06, 0.04), dice(0.92, 1.04))
-    description = describe(index)
+    description = describe(index, films)
     findings, portable = description.classes, description.view == "AP"
     base = dice(0.42, 0.66) - 0.12 * portable
     lungs, dome = _lungs(canvas, dice, base)

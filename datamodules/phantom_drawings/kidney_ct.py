@@ -11,6 +11,7 @@ import numpy as np
 from datamodules.phantom_drawings.canvas import Canvas, Description, Dice, Ellipse, cover
 
 CLASSES = {"Cyst": 0.30, "Normal": 0.41, "Stone": 0.11, "Tumor": 0.18}  # shares of the public CT kidney set
+FILMS = 2  # slices of a patient
 _GOLDEN = 0.6180339887498949
 
 
@@ -34,14 +35,14 @@ _PHASES = (  # unenhanced, arterial, portal venous
 _BONE, _GAS, _FLUID = 0.93, 0.0, 0.27
 
 
-def describe(index: int) -> Description:
-    """Tell what slice ``index`` shows; two neighbouring slices form a group."""
-    return Description((_class_of(index // 2),), f"kidney-{index // 2:06d}", "axial")
+def describe(index: int, films: int = FILMS) -> Description:
+    """Tell what slice ``index`` shows; ``films`` neighbouring slices form a group."""
+    return Description((_class_of(index // films),), f"kidney-{index // films:06d}", "axial")
 
 
-def draw(index: int, height: int, width: int) -> np.ndarray:
+def draw(index: int, height: int, width: int, films: int = FILMS) -> np.ndarray:
     """Return an axial slice through the kidneys (H, W) float32 in [0, 1]; 0 is air."""
-    group = index // 2
+    group = index // films
     dice = Dice("kidney_ct", group, index, drift=0.05)
     short = min(height, width)
     canvas = Canvas("kidney_ct", group, (height, width), (short, short))

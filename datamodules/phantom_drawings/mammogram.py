@@ -12,11 +12,15 @@ import numpy as np
 from datamodules.phantom_drawings.canvas import Canvas, Description, Dice, Ellipse, cover, decisions
 
 CLASSES = ("Mass", "Calcification")
+FILMS = 4  # images of a patient: an exam
 
 
-def describe(index: int) -> Description:
-    """Tell what image ``index`` shows; four indices are a patient: (L, CC), (R, CC), (L, MLO), (R, MLO)."""
-    patient, view, laterality = index // 4, "MLO" if index % 4 >= 2 else "CC", "LR"[index % 2]
+def describe(index: int, films: int = FILMS) -> Description:
+    """Tell what image ``index`` shows; four indices are an exam: (L, CC), (R, CC), (L, MLO), (R, MLO).
+
+    A patient has one exam, or several: ``films`` is a multiple of four.
+    """
+    patient, view, laterality = index // films, "MLO" if index % 4 >= 2 else "CC", "LR"[index % 2]
     lesion, side = decisions("mammogram", patient, 2)
     classes: tuple[str, ...] = ()
     if lesion < 0.5 and laterality == ("L" if side < 0.5 else "R"):
@@ -24,10 +28,10 @@ def describe(index: int) -> Description:
     return Description(classes, f"mammogram-{patient:06d}", view, laterality)
 
 
-def draw(index: int, height: int, width: int) -> np.ndarray:
+def draw(index: int, height: int, width: int, films: int = FILMS) -> np.ndarray:
     """Return a mammogram (H, W) float32 in [0, 1]; outside the breast it is 0."""
-    description = describe(index)
-    patient, oblique, laterality = index // 4, description.view == "MLO", description.laterality
+    description = describe(index, films)
+    patient, oblique, laterality = index // films, description.view == "MLO", description.laterality
     dice = Dice("mammogram", patient, index, drift=0.12)
     unit = min(width, height / 1.25)
     canvas = Canvas("mammogram", index, (height, width), (2 * unit, 2 * unit))

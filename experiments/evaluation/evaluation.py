@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from callbacks.version import code_version
 from datamodules.pseudonyms import Pseudonyms
 from experiments import config as cfg
 from experiments.config import ConfigError
+from experiments.evaluation import privacy
 from experiments.evaluation.equal_pixels import PixelHash, checked_pixels
 from experiments.evaluation.image_sets import FolderImages, ImageSet
 from experiments.evaluation.page import Gallery, write_page
@@ -28,6 +30,7 @@ from experiments.run_directory import write_text
 from experiments.studies.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
 from lightning_modules.metrics.memorisation import Copies, Copy, copies
 from lightning_modules.metrics.moments import Moments
+from lightning_modules.metrics.re_identification import Finding
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +40,8 @@ SIZES = 10  # sizes of files that are listed, the most frequent ones
 def evaluate(target: str, suite: Suite) -> Path:
     """Measure a run or a folder, and return the folder of the results.
 
-    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``moments.csv``, ``report.html``, and
-    ``scores.partial.jsonl``, from which a killed evaluation goes on.
+    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``re_identified.csv``, ``moments.csv``, ``report.html``,
+    and ``scores.partial.jsonl``, from which a killed evaluation goes on.
 
     Args:
         target: A run directory, a checkpoint of one, or a folder of images.
@@ -65,13 +68,20 @@ def evaluate(target: str, suite: Suite) -> Path:
     if any(isinstance(images, FolderImages) for images in (sets.real, sets.generated)):
         read = scorer.compute_vectors(list(tools.instruments.values()), also=PixelHash())
         sets = checked_pixels(sets, read, cache)
-    rows = scorer.measure(tools.instruments)
+    rows = scorer.measure(tools.scores)
+    near = near_copies(sets, cache, tools.copies)
     said = _said(suite, subject, sets)
+    findings = privacy.re_identify(sets, cache, tools)
+    if findings:
+        of_privacy = privacy.verdicts(rows, findings, near, sets, tools.copies)
+        said["privacy"] = [asdict(verdict) for verdict in of_privacy]
+        said["re_identification"] = privacy.numbers(findings, scorer, tools)
     write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")
     _write_csv(output / "scores.csv", rows)
-    for name in ("copies.csv", "moments.csv"):  # of an earlier evaluation
+    for name in ("copies.csv", "moments.csv", privacy.REIDENTIFIED):  # of an earlier evaluation
         (output / name).unlink(missing_ok=True)
-    near = near_copies(sets, cache, tools.copies)
+    if any(isinstance(finding, Finding) for finding in findings.values()):
+        privacy.write_matches(output / privacy.REIDENTIFIED, findings, sets, pseudonyms)
     if near is not None:
         _write_copies(output / "copies.csv", near, sets, pseudonyms)
     study, pruning = moments_of(sets, cache, scorer, tools, suite.seed)
@@ -105,7 +115,7 @@ def moments_of(
     try:
         real, generated = vectors.vectors(sets.real, reader), vectors.vectors(sets.generated, reader)
         study = analyse(real, generated, seed)
-        scores = partial(scorer.values, tools.instruments)
+        scores = partial(scorer.values, tools.scores)
         return study, pruning_effect(real, generated, scores, seed) if study.outside else None
     except ValueError as error:
         log.warning("moments are not analysed: %s", error)

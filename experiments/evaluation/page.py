@@ -83,6 +83,7 @@ def write_page(
         f"<p>{html.escape(_sentence(said))}</p>",
         *(f"<p class=note>{html.escape(warning)}</p>" for warning in said["warnings"]),
         "<p class=note>This file shows real images beside generated ones. Treat it as patient data.</p>",
+        *_privacy(said),
         "<h2>Scores</h2>",
         _floor_figure(rows),
         _score_table(rows),
@@ -99,6 +100,23 @@ def write_page(
     ]
     write_text(path, "\n".join(parts))
     path.chmod(0o600)
+
+
+def _privacy(said: dict[str, Any]) -> list[str]:
+    if "privacy" not in said:
+        return []
+    words = {"clean": "within", "leak": "outside", "no answer": ""}
+    rows = "".join(
+        f"<tr><td>{html.escape(one['test'])}<td class='{words[one['answer']]}'>{one['answer']}"
+        f"<td>{html.escape(one['sentence'])}<td>{html.escape(one['limits'])}"
+        for one in said["privacy"]
+    )
+    head = "<tr><th>test<th>answer<th>what was found<th>what it cannot show"
+    note = (
+        "Of generators that leak nothing at most 5 % get an alarm in any of these tests (Holm), as far as real images "
+        "of new patients can stand for them. Clean is no proof: a leak that the test can see was not seen."
+    )
+    return ["<h2>Privacy</h2>", f"<table class=words>{head}{rows}</table><p>{note}</p>"]
 
 
 def _sentence(said: dict[str, Any]) -> str:

@@ -106,7 +106,7 @@ class Scorer:
         with tqdm(total=len(pairs) * (1 + self.replicates), desc="scores", disable=None, leave=False) as bar:
             for name, instrument, label, extractor in pairs:
                 bar.set_postfix_str(f"{name} {label}")
-                fingerprint = self._fingerprint(instrument, extractor)
+                fingerprint = self.fingerprint(instrument, extractor)
                 key = key_of(name, label, fingerprint, self.sets.generated.identity(), commit)
                 if key not in done:
                     done[key] = self._rows(name, instrument, label, extractor, fingerprint, bar)
@@ -146,8 +146,8 @@ class Scorer:
         Returns:
             These sets.
         """
-        of_copies = [one for one in instruments if isinstance(one, MemorisationScore)]
         of_all = [one for one in instruments if isinstance(one, DistributionScore)]
+        of_copies = [one for one in instruments if not isinstance(one, DistributionScore)]
         read: list[ImageSet] = []
         for images, title, users in (
             (self.sets.real, "real images", of_all),
@@ -252,9 +252,9 @@ class Scorer:
         vectors = self.vectors.vectors(images, extractor, at_most)
         return vectors, images.groups[: len(vectors)]
 
-    def _fingerprint(self, instrument: Instrument, extractor: FeatureExtractor) -> Row:
+    def fingerprint(self, instrument: Instrument, extractor: FeatureExtractor) -> Row:
         """Return what two scores must share to be compared."""
-        memorisation = isinstance(instrument, MemorisationScore)
+        memorisation = not isinstance(instrument, DistributionScore)
         real = {"train": self.sets.train, "held_out": self.sets.held_out} if memorisation else {"real": self.sets.real}
         generated = min(len(self.sets.generated), instrument.at_most or len(self.sets.generated))
         if instrument.one_per_group:

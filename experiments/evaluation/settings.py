@@ -12,6 +12,7 @@ from experiments.config import SUITES, ConfigError, Node
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.local_weights import WHERE
 from lightning_modules.metrics.memorisation import Copies
+from lightning_modules.metrics.re_identification import ReIdentification
 from lightning_modules.metrics.score import Instrument
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,16 @@ class Tools:
     def copies(self) -> Copies | None:
         """The first score of near copies; None = the suite leaves it out."""
         return next((one for one in self.instruments.values() if isinstance(one, Copies)), None)
+
+    @property
+    def re_identification(self) -> ReIdentification | None:
+        """The re-identification test, which asks for patients and is no score; None = the suite leaves it out."""
+        return next((one for one in self.instruments.values() if isinstance(one, ReIdentification)), None)
+
+    @property
+    def scores(self) -> Mapping[str, Instrument]:
+        """The instruments that vectors without patients are enough for."""
+        return {name: one for name, one in self.instruments.items() if not isinstance(one, ReIdentification)}
 
     def load(self, device: torch.device | str) -> None:
         """Fetch what extractors need, and bring them to a device.

@@ -323,7 +323,7 @@ class Study:
         record = self.folder / "scores" / f"{run.folder.name}.jsonl"
         record.parent.mkdir(exist_ok=True)
         scorer = Scorer(sets, vectors, self.tools.extractors, self.suite.replicates, self.suite.seed, record)
-        scores = {row["name"]: row for row in scorer.measure(self.tools.instruments)}
+        scores = {row["name"]: row for row in scorer.measure(self.tools.scores)}
         return Measured(run, directory, trained, sets, scores, self.tools.extractors, vectors)
 
     def prepare(self) -> list[str]:

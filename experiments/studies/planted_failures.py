@@ -135,7 +135,7 @@ def run(data: ImageDataModule, suite_name: str, overrides: Sequence[str], folder
     for name, images in planted(fresh, train, [labels[image] for image in fresh.names]).items():
         sets = Sets(real, images, train, held_out)
         scorer = Scorer(sets, vectors, tools.extractors, suite.replicates, suite.seed, folder / "scores.partial.jsonl")
-        rows = scorer.measure(tools.instruments)
+        rows = scorer.measure(tools.scores)
         found[name] = Result(rows, {copy.generated for copy in near_copies(sets, vectors, tools.copies) or ()})
         print(f"{name}: {len(images)} images, {len(found[name].named)} named as near copies", flush=True)
     return found

@@ -86,6 +86,28 @@ def test_tiny_images_are_drawn_larger_and_averaged(tmp_path):
     assert data.read(data.records()[0]).shape == (1, 4, 4)
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_a_patient_has_as_many_films_as_wished(tmp_path, kind):
+    usual = KINDS[kind].FILMS
+    plain, same, more = (phantoms(tmp_path, kind=kind, films_per_patient=films) for films in (None, usual, 2 * usual))
+    assert plain.read_settings() == same.read_settings() != more.read_settings()
+    assert plain.records() == same.records()
+    for one, other in zip(plain.records()[:8], same.records()[:8], strict=True):
+        np.testing.assert_array_equal(plain.read(one), same.read(other))
+    groups = [record.group for record in more.records()]
+    assert set(map(groups.count, groups)) == {2 * usual}
+    films = [more.read(record) for record in more.records()[: 4 * usual : usual]]  # two films of two patients
+    alike = np.corrcoef([film.ravel() for film in films])
+    assert not np.array_equal(films[0], films[1])
+    assert kind == "mammogram" or alike[0, 1] > max(alike[0, 2], alike[0, 3])  # whose texture is each image's own
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_films_of_a_patient_are_refused_where_there_are_none(tmp_path, kind):
+    with pytest.raises(ValueError, match=r"^films_per_patient=0: must be"):
+        phantoms(tmp_path, kind=kind, films_per_patient=0)
+
+
 @pytest.mark.parametrize("arguments", [{"count": 1}, {"kind": "chest_xray", "view": "CC"}])
 def test_impossible_phantoms_are_refused(tmp_path, arguments):
     with pytest.raises(ValueError, match=r"^(count|view)="):

@@ -1,0 +1,316 @@
+"""What an evaluation says of privacy: a verdict in a plain sentence for each test, and what no test can show."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import hypergeom, norm
+
+from datamodules.pseudonyms import Pseudonyms
+from experiments.evaluation.scoring import Row, Scorer, Sets
+from experiments.evaluation.settings import Tools
+from experiments.evaluation.vectors import VectorCache
+from experiments.report import csv_cell
+from experiments.run_directory import write_text
+from lightning_modules.metrics.features import FeatureExtractor
+from lightning_modules.metrics.memorisation import Copies, Copy, threshold_rank
+from lightning_modules.metrics.re_identification import PLANTED, Disturbed, Films, Finding, ReIdentification
+
+log = logging.getLogger(__name__)
+
+SUITE = "privacy"
+LEVEL = 0.05  # probability of any false alarm among all tests
+ENOUGH_POWER = 0.8  # of the tries in which a planted leak has to be found: else the test gives no answer
+REIDENTIFIED = "re_identified.csv"
+Answer = Literal["clean", "leak", "no answer"]
+LIMITS = {
+    "copies": "It sees copies in pixels, also noisy or blurred; not shifted ones, nor a known patient in another film.",
+    "re-identification": "It sees what its verifier sees: a patient whose film is turned or shifted by more than a "
+    "percent or two of the width, warped or blurred may pass unseen, and so may a leak of less than the planted share.",
+    "membership": "It sees whether many training images are nearer to generated ones than new patients' are; a few "
+    "leaked patients do not show.",
+    "authenticity": "It sees noisy versions of single training images, in an extractor's features.",
+    "neighbour distance": "It compares medians: less than half of the images do not show.",
+}
+# Scores of which the side that leaks is tested, and the test that they belong to.
+_LEAKS = {"membership_auc": ("membership", 1), "authenticity": ("authenticity", -1)} | {
+    "neighbour_distance_ratio": ("neighbour distance", -1)
+}
+_SAID = {
+    "membership": "generated images tell who was in the training set",
+    "authenticity": "generated images are noisy versions of training images",
+    "neighbour distance": "generated images are nearer to training images than new patients' images are",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one test says.
+
+    Attributes:
+        test: Its name.
+        answer: "clean" = no sign of a leak where one would be seen; "no answer" = it could not tell.
+        sentence: In words, with numbers.
+        limits: What the test cannot show.
+    """
+
+    test: str
+    answer: Answer
+    sentence: str
+    limits: str
+
+
+def re_identify(sets: Sets, vectors: VectorCache, tools: Tools) -> dict[str, Finding | str]:
+    """Return what the verifiers of each extractor found, or why there are none; nothing if the suite asks for none."""
+    test = tools.re_identification
+    if test is None:
+        return {}
+    found: dict[str, Finding | str] = {}
+    for label, extractor in tools.extractors.items():
+        try:
+            found[label] = _examined(test, sets, vectors, extractor)
+        except ValueError as error:
+            found[label] = str(error)
+    return found
+
+
+def _examined(test: ReIdentification, sets: Sets, vectors: VectorCache, extractor: FeatureExtractor) -> Finding:
+    if sets.train is None or sets.held_out is None:
+        raise ValueError("needs training images and held-out real images, and there are none")
+    train = Films(vectors.vectors(sets.train, extractor), sets.train.groups)
+    held_out = vectors.vectors(sets.held_out, extractor, test.at_most)
+    others = Films(held_out, sets.held_out.groups[: len(held_out)])
+    generated = vectors.vectors(sets.generated, extractor, test.at_most)
+    test.check_patients(train)  # before images are disturbed in vain
+    return test.examine(train, vectors.vectors(sets.train, Disturbed(extractor)), others, generated)
+
+
+def verdicts(
+    rows: Sequence[Row],
+    findings: Mapping[str, Finding | str],
+    near: list[Copy] | None,
+    sets: Sets,
+    copies: Copies | None,
+) -> list[Verdict]:
+    """Return a verdict for each test; of all together at most ``LEVEL`` accuse a generator that leaks nothing.
+
+    Args:
+        rows: The scores.
+        findings: Of the re-identification test.
+        near: Near copies; None = they could not be told.
+        sets: The images.
+        copies: The suite's score of near copies.
+    """
+    tests: list[tuple[str, float]] = []
+    found = [finding for finding in findings.values() if isinstance(finding, Finding)]
+    tests += [("re-identification", float(p)) for finding in found for p in finding.p_values]
+    if near is not None and copies is not None and sets.held_out is not None:
+        tests.append(("copies", chance_of_copies(len(near), len(sets.generated), len(sets.held_out), copies)))
+    for row in rows:
+        test, side = _leak_of(row)
+        if test and "floor" in row:
+            tests.append((test, _tail(row, side)))
+    alarms = {tests[i][0] for i in holm([p for _, p in tests], LEVEL)}
+    said = [
+        _of_copies(near, sets, copies, "copies" in alarms),
+        _of_patients(findings, "re-identification" in alarms, LEVEL / max(1, len(tests))),
+    ]
+    names = {test for test, _ in tests}
+    for test, leak in _SAID.items():
+        values = [row for row in rows if _leak_of(row)[0] == test]
+        shown = "; ".join(
+            f"{row['name'].replace('_', ' ')} {row['at_floor_size']:.3g} at half the images, real images get "
+            f"{row['floor_low']:.3g} to {row['floor_high']:.3g}"
+            for row in values
+            if "floor" in row
+        )
+        if test in alarms:
+            said.append(Verdict(test, "leak", f"A sign that {leak}: {shown}.", LIMITS[test]))
+        elif test in names:
+            said.append(Verdict(test, "clean", f"No sign that {leak}: {shown}.", LIMITS[test]))
+        else:
+            why = "; ".join(row.get("refused") or "; ".join(row.get("warnings", ())) for row in values)
+            said.append(Verdict(test, "no answer", f"No answer: {why or 'the suite leaves it out'}.", LIMITS[test]))
+    return said
+
+
+def _leak_of(row: Row) -> tuple[str, int]:
+    known = [_LEAKS[name] for name in _LEAKS if row["name"].startswith(name)]
+    return known[0] if known else ("", 0)
+
+
+def _tail(row: Row, side: int) -> float:
+    """Return how often real images lie as far on the leaking side of their floor, taken for normal."""
+    half = (row["floor_high"] - row["floor_low"]) / 2.0
+    distance = side * (row["at_floor_size"] - (row["floor_high"] + row["floor_low"]) / 2.0)
+    return float(norm.sf(1.96 * distance / half)) if half > 0.0 else float(distance <= 0.0)
+
+
+def chance_of_copies(count: int, generated: int, held_out: int, copies: Copies) -> float:
+    """Return how often images of new patients give as many near copies.
+
+    The threshold is the r-th smallest of M distances. Of n + M exchangeable ones, k of the n lie below it exactly if
+    the k + r - 1 smallest hold at least k of the n: a hypergeometric tail.
+    """
+    if count == 0:
+        return 1.0
+    rank = threshold_rank(held_out, copies.false_alarms)
+    smallest = min(count + rank - 1, generated + held_out)
+    return float(hypergeom.sf(count - 1, generated + held_out, generated, smallest))
+
+
+def holm(p_values: Sequence[float], level: float) -> list[int]:
+    """Return which tests reject, by Holm (1979): any false rejection is as probable as ``level`` at most."""
+    rejected: list[int] = []
+    for rank, i in enumerate(np.argsort(np.asarray(p_values), kind="stable").tolist()):
+        if p_values[i] * (len(p_values) - rank) > level:
+            break
+        rejected.append(i)
+    return rejected
+
+
+def _of_copies(near: list[Copy] | None, sets: Sets, copies: Copies | None, alarm: bool) -> Verdict:
+    test = "copies"
+    if near is None or copies is None or sets.held_out is None:
+        why = "the suite leaves it out" if copies is None else "it needs training images and held-out real images"
+        return Verdict(test, "no answer", f"No answer: {why}.", LIMITS[test])
+    images, others = len(sets.generated), len(sets.held_out)
+    chance = threshold_rank(others, copies.false_alarms) / (others + 1) * images
+    equal = sum(copy.distance == 0.0 for copy in near)
+    counted = f"{len(near):,} of {images:,} generated images are near copies of training images in pixels"
+    counted += f", by chance it would be about {chance:.1f}"
+    if equal:
+        return Verdict(test, "leak", f"{equal:,} generated images equal training images; {counted}.", LIMITS[test])
+    if alarm:
+        return Verdict(test, "leak", f"{counted[0].upper()}{counted[1:]}.", LIMITS[test])
+    return Verdict(test, "clean", f"No sign of copies: {counted}.", LIMITS[test])
+
+
+def _of_patients(findings: Mapping[str, Finding | str], alarm: bool, level: float) -> Verdict:
+    test = "re-identification"
+    found = {label: finding for label, finding in findings.items() if isinstance(finding, Finding)}
+    if not found:
+        why = "; ".join(dict.fromkeys(map(str, findings.values()))) or "the suite leaves it out"
+        return Verdict(test, "no answer", f"No answer: {why}.", LIMITS[test])
+    shown = "; ".join(f"{label}: {_in_words(finding)}" for label, finding in found.items())
+    if alarm:
+        return Verdict(test, "leak", f"Training patients are known again in generated images. {shown}.", LIMITS[test])
+    seeing = [finding for finding in found.values() if finding.area.low > 0.5]
+    if not seeing:
+        return Verdict(test, "no answer", f"No answer: the verifier cannot tell patients apart. {shown}.", LIMITS[test])
+    power = float(np.mean(np.min([finding.planted.amin(dim=1).numpy() for finding in seeing], axis=0) <= level))
+    planted = f"a planted leak, films of training patients in place of {PLANTED:.0%} of the images, was found in "
+    planted += f"{power:.0%} of the tries"
+    if power < ENOUGH_POWER:
+        return Verdict(test, "no answer", f"No answer: {planted}. {shown}.", LIMITS[test])
+    return Verdict(test, "clean", f"No sign that training patients are known again; {planted}. {shown}.", LIMITS[test])
+
+
+def _in_words(finding: Finding) -> str:
+    near = finding.nearest
+    text = (
+        f"{finding.to_train:,} of {finding.images:,} generated images are taken for a training patient, by chance it "
+        f"would be about {finding.by_chance:.1f}; among equally many training and held-out patients the nearest is a "
+        f"training patient in {near.value:.1%} ({near.low:.1%} to {near.high:.1%}) of the images"
+    )
+    if finding.above is not None:
+        above = finding.above
+        text += f", above the threshold in {above.value:.0%} ({above.low:.0%} to {above.high:.0%})"
+    area = finding.area
+    return text + (
+        f"; the verifier tells new patients apart with an area of {area.value:.3f} ({area.low:.3f} to {area.high:.3f}) "
+        f"and knows {finding.recognised:.0%} of other films again"
+    )
+
+
+def numbers(findings: Mapping[str, Finding | str], scorer: Scorer, tools: Tools) -> dict[str, Any]:
+    """Return the findings in plain values, with what two of them must share to be compared, without the matches."""
+    said: dict[str, Any] = {}
+    for label, finding in findings.items():
+        test = tools.re_identification
+        assert test is not None
+        if isinstance(finding, str):
+            said[label] = {"refused": finding}
+            continue
+        plain = {key: value for key, value in asdict(finding).items() if key not in ("matches", "p_values", "planted")}
+        plain |= {"p_values": finding.p_values.tolist()}
+        said[label] = {**plain, "fingerprint": scorer.fingerprint(test, tools.extractors[label])}
+    return said
+
+
+def write_matches(path: Path, findings: Mapping[str, Finding | str], sets: Sets, pseudonyms: Pseudonyms) -> None:
+    """Write which generated images are taken for which training patients: patients' data, by pseudonyms."""
+    assert sets.train is not None
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["extractor", "generated", "training image (pseudonym)", "score", "threshold"])
+    for label, finding in findings.items():
+        for match in finding.matches if isinstance(finding, Finding) else ():
+            train = pseudonyms.of(sets.train.names[match.train])
+            generated = csv_cell(sets.generated.names[match.generated])
+            writer.writerow([label, generated, train, match.score, match.threshold])
+    write_text(path, buffer.getvalue())
+
+
+def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[str]:
+    """Return why a generator may not be called private; nothing = a finished evaluation of it is clean.
+
+    Args:
+        path: The run or checkpoint, as the user named it.
+        directory: The run directory.
+        weights_sha256: Of the generator.
+    """
+    command = f"python -m experiments.evaluate {path} suite={SUITE}"
+    evaluations = [(path, _read(path)) for path in sorted(directory.glob("evaluation/*/scores.json"))]
+    of_suite = [(path, said) for path, said in evaluations if said.get("suite") == SUITE]
+    own = [(path, said) for path, said in of_suite if said.get("weights_sha256") == weights_sha256]
+    if not own:
+        why = "there is no finished privacy evaluation"
+        if of_suite:
+            why = f"the privacy evaluations in {directory / 'evaluation'} are of other weights"
+        return [f"--require-privacy: {why}; run: {command}"]
+    answers = {path.parent.name: _answers(said) for path, said in own}
+    leaks = _with("leak", answers)
+    if leaks:  # another evaluation, with other images, does not wash it off
+        return leaks
+    if any(all(given == "clean" for given, _ in found.values()) for found in answers.values()):
+        return []
+    unclean = _with("no answer", answers)
+    return [*unclean[:-1], f"{unclean[-1]} After a change run again: {command}"]
+
+
+def _answers(said: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return answer and sentence of every test; a file may be damaged."""
+    listed = said.get("privacy")
+    found = {str(one.get("test")): one for one in listed if isinstance(one, dict)} if isinstance(listed, list) else {}
+    missing = {"answer": "no answer", "sentence": "No answer: the evaluation does not hold this test."}
+    answers = {test: {**missing, **found.get(test, {})} for test in LIMITS}
+    known = ("clean", "leak")
+    return {
+        test: (one["answer"] if one["answer"] in known else "no answer", str(one["sentence"]))
+        for test, one in answers.items()
+    }
+
+
+def _with(answer: str, answers: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
+    """Return the tests of these evaluations that gave an answer, in words."""
+    return [
+        f"--require-privacy: {evaluation}: {test}: {sentence}"
+        for evaluation, found in answers.items()
+        for test, (given, sentence) in found.items()
+        if given == answer
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
