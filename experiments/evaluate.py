@@ -15,6 +15,7 @@ examples:
   python -m experiments.evaluate runs/demo/20261120-183111-72b2 suite=quick
   python -m experiments.evaluate runs/kidney/ID suite=full data.root=/data/ct_kidney split=test
   python -m experiments.evaluate /data/generated against=/data/real held_out=/data/others groups=patients.csv
+  python -m experiments.evaluate runs/chest/ID 'by=[sex,view,age,finding]'          every score in every slice
   python -m experiments.evaluate RUN extractors.mine.weights=/models/densenet.pt \\
     extractors.mine._target_=lightning_modules.metrics.torchvision_network.DenseNet121
 
@@ -73,6 +74,7 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     from datamodules.errors import DataError
     from experiments.evaluation.evaluation import evaluate, score_lines
     from experiments.evaluation.settings import load_suite
+    from experiments.report import text_of
     from lightning_modules.metrics.features import ExtractorError
 
     try:
@@ -89,7 +91,11 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
         return EXIT_PREEMPTED
     found = json.loads((folder / "scores.json").read_text())
     print("\n".join(score_lines(found["scores"], found["warnings"])))
+    if "slices" in found:
+        print("\n" + "\n".join(map(text_of, found["slices"])))
     print(f"\nscores  {folder / 'scores.json'}\nreport  {folder / 'report.html'}")
+    if "slices" in found:
+        print(f"slices  {folder / 'slices.html'}")
     return 0
 
 

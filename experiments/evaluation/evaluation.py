@@ -20,6 +20,8 @@ from experiments.evaluation.image_sets import FolderImages, ImageSet
 from experiments.evaluation.page import Gallery, write_page
 from experiments.evaluation.scoring import Row, Scorer, Sets
 from experiments.evaluation.settings import Suite, Tools, build_tools
+from experiments.evaluation.slices import SliceScorer, check_slices, slice_lines
+from experiments.evaluation.slices_page import write_slices
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of, subject_of
 from experiments.evaluation.vectors import VectorCache, key_of
 from experiments.folders import text_of_size
@@ -37,8 +39,8 @@ SIZES = 10  # sizes of files that are listed, the most frequent ones
 def evaluate(target: str, suite: Suite) -> Path:
     """Measure a run or a folder, and return the folder of the results.
 
-    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``moments.csv``, ``report.html``, and
-    ``scores.partial.jsonl``, from which a killed evaluation goes on.
+    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``moments.csv``, ``report.html``, with ``by`` also
+    ``slices.csv`` and ``slices.html``, and ``scores.partial.jsonl``, from which a killed evaluation goes on.
 
     Args:
         target: A run directory, a checkpoint of one, or a folder of images.
@@ -54,6 +56,8 @@ def evaluate(target: str, suite: Suite) -> Path:
     subject = subject_of(Path(target), device)
     data = real_data(suite, subject)
     sets = sets_of(suite, subject, data)
+    if suite.attributes:
+        check_slices(suite, tools, sets)
     output = _output(suite, subject)
     pseudonyms = _pseudonyms(subject, output)
     pseudonyms.check()
@@ -66,11 +70,14 @@ def evaluate(target: str, suite: Suite) -> Path:
         read = scorer.compute_vectors(list(tools.instruments.values()), also=PixelHash())
         sets = checked_pixels(sets, read, cache)
     rows = scorer.measure(tools.instruments)
-    said = _said(suite, subject, sets)
+    slices = SliceScorer(sets, cache, tools, suite, finished).measure() if suite.attributes else None
+    said = _said(suite, subject, sets) | ({} if slices is None else {"slices": slice_lines(slices)})
     write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")
     _write_csv(output / "scores.csv", rows)
-    for name in ("copies.csv", "moments.csv"):  # of an earlier evaluation
+    for name in ("copies.csv", "moments.csv", "slices.csv", "slices.html"):  # of an earlier evaluation
         (output / name).unlink(missing_ok=True)
+    if slices is not None:
+        write_slices(output, said["what"], slices, sets)
     near = near_copies(sets, cache, tools.copies)
     if near is not None:
         _write_copies(output / "copies.csv", near, sets, pseudonyms)
