@@ -43,5 +43,6 @@ bench: install ## measure Mirage against plain code, side by side
 	$(BIN)/python -m experiments.benchmarks.moments
 	$(BIN)/python -m experiments.benchmarks.features
 	$(BIN)/python -m experiments.benchmarks.evaluation
+	$(BIN)/python -m experiments.benchmarks.slices --by sex
 
 .PHONY: help install demo test test-all lint types bench

@@ -60,7 +60,7 @@ def _worse(slices: Slices) -> str:
 def _map(slices: Slices) -> str:
     """Return how far every score of every slice lies from its floor: scores of different units in one table."""
     shown = [part for part in slices.found if part.rows]
-    names = list(dict.fromkeys(row["name"] for part in shown for row in part.rows))
+    names = list(dict.fromkeys(row["name"] for part in shown for row in part.rows if "low" in row))
     head = "".join(f"<th>{html.escape(part.by)}<br>{html.escape(part.name)}" for part in shown)
     body = ""
     for name in names:
