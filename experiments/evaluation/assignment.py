@@ -12,7 +12,8 @@ from experiments.evaluation.attributes import Members
 from lightning_modules.metrics.separation import auc
 
 FOLDS = 5
-RIDGE = 0.1  # penalty per image, of standardised features; 0.03 and 0.3 moved areas of chest film phantoms by 0.04 at most
+# Penalty per image, of standardised features: 0.03 and 0.3 moved the areas of chest film phantoms by 0.04 at most.
+RIDGE = 0.1
 # Cohen's kappa below which the classifier is not believed. Landis and Koch 1977 (Biometrics 33:159) call less than 0.4
 # fair agreement at best: of a slice of a tenth of the images, more than half of what is taken for it would be others.
 AGREEMENT = 0.4
