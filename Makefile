@@ -44,5 +44,6 @@ bench: install ## measure Mirage against plain code, side by side
 	$(BIN)/python -m experiments.benchmarks.features
 	$(BIN)/python -m experiments.benchmarks.re_identification
 	$(BIN)/python -m experiments.benchmarks.evaluation
+	$(BIN)/python -m experiments.benchmarks.slices --by sex
 
 .PHONY: help install demo test test-all lint types bench

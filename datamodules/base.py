@@ -28,7 +28,7 @@ from datamodules.duplicates import Duplicates, JoinedGroups, Questions, agree
 from datamodules.errors import DataError, UnreadableImageError
 from datamodules.pseudonyms import remember
 from datamodules.reading_processes import READ_AHEAD, move_to_shared_memory, outlive_a_signal, shared_bytes
-from datamodules.records import Intensity, Record, Used
+from datamodules.records import NO_FINDING, Intensity, Record, Used
 from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
 from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group
 from datamodules.transforms import resize
@@ -114,6 +114,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def layout_rule(self, record: Record) -> Rule:
         """Return under which rules this data set makes an image of a file, for ``versions.CHANGES``."""
         return newest(self._name)
+
+    def attributes(self, record: Record) -> dict[str, str]:
+        """Return by what images can be told apart in an evaluation, as text; several values are joined by "|"."""
+        finding = {"finding": "|".join(record.labels) or NO_FINDING} if self.classes else {}
+        return {**finding, **record.about}
 
     def say_of_files(self) -> None:
         """Say in the log what was odd about the files that were read now; most data sets have nothing to say."""

@@ -25,7 +25,7 @@ from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import is_hidden
 from datamodules.pseudonyms import remember
 from datamodules.readers import read_grey, read_table_bytes
-from datamodules.records import Intensity, Record
+from datamodules.records import NO_FINDING, Intensity, Record
 from datamodules.samplers import Schedule
 from datamodules.splits import SPLITS, stratified_split
 
@@ -48,7 +48,6 @@ FINDINGS = (  # in the order of NIH's paper and of nearly every classifier since
     "Pleural_Thickening",
     "Hernia",
 )
-NO_FINDING = "No Finding"
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017_v2020.csv.gz", "Data_Entry_2017.csv", "Data_Entry_2017.csv.gz")
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 BOXES = "BBox_List_2017.csv"
@@ -212,7 +211,7 @@ class ChestXray14(ImageDataModule):
             for name in names:
                 if name not in train and name not in test:
                     raise DataError(f"{name}: is in neither {LISTS['train']} nor {LISTS['test']}; {_OR_STRATIFY}")
-        return [Record(name, name[:8], wanted[name].labels, files[name]) for name in names]
+        return [Record(name, name[:8], wanted[name].labels, files[name], about=_about(wanted[name])) for name in names]
 
     def read(self, record: Record) -> np.ndarray:
         """Return the grey levels (1, H, W) of a film; a file that would be squashed counts as unreadable."""
@@ -373,6 +372,11 @@ def read_table(path: Path) -> dict[str, Entry]:
     if not found:
         raise DataError(f"{path}: holds no image")
     return found
+
+
+def _about(entry: Entry) -> dict[str, str]:
+    age = {} if entry.age is None else {"age": str(entry.age)}
+    return {"sex": entry.sex, "view": entry.view, **age}
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:

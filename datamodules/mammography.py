@@ -181,7 +181,7 @@ class Mammography(ImageDataModule):
             # The side of tag, name or table is the patient's; a breast mostly lies at the border of that name.
             side = found.chest_wall or (found.side and found.side.lower())
             told = {"side": side} if self._depends_on_side(found) else {}
-            records.append(Record(name, found.patient, labels, found.path, told))
+            records.append(Record(name, found.patient, labels, found.path, told, found.about))
         records = self._with_ranges(records)
         for reason, count in sorted(left_out.items()):
             log.info("%s: left out %d images: %s", self._name, count, reason)
@@ -227,6 +227,11 @@ class Mammography(ImageDataModule):
             "value_range": None if self.value_range is None else [float(value) for value in self.value_range],
             "window": self.window,
         }
+
+    def attributes(self, record: Record) -> dict[str, str]:
+        """Return side and view, which its labels are, and what header or table say of the patient."""
+        of = {label: name for name, labels in zip(("side", "view"), self.questions, strict=True) for label in labels}
+        return {**record.about, **{of[label]: label for label in record.labels}}
 
     def layout_rule(self, record: Record) -> Rule:
         """Return the version of the layout; only images that depend on the side of the breast have another than 1."""

@@ -12,7 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -39,6 +39,8 @@ MAGNIFIED_FROM = 1.2  # a contact view has about 1.07: the breast lies some cent
 VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
 MAGNIFICATION_CODES = {"R-102D6", "399163009"}
 
+_COLUMNS = ("file", "patient", "view", "side", "exclude")  # of a folder's CSV
+_AGE, _PER_YEAR = re.compile(r"([0-9]{1,3})([YMWD])"), {"Y": 1, "M": 12, "W": 52, "D": 365}
 _VIEW_IN_NAME = re.compile(r"(?<![A-Za-z])(L|R|LEFT|RIGHT)[-_ ]?(CC|MLO)(?![A-Za-z])", re.IGNORECASE)
 _CBIS = re.compile(r"(?:Calc|Mass)-(?:Test|Training)_(P_\d+)_(LEFT|RIGHT)_(CC|MLO)(_\d+)?")
 _INBREAST = re.compile(r"(\d+)_([0-9a-f]+)_MG_([LR])_(CC|MLO|ML)_ANON", re.IGNORECASE)
@@ -59,6 +61,8 @@ class Found:
         chest_wall: Border at which the chest wall lies by the file's PatientOrientation: "left", "right" or None.
         tag: The file's PatientID, "" if it has none.
         size: Rows and columns by a DICOM header; None = not known.
+        about: What header or table say besides, as text: sex, age in years, columns of a table that have no meaning
+            here.
     """
 
     path: Path
@@ -69,6 +73,7 @@ class Found:
     chest_wall: str | None = None
     tag: str = ""
     size: tuple[int, int] | None = None
+    about: dict[str, str] = field(default_factory=dict)
 
 
 class _Notes:
@@ -189,7 +194,8 @@ def _folder_by_csv(root: Path, csv_path: Path, missing_ok: float, notes: _Notes)
         in_csv = (row.get("view", "").upper() or None, SIDES.get(row.get("side", "").upper()))
         one = _found(path, header, row["patient"], notes, ("its name", _from_name(path)), ("the CSV", in_csv))
         excluded = tuple(sorted({*one.excluded, *_words(row.get("exclude", ""))}))
-        found.append(replace(one, excluded=excluded))
+        others = {name.lower(): value for name, value in row.items() if name and name not in _COLUMNS and value}
+        found.append(replace(one, excluded=excluded, about={**one.about, **others}))
     return found
 
 
@@ -258,7 +264,14 @@ def _found(
     tag = str(header.get("PatientID") or "").strip()
     rows, columns = header.get("Rows"), header.get("Columns")
     size = (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
-    return replace(found, excluded=tag_reasons(header), chest_wall=tag_chest_wall(header), tag=tag, size=size)
+    return replace(
+        found,
+        excluded=tag_reasons(header),
+        chest_wall=tag_chest_wall(header),
+        tag=tag,
+        size=size,
+        about=tag_about(header),
+    )
 
 
 def view_of(path: Path) -> str | None:
@@ -286,6 +299,17 @@ def tag_side(header: "Dataset") -> str | None:
         if side:
             return side
     return None
+
+
+def tag_about(header: "Dataset") -> dict[str, str]:
+    """Return sex and age in whole years, as far as the header tells them."""
+    found = {}
+    sex = str(header.get("PatientSex") or "").strip().upper()
+    if sex in ("F", "M"):
+        found["sex"] = sex
+    if age := _AGE.fullmatch(str(header.get("PatientAge") or "").strip().upper()):
+        found["age"] = str(int(age[1]) // _PER_YEAR[age[2]])
+    return found
 
 
 def tag_chest_wall(header: "Dataset") -> str | None:

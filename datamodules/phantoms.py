@@ -16,6 +16,7 @@ from datamodules.transforms import resize
 
 Kind = Literal["mammogram", "chest_xray", "kidney_ct"]
 KINDS: dict[str, ModuleType] = {"mammogram": mammogram, "chest_xray": chest_xray, "kidney_ct": kidney_ct}
+SIDES = {"L": "LEFT", "R": "RIGHT"}
 DRAWING_VERSION = 1  # part of the cache's key: raise it when the drawings change
 _SMALLEST = 16  # a drawing needs this many pixels a side; smaller images are averaged down from it
 
@@ -78,7 +79,9 @@ class Phantoms(ImageDataModule):
                 break
             what = self.drawing.describe(index, self.films)
             if self.view in ("both", what.view):
-                records.append(Record(f"{self.kind}-{index:06d}", what.group, what.classes))
+                side = {"side": SIDES[what.laterality]} if what.laterality else {}
+                about = {"view": what.view, **side}
+                records.append(Record(f"{self.kind}-{index:06d}", what.group, what.classes, about=about))
         return records
 
     def split(self, records: Sequence[Record]) -> np.ndarray:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from datamodules.versions import Rule
 
+NO_FINDING = "No Finding"  # of images that belong to no class, as NIH's table calls them
+
 
 @dataclass(frozen=True)
 class Intensity:
@@ -55,6 +57,8 @@ class Record:
         labels: Names of the classes that it belongs to.
         path: Its file; None for an image that is made in memory.
         told: What ``read`` takes from elsewhere than the file, e.g. from a table; another one gives other pixels.
+        about: What else is known of the image, as text, e.g. sex, age in years, view. No pixel, split or fingerprint
+            depends on it.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Record:
     labels: tuple[str, ...]
     path: Path | None = None
     told: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
 
 
 class Used(NamedTuple):

@@ -16,6 +16,7 @@ examples:
   python -m experiments.evaluate runs/kidney/ID suite=full data.root=/data/ct_kidney split=test
   python -m experiments.evaluate /data/generated against=/data/real held_out=/data/others groups=patients.csv
   python -m experiments.evaluate RUN suite=privacy                                 does it leak patients?
+  python -m experiments.evaluate runs/chest/ID 'by=[sex,view,age,finding]'          every score in every slice
   python -m experiments.evaluate RUN extractors.mine.weights=/models/densenet.pt \\
     extractors.mine._target_=lightning_modules.metrics.torchvision_network.DenseNet121
 
@@ -74,6 +75,7 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     from datamodules.errors import DataError
     from experiments.evaluation.evaluation import evaluate, score_lines
     from experiments.evaluation.settings import load_suite
+    from experiments.report import text_of
     from lightning_modules.metrics.features import ExtractorError
 
     try:
@@ -92,7 +94,11 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     print("\n".join(score_lines(found["scores"], found["warnings"])))
     for verdict in found.get("privacy", ()):
         print(f"\n{verdict['test']}: {verdict['sentence']}\n  {verdict['limits']}")
+    if "slices" in found:
+        print("\n" + "\n".join(map(text_of, found["slices"])))
     print(f"\nscores  {folder / 'scores.json'}\nreport  {folder / 'report.html'}")
+    if "slices" in found:
+        print(f"slices  {folder / 'slices.html'}")
     return 0
 
 

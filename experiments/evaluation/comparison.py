@@ -112,6 +112,15 @@ def compare(evaluations: Sequence[Evaluation]) -> dict[str, list[Difference | No
     return _corrected(found)
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Return probabilities corrected for their number (Holm 1979): together they err as often as a single one says."""
+    adjusted, highest = [1.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        highest = max(highest, min(1.0, p[i] * (len(p) - rank)))
+        adjusted[i] = highest
+    return adjusted
+
+
 def table(evaluations: Sequence[Evaluation], differences: dict[str, list[Difference | None]]) -> list[list[str]]:
     """Return the comparison as rows of text, the head first."""
     head = ["score", evaluations[0].name]
@@ -178,13 +187,10 @@ def _paired(first: Row, other: Row) -> bool:
 
 def _corrected(found: dict[str, list[Difference | None]]) -> dict[str, list[Difference | None]]:
     """Return the differences with Holm's probabilities."""
-    tests = [
-        (d.p, name, i) for name, ds in found.items() for i, d in enumerate(ds) if d is not None and d.p is not None
-    ]
-    adjusted, highest = {}, 0.0
-    for rank, (p, name, i) in enumerate(sorted(tests)):
-        highest = max(highest, min(1.0, p * (len(tests) - rank)))
-        adjusted[name, i] = highest
+    tests = {
+        (name, i): d.p for name, ds in found.items() for i, d in enumerate(ds) if d is not None and d.p is not None
+    }
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
 
     def with_p(difference: Difference | None, name: str, i: int) -> Difference | None:
         if difference is None:

@@ -22,6 +22,8 @@ from experiments.evaluation.image_sets import FolderImages, ImageSet
 from experiments.evaluation.page import Gallery, write_page
 from experiments.evaluation.scoring import Row, Scorer, Sets
 from experiments.evaluation.settings import Suite, Tools, build_tools
+from experiments.evaluation.slices import SliceScorer, check_slices, slice_lines
+from experiments.evaluation.slices_page import write_slices
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of, subject_of
 from experiments.evaluation.vectors import VectorCache, key_of
 from experiments.folders import text_of_size
@@ -41,7 +43,8 @@ def evaluate(target: str, suite: Suite) -> Path:
     """Measure a run or a folder, and return the folder of the results.
 
     It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``re_identified.csv``, ``moments.csv``, ``report.html``,
-    and ``scores.partial.jsonl``, from which a killed evaluation goes on.
+    with ``by`` also ``slices.csv`` and ``slices.html``, and ``scores.partial.jsonl``, from which a killed evaluation
+    goes on.
 
     Args:
         target: A run directory, a checkpoint of one, or a folder of images.
@@ -57,6 +60,8 @@ def evaluate(target: str, suite: Suite) -> Path:
     subject = subject_of(Path(target), device)
     data = real_data(suite, subject)
     sets = sets_of(suite, subject, data)
+    if suite.attributes:
+        check_slices(suite, tools, sets)
     output = _output(suite, subject)
     pseudonyms = _pseudonyms(subject, output)
     pseudonyms.check()
@@ -69,8 +74,9 @@ def evaluate(target: str, suite: Suite) -> Path:
         read = scorer.compute_vectors(list(tools.instruments.values()), also=PixelHash())
         sets = checked_pixels(sets, read, cache)
     rows = scorer.measure(tools.scores)
+    slices = SliceScorer(sets, cache, tools, suite, finished).measure() if suite.attributes else None
     near = near_copies(sets, cache, tools.copies)
-    said = _said(suite, subject, sets)
+    said = _said(suite, subject, sets) | ({} if slices is None else {"slices": slice_lines(slices)})
     findings = privacy.re_identify(sets, cache, tools)
     if findings:
         of_privacy = privacy.verdicts(rows, findings, near, sets, tools.copies)
@@ -78,8 +84,10 @@ def evaluate(target: str, suite: Suite) -> Path:
         said["re_identification"] = privacy.numbers(findings, scorer, tools)
     write_text(output / "scores.json", json.dumps({**said, "scores": rows}, indent=1) + "\n")
     _write_csv(output / "scores.csv", rows)
-    for name in ("copies.csv", "moments.csv", privacy.REIDENTIFIED):  # of an earlier evaluation
+    for name in ("copies.csv", "moments.csv", "slices.csv", "slices.html", privacy.REIDENTIFIED):  # of one before
         (output / name).unlink(missing_ok=True)
+    if slices is not None:
+        write_slices(output, said["what"], slices, sets)
     if any(isinstance(finding, Finding) for finding in findings.values()):
         privacy.write_matches(output / privacy.REIDENTIFIED, findings, sets, pseudonyms)
     if near is not None:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -55,12 +55,14 @@ class ImageSet(ABC):
         names: A name per image; a patient's may be part of it, so none is written down as it is.
         groups: A group per image: images of one group are not independent, and are drawn together.
         size: Height and width.
+        about: What is known of each image besides, as text: sex, view, age, finding ...; empty = nothing of any.
     """
 
     what: str
     names: list[str]
     groups: list[str]
     size: Size
+    about: Sequence[Mapping[str, str]] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -97,6 +99,7 @@ class RealImages(ImageSet):
         self.places = [places[i] for i in chosen]
         self.names = [records[i].name for i in chosen]
         self.groups = [records[i].group for i in chosen]
+        self.about = [data.attributes(records[i]) for i in chosen]
         self.size = data.schedule.resolutions()[-1]
         self.splits = "+".join(splits)
         self.what = f"{type(data).__name__}, {self.splits}"
@@ -180,6 +183,7 @@ class FolderImages(ImageSet):
         hashes: Where hashes of unchanged files are remembered.
         role: What the images are.
         pad: Pad images of another aspect ratio than that of ``size`` with black, on opposite sides alike.
+        attributes: CSV with columns file and whatever else is known of an image; None = nothing.
 
     Attributes:
         file_set: All files, copies and those that were not drawn included: what tells whether they also lie elsewhere.
@@ -202,6 +206,7 @@ class FolderImages(ImageSet):
         hashes: Path | None = None,
         role: Role = "real",
         pad: bool = False,
+        attributes: Path | None = None,
     ) -> None:
         files = find_files(folder, SUFFIXES)
         if not files:
@@ -221,6 +226,9 @@ class FolderImages(ImageSet):
         self.files = [files[i] for i in chosen]
         self.names, self.groups = [names[i] for i in chosen], [of[i] for i in chosen]
         remember(of)
+        if attributes is not None:
+            told = _attributes(attributes, names, KEYS[role] or str(folder))
+            self.about = [told[i] for i in chosen]
         self.contents = [contents[i] for i in chosen]
         key = f"{KEYS[role]}={folder}" if KEYS[role] else str(folder)
         self.file_set = FileSet(key, folder, names, contents)
@@ -322,6 +330,19 @@ def _groups(path: Path, names: list[str]) -> list[str]:
         if wrong:
             raise ConfigError([f"{where}: {what} of {len(wrong)} of {len(names)} files, e.g. {wrong[0]}; complete it"])
     return one_name_per_patient([group[name] for name in names], [""] * len(names), names, where)
+
+
+def _attributes(path: Path, names: list[str], of: str) -> list[dict[str, str]]:
+    """Return what a CSV says of each file, besides file and group."""
+    told: dict[str, dict[str, str]] = {}
+    for row in read_rows(path, ("file",)):
+        about = {name.lower(): value for name, value in row.items() if name not in ("", "file", "group")}
+        if told.setdefault(row["file"], about) != about:
+            raise ConfigError([f"{path}: {row['file']} is listed twice, and not alike; correct one of the two"])
+    wrong = [name for name in names if name not in told]
+    if wrong:
+        raise ConfigError([f"{path}: says nothing of {len(wrong)} of {len(names)} files of {of}, e.g. {wrong[0]}"])
+    return [told[name] for name in names]
 
 
 def _sizes_in_words(sizes: Counter[Size]) -> str:

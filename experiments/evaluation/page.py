@@ -88,6 +88,7 @@ def write_page(
         _floor_figure(rows),
         _score_table(rows),
         _how_to_read(),
+        *_slices(said.get("slices")),
         "<h2>Samples</h2>",
         _samples(gallery.sets),
         f"<h2>Nearest {_kind(gallery.sets)} images</h2>",
@@ -142,6 +143,13 @@ def _how_to_read() -> str:
         "of the images, since most scores depend on the number of images. Better than the floor is no praise: images "
         "that repeat the real ones are nearer to them than other patients are.</p>"
     )
+
+
+def _slices(lines: list[str] | None) -> list[str]:
+    if lines is None:
+        return []
+    listed = "".join(f"<li>{html.escape(text_of(line))}" for line in lines)
+    return [f"<h2>Slices</h2><ul>{listed}</ul><p><a href=slices.html>Every score in every slice</a></p>"]
 
 
 def _score_table(rows: list[Row]) -> str:

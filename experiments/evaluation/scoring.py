@@ -102,7 +102,7 @@ class Scorer:
         ]
         self.compute_vectors(list(instruments.values()))
         rows: list[Row] = []
-        done, commit = _finished(self.record), versions()["git_commit"]
+        done, commit = finished(self.record), versions()["git_commit"]
         with tqdm(total=len(pairs) * (1 + self.replicates), desc="scores", disable=None, leave=False) as bar:
             for name, instrument, label, extractor in pairs:
                 bar.set_postfix_str(f"{name} {label}")
@@ -385,7 +385,7 @@ def check_row(row: Any) -> None:
         raise ValueError("a score has no name")
 
 
-def _finished(path: Path) -> dict[str, list[Row]]:
+def finished(path: Path) -> dict[str, list[Row]]:
     """Return the rows that an interrupted evaluation has finished; a line that a kill cut off counts for nothing."""
     done: dict[str, list[Row]] = {}
     if path.is_file():

@@ -36,7 +36,11 @@ class Suite:
             folder that is evaluated, their training split is taken for the images that its generator was trained on.
         data: Changes of that data's node, e.g. data.root.
         held_out: Folder of real images of other patients, where ``against`` is a folder of the training images.
-        groups: CSV (file, group) of the folders ``against`` and ``held_out``: which files are of one patient.
+        groups: CSV (file, group) of the folders ``against`` and ``held_out``: which files are of one patient. Further
+            columns say what ``by`` asks for.
+        by: What else the images are told apart by, e.g. sex or [sex,view]: every score is also taken within each slice.
+        generated_labels: CSV (file, and the columns that ``by`` names) of the folder that is evaluated; null = a
+            classifier that learned from the real images tells which slice a generated image belongs to.
         value_range: Values of files in these folders that become black and white; null = 0 to 255, for files of 8 bits,
             and what Mirage's own files of 16 bits say. Of DICOM files in the unit that rescaling leads to (CT: HU);
             null = as a viewer shows them.
@@ -60,6 +64,8 @@ class Suite:
     data: Node = field(default_factory=dict)
     held_out: str | None = None
     groups: str | None = None
+    by: str | tuple[str, ...] = ()
+    generated_labels: str | None = None
     value_range: tuple[float, float] | None = None
     generated_value_range: tuple[float, float] | None = None
     size: tuple[int, int] | None = None
@@ -73,12 +79,19 @@ class Suite:
             raise ValueError(f"images={self.images}: a distribution needs at least 2")
         if self.replicates < 10:
             raise ValueError(f"replicates={self.replicates}: a spread needs at least 10")
+        if self.generated_labels is not None and not self.attributes:
+            raise ValueError("generated_labels: says of which slice images are; name the columns with by=")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must not be negative")
         for name in ("value_range", "generated_value_range"):
             ends = getattr(self, name)
             if ends is not None and not ends[0] < ends[1]:
                 raise ValueError(f"{name}={list(ends)}: give the smaller value first")
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes by which images are told apart, each once."""
+        return tuple(dict.fromkeys((self.by,) if isinstance(self.by, str) else self.by))
 
 
 @dataclass(frozen=True)

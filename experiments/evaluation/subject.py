@@ -106,21 +106,25 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
     else:
         size = suite.size or (_size_of(subject.trained) if subject.trained else None)
         groups = Path(suite.groups) if suite.groups else None
-        folder = partial(FolderImages, seed=seed, groups=groups, value_range=suite.value_range, hashes=hashes)
+        about = groups if suite.attributes else None
+        folder = partial(
+            FolderImages, seed=seed, groups=groups, value_range=suite.value_range, hashes=hashes, attributes=about
+        )
         real = folder(data, at_most=images, size=size, pad=suite.pad)
         if suite.held_out is not None:
             train = folder(data, size=real.size, pad=suite.pad)
             held_out = folder(Path(suite.held_out), size=real.size, pad=suite.pad, role="held-out")
             _check_held_out(train, held_out, groups)
     if subject.trained is not None:
-        _refuse(suite, "these are for a folder that is evaluated", "generated_value_range")
+        _refuse(suite, "these are for a folder that is evaluated", "generated_value_range", "generated_labels")
         if isinstance(data, ImageDataModule):
             _refuse(suite, "this is for folders of images", "pad")
         generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
     else:
         value_range = suite.generated_value_range
+        labels = Path(suite.generated_labels) if suite.generated_labels else None
         generated = FolderImages(
-            subject.path, seed, len(real), None, value_range, real.size, hashes, role="generated", pad=suite.pad
+            subject.path, seed, len(real), None, value_range, real.size, hashes, "generated", suite.pad, labels
         )
         _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)

@@ -65,6 +65,26 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, block: int = B
     return inside / (k * len(generated)), float(covered.double().mean())
 
 
+def reached(real: Tensor, generated: Tensor, k: int = 5, block: int = BLOCK) -> Tensor:
+    """Return which real images (N,) have a generated one nearby, bool: their share is the coverage.
+
+    Args:
+        real: Features (N, D), N above k.
+        generated: Features (M, D).
+        k: Neighbour that gives the radius.
+        block: Rows of distances that are held at a time.
+
+    Raises:
+        ValueError: If there are too few points, or features of different lengths.
+    """
+    _check_counts(real, generated, k, 1)
+    reach = neighbour_radii(real, k, block)
+    covered = torch.zeros(len(real), dtype=torch.bool)
+    for distances in squared_distances(generated, real, block):
+        covered |= (distances < reach).any(dim=0)
+    return covered
+
+
 class _Neighbourhood(DistributionScore):
     better = "higher"
     bounds = (0.0, math.inf)
