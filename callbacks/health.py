@@ -294,7 +294,8 @@ class Health(L.Callback):
         if count < MIN_HELD_OUT:
             raise ValueError(f"count={count}: must be at least {MIN_HELD_OUT}")
         self.every_images, self.count = every_images, count
-        # Not the score's extractor: the limits hold for the features that they were set with.
+        # Not the score's extractor: the limits hold for the features that they were set with. Learned ones put
+        # precision and recall of small generators at 0 throughout (README, "Health of planted failures").
         self.extractor = RandomConvNet()
         self.recent: list[Signals] = []  # the last few, oldest first
         self.measured = 0
