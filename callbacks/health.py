@@ -18,6 +18,7 @@ from callbacks.divergence import DivergedError, assert_finite
 from callbacks.files import training_goes_on, write_atomically
 from callbacks.real_images import real_images, spread
 from callbacks.sample_grid import enlarged
+from callbacks.saturation import WINDOW, Scored, saturation
 from callbacks.state import Count, State
 from lightning_modules.gan import GANModule
 from lightning_modules.metrics.diversity import diversity
@@ -250,6 +251,8 @@ class Measurements(State):
     recent: list[Signals]
     measured: Count
     since: Count
+    scores: list[Scored] = []  # older checkpoints have none
+    score_kind: str = ""
 
     @model_validator(mode="after")
     def _check_length(self) -> Self:
@@ -261,7 +264,8 @@ class Measurements(State):
 class Health(L.Callback):
     """Measures a few signals on the clock, logs them as ``health/...``, and says in plain language what they mean.
 
-    The verdict stands in the progress bar, the record and ``health.json``; a change is logged. Signals:
+    The verdict stands in the progress bar, the record and ``health.json``; a change is logged. That the periodic score
+    has come to wander is remarked on (``saturation``) and is no illness of the run. Signals:
 
     - margin: how far the discriminator's scores of held-out and generated images lie apart (``d_prime``);
     - diversity: how much generated images differ from each other, against real ones;
@@ -290,11 +294,14 @@ class Health(L.Callback):
         if count < MIN_HELD_OUT:
             raise ValueError(f"count={count}: must be at least {MIN_HELD_OUT}")
         self.every_images, self.count = every_images, count
-        # Not the score's extractor: the limits hold for the features that they were set with.
+        # Not the score's extractor: the limits hold for the features that they were set with. Learned ones put
+        # precision and recall of small generators at 0 throughout (README, "Health of planted failures").
         self.extractor = RandomConvNet()
         self.recent: list[Signals] = []  # the last few, oldest first
         self.measured = 0
         self.since = 0  # clock at which the present verdict was first given
+        self.scores: list[Scored] = []  # the last few of the grown network, oldest first
+        self.score_kind = ""  # their name and fingerprint
         self._before: dict[str, list[Tensor]] = {}
 
     # Lightning's hooks ----------------------------------------------------------------------------------------------
@@ -324,7 +331,9 @@ class Health(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure, judge and tell on the clock."""
+        """Measure, judge and tell on the clock; take note of every score."""
+        if pl_module.scored_at == pl_module.images_seen:
+            self._note_score(trainer, pl_module)
         if not self._due(pl_module, batch["images_seen"]):
             return
         assert_finite(trainer, pl_module)
@@ -350,11 +359,15 @@ class Health(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last measurements, so that a resumed run comes to the same verdicts."""
-        return {"recent": self.recent, "measured": self.measured, "since": self.since}
+        scores = [dict(score) for score in self.scores]
+        judged = {"recent": self.recent, "measured": self.measured, "since": self.since}
+        return {**judged, "scores": scores, "score_kind": self.score_kind}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the last measurements."""
         self.recent, self.measured, self.since = (state_dict[key] for key in ("recent", "measured", "since"))
+        self.scores = [Scored(**score) for score in state_dict.get("scores", [])]
+        self.score_kind = state_dict.get("score_kind", "")
 
     # The signals ----------------------------------------------------------------------------------------------------
 
@@ -419,6 +432,25 @@ class Health(L.Callback):
     def _has_held_out(self, trainer: L.Trainer) -> bool:
         return real_images(trainer).size("val") >= MIN_HELD_OUT
 
+    # The score ------------------------------------------------------------------------------------------------------
+
+    def _note_score(self, trainer: L.Trainer, module: GANModule) -> None:
+        """Keep a score; say it once when the score has come to wander.
+
+        While a network grows its score goes up and down with the stages: only scores of its last one are kept.
+        """
+        point = module.schedule.at(module.images_seen)
+        if tuple(point.resolution) != module.image_size or point.alpha < 1.0:
+            return
+        kind, before = f"{module.score.name} {module.score.fingerprint}", saturation(self.scores)
+        if kind != self.score_kind:
+            self.score_kind, self.scores = kind, []
+        score = Scored(images_seen=module.images_seen, value=module.score.value)
+        self.scores = [*self.scores, score][-WINDOW:]
+        said = saturation(self.scores)
+        if said and not before and trainer.is_global_zero:
+            log.info("images_seen %d: %s", module.images_seen, said)
+
     # The verdict ----------------------------------------------------------------------------------------------------
 
     def _judge(self) -> Verdict:
@@ -438,6 +470,7 @@ class Health(L.Callback):
             "images_seen": module.images_seen,
             "sentence": verdict.sentence,
             "advice": verdict.advice,
+            "score_remark": saturation(self.scores),
             "signals": self.recent[-1] if self.recent else {},
             "measurements_in_a_row": PERSISTENT,
             "limits": [{"verdict": ill.verdict, **asdict(limit)} for ill in ILLNESSES for limit in ill.limits],

@@ -252,9 +252,9 @@ def _health(trained: Trained) -> str:
     said, clock = _json(trained.directory / "health.json"), trained.module.images_seen
     if not said:
         return f"Health: {UNKNOWN}."
-    keys = ("verdict", "sentence", "advice", "images_seen", "since_images_seen")
+    keys = ["verdict", "sentence", "advice", "score_remark", "images_seen", "since_images_seen"]
     table = _table(
-        ("", ""), [(key.replace("_", " "), "none" if said.get(key) == "" else said.get(key)) for key in keys]
+        ("", ""), [(key.replace("_", " "), "none" if said.get(key) in ("", None) else said[key]) for key in keys]
     )
     if said.get("images_seen") == clock:
         return table

@@ -131,6 +131,7 @@ def _health(path: Path) -> str:
 def _health_section(health: dict[str, Any]) -> str:
     said = f"{health['sentence']}. Verdict: {health['verdict']}, since {health['since_images_seen']} images seen."
     said += f" To do: {health['advice']}." if health["advice"] else ""
+    said += f" A remark: {health['score_remark']}." if health.get("score_remark") else ""
     head = "".join(f"<th>{key}" for key in ("verdict", "signal", "measured", "ill if", "why"))
     rows = (
         (

@@ -511,6 +511,10 @@ RUN = {
         put_at("callbacks", "Health", "recent", [{"margin": "2"}]),
         "callbacks.Health.recent.0.margin: input should be a valid number",
     ),
+    "health: text for a score": (
+        put_at("callbacks", "Health", "scores", [{"images_seen": 8, "value": "0.1"}]),
+        "callbacks.Health.scores.0.value: input should be a valid number",
+    ),
     "health: a part is missing": (drop("callbacks", "Health", "since"), "callbacks.Health.since: field required"),
     "best: text": (put_at("callbacks", "PeriodicCheckpoint", "best", {"x": "1"}), "callbacks.PeriodicCheckpoint.best"),
     "best: a clock as text": (

@@ -333,10 +333,15 @@ def title(value: str, extractor: FeatureExtractor, label: str) -> str:
 def verdict(row: Row) -> str:
     """Say where a score lies beside its floor, both of half the images.
 
+    To be outside it must be beyond the floor's ends, and its interval must leave out the floor's middle. The ends alone
+    are too near: the halves of a floor are two parts of one set, what one has more of the other has less of, and a score
+    to which both add (in a Frechet distance of few images their spread) hardly varies. Sets of other patients do vary.
+
     Better than the floor is no praise: images that repeat the real ones are nearer to them than other patients are.
     """
     value, low, high = row["at_floor_size"], row["floor_low"], row["floor_high"]
-    if low <= value <= high:
+    least, most = interval(value, row["replicates"], row["freedom"])
+    if low <= value <= high or least <= row["floor"] <= most:
         return "within the floor"
     if row["better"] == "as real":
         return "outside the floor"

@@ -77,15 +77,18 @@ class EfficientNetLite0(FeatureExtractor):
         if self.network is None:
             raise RuntimeError("call load() before the first image")
         together = max(1, _TOGETHER // self.size**2) if images.device.type == "cpu" else len(images)
-        return torch.cat([self._pooled(part) for part in images.split(together)])
+        return torch.cat([self.pooled(self._input(part)) for part in images.split(together)])
 
-    def _pooled(self, images: Tensor) -> Tensor:
+    def pooled(self, x: Tensor) -> Tensor:
+        """Map what the network takes (N, 3, size, size) to features (N, 1280)."""
         assert self.network is not None
+        return self.network(x).mean(dim=(2, 3))
+
+    def _input(self, images: Tensor) -> Tensor:
         if images.shape[2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         x = ((images + 1.0) * 127.5 - 127.0) / 128.0
-        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        return self.network(x).mean(dim=(2, 3))
+        return x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 def _weights_file() -> Path:
