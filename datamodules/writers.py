@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # Text of every PNG file. A reader may rely on it: the darkest grey is 0, the brightest the largest that the bits hold.
 MARK = {"Synthetic": "yes", "Software": "Mirage"}
 NOTICE = "Synthetic image made by a GAN (Mirage); not a patient."
+# Of the DICOM files' bytes: raise it when the same image comes out otherwise, so that no folder mixes two.
+# 2: an empty Laterality.
+DICOM_VERSION = 2
 # Root of Mirage's own UIDs: a UUID needs no registration (DICOM PS3.5 B.2).
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "mirage-gan")
 _LONG_STRING, _SHORT_TEXT, _LONG_TEXT = 64, 1024, 10240  # characters in DICOM's LO, ST and LT
@@ -156,6 +159,7 @@ def _dataset(stored: np.ndarray, intensity: Intensity, description: str, index: 
     ds.Modality = "OT"
     ds.SeriesInstanceUID = _uid(f"series\n{identity}")
     ds.SeriesNumber = 1
+    ds.Laterality = ""  # type 2C: wanted where the part may be a paired one, and nobody has said of an image which side
     ds.SeriesDescription = _shortened(said.replace("\\", "/"), _LONG_STRING)  # a backslash would part two values
     # General Equipment, SC Equipment
     ds.Manufacturer = "Mirage"

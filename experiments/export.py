@@ -8,13 +8,16 @@ from experiments.config import ConfigError
 from experiments.run import refuse
 
 EPILOG = """\
-writes
-  generator.safetensors, generator.json   weights and description; lightning_modules.networks.exported loads them
-  generator.onnx                          latents (N, D) -> images (N, C, H, W) in [-1, 1], for onnxruntime
-  README.md, samples.png                  model card made from the run; generated images
+formats
+  safetensors   generator.safetensors, generator.json: lightning_modules.networks.exported loads them
+                generator.onnx: latents (N, D) -> images (N, C, H, W) in [-1, 1], for onnxruntime
+  monai-bundle  configs/, models/, docs/: runs with MONAI alone, by python -m monai.bundle run; models/model.onnx
+  medigan       a model package for medigan: __init__.py with generate, metadata.json, weights
+Each has README.md, a model card made from the run, and samples.png, generated images.
 
 examples:
   python -m experiments.export runs/demo/20261120-183111-72b2
+  python -m experiments.export RUN --format monai-bundle --no-onnx
   python -m experiments.export RUN/checkpoints/best.ckpt --output best --no-onnx
   python -m experiments.export RUN --require-privacy
 
@@ -39,8 +42,16 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
-    found.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/export; an earlier one is replaced")
-    found.add_argument("--no-onnx", action="store_true", help="leave generator.onnx out")
+    found.add_argument(
+        "--format", choices=("safetensors", "monai-bundle", "medigan"), default="safetensors", help="(safetensors)"
+    )
+    found.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="default: RUN/export, RUN/export_monai_bundle, RUN/export_medigan; an earlier one is replaced",
+    )
+    found.add_argument("--no-onnx", action="store_true", help="leave the ONNX file out")
     found.add_argument(
         "--require-privacy",
         action="store_true",
@@ -55,14 +66,15 @@ def _export(options: argparse.Namespace) -> int:
 
     try:
         folder = export(
-            options.run, options.output, with_onnx=not options.no_onnx, require_privacy=options.require_privacy
+            options.run, options.output, not options.no_onnx, options.format, require_privacy=options.require_privacy
         )
     except ConfigError as error:
         return refuse(str(options.run), error.problems)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"exported to {folder}\nread    {folder / 'README.md'} before you hand it on")
+    card = folder / ("docs/README.md" if options.format == "monai-bundle" else "README.md")
+    print(f"exported to {folder}\nread        {card} before you hand it on")
     return 0
 
 

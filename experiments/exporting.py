@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+import lightning_modules
 from callbacks.sample_grid import enlarged, grid_picture
 from datamodules.writers import NOTICE
+from experiments import medigan, monai_bundle
 from experiments.config import ConfigError
 from experiments.evaluation.privacy import why_not_private
 from experiments.loading import Trained, generate, load_run
-from experiments.model_card import model_card
-from experiments.run_directory import refuse_links, versions, write_bytes, write_text
+from experiments.model_card import loading_of, model_card
+from experiments.run_directory import refuse_links, versions, write_bytes
 from lightning_modules.networks.exported import (
     DESCRIPTION,
     FORMAT,
@@ -40,13 +43,63 @@ NO_LICENCE = "not recorded: whoever publishes the weights decides, within the te
 _SAMPLE_PIXELS, _MOST_SAMPLES = 2**20, 64
 
 
-def export(path: Path, output: Path | None = None, with_onnx: bool = True, require_privacy: bool = False) -> Path:
+@dataclass(frozen=True)
+class _Form:
+    """A form of export.
+
+    Attributes:
+        folder: Default name of its folder in the run directory.
+        marks: Files that tell it from others; the first is written last: until it is there, the folder is no export.
+        files: Makes the contents of all files, by their paths in the folder.
+    """
+
+    folder: str
+    marks: tuple[str, str]
+    files: Callable[["_Parts"], dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What every form is made of.
+
+    Attributes:
+        trained: The run.
+        generator: Its generator.
+        description: What ``generator.json`` says, but for the files.
+        samples: ``samples.png``.
+        sample_count: Images in it.
+        onnx: The generator as ONNX; None = left out.
+        package: Name of the folder.
+    """
+
+    trained: Trained
+    generator: ExportedGenerator
+    description: dict[str, Any]
+    samples: bytes
+    sample_count: int
+    onnx: bytes | None
+    package: str
+
+    def card(self, description: dict[str, Any], loading: str) -> bytes:
+        """Return the model card."""
+        return model_card(self.trained, description, self.sample_count, loading).encode()
+
+
+def export(
+    path: Path,
+    output: Path | None = None,
+    with_onnx: bool = True,
+    form: str = "safetensors",
+    require_privacy: bool = False,
+) -> Path:
     """Export the averaged generator of a run, with its description and a model card.
 
     Args:
         path: A run directory or a checkpoint.
-        output: The folder; None = ``RUN/export``. An earlier export there is replaced.
-        with_onnx: Also write ``generator.onnx``.
+        output: The folder; None = ``RUN/export``, of other forms ``RUN/export_monai_bundle`` ... An earlier export of
+            the same form there is replaced.
+        with_onnx: Also write ``generator.onnx``, in a MONAI bundle ``models/model.onnx``; medigan has none.
+        form: One of ``FORMS``.
         require_privacy: Refuse unless a privacy evaluation of these weights is clean; see ``why_not_private``.
 
     Returns:
@@ -57,6 +110,7 @@ def export(path: Path, output: Path | None = None, with_onnx: bool = True, requi
             is required and was not found.
         OSError: If a file cannot be written.
     """
+    with_onnx = with_onnx and form != "medigan"
     if with_onnx and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
         raise ConfigError(
             [f"ONNX needs {' and '.join(missing)}: install mirage-gan[export], or leave it out with --no-onnx"]
@@ -64,8 +118,9 @@ def export(path: Path, output: Path | None = None, with_onnx: bool = True, requi
     trained = load_run(path)
     if require_privacy and (problems := why_not_private(path, trained.directory, trained.weights_sha256)):
         raise ConfigError(problems)
-    folder = (output or trained.directory / "export").absolute()
-    _check_folder(folder, trained)
+    chosen = _FORMS[form]
+    folder = (output or trained.directory / chosen.folder).absolute()
+    _check_folder(folder, trained, chosen)
     module = trained.module
     generator = ExportedGenerator(module.generator_ema, module.prior, module.normalises_latents)
     try:
@@ -73,20 +128,95 @@ def export(path: Path, output: Path | None = None, with_onnx: bool = True, requi
         images = samples(trained)
     except (ExportError, ValueError) as error:
         raise ConfigError([str(error)]) from error
-    files = {WEIGHTS: weights_of(generator)}
-    if with_onnx:
-        files[ONNX] = onnx_of(generator)
-    files[SAMPLES] = _png(images)
-    description["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[CARD] = model_card(trained, description, len(images)).encode()
+    onnx = onnx_of(generator) if with_onnx else None
+    parts = _Parts(trained, generator, description, _png(images), len(images), onnx, folder.name)
+    files = chosen.files(parts)
 
-    # The description comes last: until it is there, the folder is no export.
-    for name in (DESCRIPTION, *((ONNX,) if not with_onnx else ())):
+    last = chosen.marks[0]
+    for name in (last, *(name for name in (ONNX, monai_bundle.ONNX) if name not in files)):
         (folder / name).unlink(missing_ok=True)
-    for name, content in files.items():
-        write_bytes(folder / name, content)
-    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    for name in (*(name for name in files if name != last), last):
+        write_bytes(folder / name, files[name])
     return folder
+
+
+def _as_safetensors(parts: _Parts) -> dict[str, bytes]:
+    """Return weights and description for ``load_generator``, and ONNX."""
+    files = {WEIGHTS: weights_of(parts.generator)}
+    if parts.onnx is not None:
+        files[ONNX] = parts.onnx
+    files[SAMPLES] = parts.samples
+    description = {**parts.description, "files": _hashes(files)}
+    files[CARD] = parts.card(description, loading_of(description))
+    return {**files, DESCRIPTION: _json(description)}
+
+
+def _as_monai_bundle(parts: _Parts) -> dict[str, bytes]:
+    """Return a MONAI bundle."""
+    files = {monai_bundle.WEIGHTS: monai_bundle.weights_of(parts.generator)}
+    if parts.onnx is not None:
+        files[monai_bundle.ONNX] = parts.onnx
+    description = {**parts.description, "files": _hashes(files)}
+    task = f"Generate synthetic images like those of {description['data_set'] or 'its data set'}"
+    files |= {
+        monai_bundle.INFERENCE: _json(monai_bundle.inference(description)),
+        monai_bundle.METADATA: _json(monai_bundle.metadata(description, task)),
+        f"docs/{SAMPLES}": parts.samples,
+        f"docs/{CARD}": parts.card(description, _with_shape(monai_bundle.LOADING, description)),
+        "LICENSE": _licence(),
+    }
+    return files | _code_of_networks()
+
+
+def _as_medigan(parts: _Parts) -> dict[str, bytes]:
+    """Return a model package of medigan."""
+    files = {WEIGHTS: weights_of(parts.generator)}
+    description = {**parts.description, "files": _hashes(files)}
+    loading = medigan.LOADING.replace("MODEL", medigan.model_id(description)).replace("FOLDER", parts.package)
+    files |= {
+        DESCRIPTION: _json(description),
+        medigan.ENTRY: medigan.entry(),
+        medigan.METADATA: _json(medigan.metadata(description, parts.package)),
+        SAMPLES: parts.samples,
+        CARD: parts.card(description, _with_shape(loading, description)),
+        "LICENSE": _licence(),
+    }
+    return files | _code_of_networks()
+
+
+_FORMS = {
+    "safetensors": _Form("export", (DESCRIPTION, WEIGHTS), _as_safetensors),
+    "monai-bundle": _Form("export_monai_bundle", (monai_bundle.METADATA, monai_bundle.WEIGHTS), _as_monai_bundle),
+    "medigan": _Form("export_medigan", (medigan.METADATA, medigan.ENTRY), _as_medigan),
+}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _hashes(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def _with_shape(loading: str, description: dict[str, Any]) -> str:
+    image = description["image"]
+    return loading.replace("SHAPE", f"(16, {image['channels']}, {image['height']}, {image['width']})")
+
+
+def _code_of_networks() -> dict[str, bytes]:
+    """Return the modules that networks are made of; they need torch and each other only."""
+    root = Path(lightning_modules.__file__).parent
+    paths = [root / "__init__.py", *sorted((root / "networks").glob("*.py"))]
+    return {path.relative_to(root.parent).as_posix(): path.read_bytes() for path in paths}
+
+
+def _licence() -> bytes:
+    """Return the licence of the code, which whoever hands it on has to add; in a checkout, or as it was installed."""
+    here = Path(__file__).parent.parent / "LICENSE"
+    text = here.read_text() if here.is_file() else distribution("mirage-gan").read_text("licenses/LICENSE")
+    assert text is not None
+    return text.encode()
 
 
 def samples(trained: Trained) -> Tensor:
@@ -152,13 +282,17 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check_folder(folder: Path, trained: Trained) -> None:
+def _check_folder(folder: Path, trained: Trained, form: _Form) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError([f"{folder}: is no folder"])
     refuse_links(trained.directory if folder.is_relative_to(trained.directory) else folder)
-    is_export = any((folder / name).is_file() for name in (DESCRIPTION, WEIGHTS))  # one of them outlives a kill
-    if folder.is_dir() and any(folder.iterdir()) and not is_export:
-        raise ConfigError([f"{folder}: is not empty and holds no export; name another --output"])
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    # One of the marks outlives a kill. A package of medigan has those of safetensors, too, and is told by its own.
+    found = [name for name, other in _FORMS.items() if any((folder / mark).is_file() for mark in other.marks)]
+    if not found or _FORMS[found[-1]] is not form:
+        what = "an export of another format" if found else "no export"
+        raise ConfigError([f"{folder}: is not empty and holds {what}; name another --output"])
 
 
 def _description(trained: Trained, generator: ExportedGenerator) -> dict[str, Any]:

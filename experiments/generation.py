@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.writers import NOTICE, write_dicom, write_png8, write_png16
+from datamodules.writers import DICOM_VERSION, NOTICE, write_dicom, write_png8, write_png16
 from experiments.config import ConfigError, did_you_mean
 from experiments.image_folder import ImageFolder, file_hash
 from experiments.loading import Trained, generate, load_run
@@ -227,6 +227,7 @@ def _settings(request: Request, maker: Maker) -> dict[str, Any]:
         "truncation": request.truncation,
         "labels": list(request.labels),
         "format": request.format,
+        **({"dicom_version": DICOM_VERSION} if request.format == "dicom" else {}),
         "resolution": list(maker.resolution),
         "channels": module.image_channels,
         "intensity": asdict(trained.intensity),

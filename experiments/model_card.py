@@ -21,7 +21,7 @@ _MARKS = re.compile(r"([\\`*\[\]|])")
 _LONGEST = 1_000  # characters of a value
 
 
-def model_card(trained: Trained, description: dict[str, Any], sample_count: int) -> str:
+def model_card(trained: Trained, description: dict[str, Any], sample_count: int, loading: str) -> str:
     """Return the model card.
 
     It names no file, no path and no patient, and of the configuration only settings that cannot hold free text.
@@ -30,6 +30,7 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int)
         trained: The run and its generator.
         description: What ``generator.json`` says.
         sample_count: Images in ``samples.png``.
+        loading: How the files are used, in Markdown.
     """
     parts = [
         f"# {_said(description['name'])}: a generator of synthetic images",
@@ -38,7 +39,7 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int)
         f"Images 0 to {sample_count - 1} of seed 0, not selected.",
         _overview(trained, description),
         "## Loading",
-        _loading(description),
+        loading,
         "## Training data",
         _data(trained.module.data_facts),
         "## Training",
@@ -101,7 +102,8 @@ def _channels(count: int) -> str:
     return "1 channel (grey)" if count == 1 else f"{count} channels"
 
 
-def _loading(description: dict[str, Any]) -> str:
+def loading_of(description: dict[str, Any]) -> str:
+    """Return how ``generator.safetensors`` and ``generator.onnx`` are used."""
     image, intensity = description["image"], description["intensity"]
     low, high = intensity["low"], intensity["high"]
     shape = f"{image['channels']}, {image['height']}, {image['width']}"

@@ -1,6 +1,7 @@
 """What is exported makes the images of the run, and its model card says what the run recorded and nothing private."""
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from experiments.config import ConfigError
 from experiments.exporting import export
 from experiments.loading import generate, load_run
 from experiments.training import train
-from lightning_modules.networks.exported import ExportedGenerator, ExportError, arguments_of, load_generator
+from lightning_modules.networks.exported import ExportedGenerator, ExportError, arguments_of, build, load_generator
 
 CASES = ("dcgan", "wgan_gp", "kidney_gan", "progressive", "progressive in mid-fade", "progressive in an early stage")
 CLOCKS = {"progressive in mid-fade": 68, "progressive in an early stage": 32}
@@ -162,6 +163,202 @@ def test_exporting_twice_gives_the_same_files(runs, exports, tmp_path):
     other = export(runs["dcgan"], tmp_path / "again", with_onnx=False)
     for path in exports["dcgan"].iterdir():
         assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+# Formats of other tools -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(runs, tmp_path_factory):
+    """A growing generator in mid-fade, in the formats of other tools."""
+    folder, run = tmp_path_factory.mktemp("published"), runs["progressive in mid-fade"]
+    return {form: export(run, folder / form, with_onnx=False, form=form) for form in ("monai-bundle", "medigan")}
+
+
+# In the bundle's folder, as a user would; no connection can be made.
+WITH_MONAI = """
+import json, socket, sys
+from pathlib import Path
+
+def refuse(*_): raise OSError("no network")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import torch
+from monai.bundle import ConfigParser, load, run, verify_metadata
+
+run(config_file="configs/inference.json", num_samples=21, seed=3, output_dir=sys.argv[1])
+parser = ConfigParser({**ConfigParser.load_config_file("configs/inference.json"), "num_samples": 21, "seed": 3})
+parser.get_parsed_content("initialize")
+torch.save(parser.get_parsed_content("images"), sys.argv[1] + "/images.pt")
+network = load(Path.cwd().name, bundle_dir=Path.cwd().parent, workflow_type="inference", device="cpu")
+assert torch.equal(network.sample(21, seed=3), parser.get_parsed_content("images"))
+verify_metadata(meta_file="configs/metadata.json", filepath=sys.argv[2])
+code = sys.modules["lightning_modules.networks.exported"].__file__
+assert Path(code).is_relative_to(Path.cwd()), code
+assert not {name.split(".")[0] for name in sys.modules} & {"experiments", "callbacks", "datamodules", "lightning"}
+"""
+# What meta_schema_20240725.json of MONAI requires; MONAI reads the file if it is there, and downloads it otherwise.
+TENSOR = {
+    "type": "object",
+    "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+    "properties": {
+        "num_channels": {"type": "integer"},
+        "value_range": {"type": "array", "items": {"type": "number"}},
+        "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
+        "channel_def": {"type": "object"},
+        "is_patch_data": {"type": "boolean"},
+    },
+}
+ENDS = {"type": "object", "minProperties": 1, "additionalProperties": TENSOR}
+TEXTS = ("schema version monai_version pytorch_version numpy_version task description authors copyright").split()
+SCHEMA = {
+    "type": "object",
+    "required": [*TEXTS, "required_packages_version", "network_data_format"],
+    "properties": {
+        **{name: {"type": "string"} for name in (*TEXTS, "intended_use", "data_source")},
+        "required_packages_version": {"type": "object"},
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "properties": {"inputs": ENDS, "outputs": ENDS},
+        },
+    },
+}
+
+
+def test_monai_runs_the_bundle_offline_and_makes_the_images_of_generate(runs, published, tmp_path):
+    from datamodules.writers import write_png8
+
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_MONAI, str(tmp_path / "eval"), str(tmp_path / "schema.json")],
+        cwd=published["monai-bundle"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    module = load_run(runs["progressive in mid-fade"]).module
+    expected = torch.cat([images for _, images in generate(module, 0, 21, seed=3)])
+    assert torch.equal(torch.load(tmp_path / "eval" / "images.pt", weights_only=True), expected)
+    for i, image in enumerate(expected):
+        write_png8(image, tmp_path / "ours.png")
+        with (
+            Image.open(tmp_path / "eval" / f"synthetic_{i:06d}.png") as theirs,
+            Image.open(tmp_path / "ours.png") as ours,
+        ):
+            assert np.array_equal(np.asarray(theirs), np.asarray(ours))
+
+
+def test_bundle_says_what_it_holds(published):
+    folder = published["monai-bundle"]
+    said = json.loads((folder / "configs" / "metadata.json").read_text())
+    assert said["network_data_format"]["outputs"]["pred"]["spatial_shape"] == [20, 16]
+    assert said["network_data_format"]["inputs"]["latent"]["num_channels"] == 8
+    content = (folder / "models" / "model.pt").read_bytes()
+    assert said["mirage"]["files"] == {"models/model.pt": hashlib.sha256(content).hexdigest()}
+    assert "python -m monai.bundle run" in (folder / "docs" / "README.md").read_text()
+    assert "Apache License" in (folder / "LICENSE").read_text()
+    assert (folder / "docs" / "samples.png").is_file()
+
+
+def test_bundle_holds_onnx_unless_it_is_left_out(runs, tmp_path, monkeypatch):
+    from experiments import exporting
+
+    monkeypatch.setattr(exporting, "onnx_of", lambda generator: b"onnx")
+    folder = export(runs["dcgan"], tmp_path / "bundle", form="monai-bundle")
+    assert (folder / "models" / "model.onnx").read_bytes() == b"onnx"
+    export(runs["dcgan"], folder, with_onnx=False, form="monai-bundle")
+    assert not (folder / "models" / "model.onnx").exists()
+
+
+def test_medigan_imports_the_package_and_gets_the_next_images_each_time(runs, published, tmp_path, monkeypatch):
+    """As medigan 1.0.0 does: the folder lies below models/ID, metadata say what to call."""
+    said = json.loads((published["medigan"] / "metadata.json").read_text())
+    ((model, entry),) = said.items()
+    assert re.fullmatch(r"\d{5}\w{8,25}", model)
+    execution = entry["execution"]
+    assert execution["package_name"] == "medigan" and (entry["selection"]["height"], execution["image_size"][1]) == (
+        20,
+        16,
+    )
+    shutil.copytree(published["medigan"], tmp_path / "models" / model)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    package = importlib.import_module(f"models.{model}")
+    method, arguments = execution["generate_method"]["name"], execution["generate_method"]["args"]
+    weights = f"models/{model}/{execution['model_name']}{execution['extension']}"
+    base = {"model_file": weights, "num_samples": 5, "output_path": "out", "save_images": False}
+    assert set(arguments["base"]) == set(base)
+
+    expected = load_run(runs["progressive in mid-fade"]).module.sample(16, seed=0)
+    levels = ((expected + 1.0) * 127.5).round().permute(0, 2, 3, 1).numpy()
+    made = [getattr(package, method)(**base, **arguments["custom"]) for _ in range(2)]
+    assert [image.dtype for image in made[0]] == [np.uint8] * 5
+    assert np.array_equal(np.stack([*made[0], *made[1]]), levels[:10])
+    assert package.generate(**{**base, "num_samples": 0}) == []
+    package.generate(**{**base, "save_images": True})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i:06d}.png" for i in range(10, 15)]
+    with Image.open(tmp_path / "out" / "000010.png") as picture:
+        assert picture.info["Synthetic"] == "yes" and np.array_equal(np.asarray(picture), levels[10, ..., 0])
+    assert np.array_equal(package.generate(**{**base, "seed": 9})[0], package.generate(weights, 1, seed=0)[0]) is False
+
+
+def test_modules_in_a_medigan_package_are_enough(published, tmp_path):
+    code = (
+        "import importlib, sys\n"
+        f"sys.path[:0] = [{str(published['medigan'].parent)!r}, {str(published['medigan'])!r}]\n"
+        "package = importlib.import_module('medigan')\n"
+        f"print(len(package.generate({str(published['medigan'] / 'generator.safetensors')!r}, 2)))\n"
+        f"assert sys.modules['lightning_modules'].__file__.startswith({str(published['medigan'])!r})\n"
+        "assert not {'experiments', 'callbacks', 'datamodules', 'lightning', 'monai'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "2\n", done.stderr
+
+
+@pytest.mark.parametrize("form", ["monai-bundle", "medigan"])
+def test_published_files_are_the_same_twice_and_name_no_path(runs, published, tmp_path, form):
+    other = export(runs["progressive in mid-fade"], tmp_path / form, with_onnx=False, form=form)
+    found = sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    assert found == sorted(
+        path.relative_to(published[form])
+        for path in published[form].rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and "eval" not in path.parts
+    )
+    for name in found:
+        content = (other / name).read_bytes()
+        assert content == (published[form] / name).read_bytes(), name
+        for private in (
+            str(ROOT),
+            os.environ["MIRAGE_CACHE"],
+            os.environ["MIRAGE_PRIVATE"],
+            "/tmp",
+            "/root/",
+            "/home/",
+        ):
+            assert private.encode() not in content, (name, private)
+
+
+@pytest.mark.parametrize("there", ["safetensors", "monai-bundle", "medigan"])
+@pytest.mark.parametrize("asked", ["safetensors", "monai-bundle", "medigan"])
+def test_export_of_another_format_is_not_overwritten(runs, exports, published, tmp_path, there, asked):
+    folder = tmp_path / "out"
+    shutil.copytree({"safetensors": exports["progressive"], **published}[there], folder)
+    before = sorted(folder.rglob("*"))
+    if asked == there:
+        assert export(runs["progressive"], folder, with_onnx=False, form=asked) == folder
+        return
+    with pytest.raises(ConfigError, match="holds an export of another format"):
+        export(runs["progressive"], folder, with_onnx=False, form=asked)
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", [{"class": "os.system"}, {"stage": 3}, {"alpha": 2.0}])
+def test_network_that_there_is_not_is_not_built(exports, change):
+    network = json.loads((exports["progressive"] / "generator.json").read_text())["network"]
+    assert build(network, "normal", True).network.stage == 2
+    with pytest.raises(ExportError, match=r"is none of|has no such stage"):
+        build({**network, **change}, "normal", True)
 
 
 # What a stranger's folder may hold ------------------------------------------------------------------------------------

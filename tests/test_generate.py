@@ -228,6 +228,17 @@ def test_folder_of_other_weights_is_refused(run, tmp_path):
         generate_files(replace(request, path=run / "checkpoints" / "images_000000000048.ckpt"))
 
 
+def test_dicom_folder_of_an_older_writer_is_refused(run, tmp_path):
+    """Its files have other bytes, and nothing else would say so."""
+    request = Request(run, 2, format="dicom", output=tmp_path / "images")
+    generate_files(request)
+    settings = json.loads((request.output / "manifest.json").read_text())
+    assert settings.pop("dicom_version") == 2
+    (request.output / "manifest.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"dicom_version: was None, is 2"):
+        generate_files(request)
+
+
 def test_folder_with_something_else_is_refused_and_left_alone(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"is not empty and holds no manifest\.json"):

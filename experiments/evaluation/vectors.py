@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +20,10 @@ from experiments.evaluation.image_sets import ImageSet
 from experiments.loading import same_bits_each_time
 from lightning_modules.metrics.features import FeatureExtractor
 
+log = logging.getLogger(__name__)
+
 SHARD, BATCH = 500, 50  # images in a file, and shown to an extractor at once
+NAMED = 10  # images that are named on the terminal
 VERSION = 1  # part of the key: raise it when an extractor gives other vectors than before
 
 
@@ -73,6 +77,10 @@ class VectorCache:
             batches[-2:] = [torch.cat(batches[-2:])]
         for extractor in extractors:
             vectors = torch.cat(self._of_batches(extractor, batches))
+            if nothing := vectors.isnan().all(dim=1).nonzero().flatten().tolist():
+                names, more = ", ".join(images.names[start + i] for i in nothing[:NAMED]), len(nothing) > NAMED
+                what = f"{images.what}: {type(extractor).__name__} finds nothing in"
+                log.warning("%s %d images (flat pictures?): %s%s", what, len(nothing), names, " ..." if more else "")
             path = self._path(images, extractor, start, stop)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(path, partial(np.save, arr=vectors.numpy(), allow_pickle=False))

@@ -7,6 +7,9 @@
 
 A folder may come from a stranger: nothing in it is run, it names networks of Mirage only, and it cannot make this
 process take more memory than its files.
+
+Bundles for other tools carry a copy of this package's files, so they import torch and each other only; safetensors is
+imported where a file of it is read or written.
 """
 
 import hashlib
@@ -16,8 +19,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lightning_modules.networks import dcgan, kidney, progressive
@@ -139,7 +140,23 @@ def describe(generator: ExportedGenerator) -> dict[str, Any]:
 
 def weights_of(generator: ExportedGenerator) -> bytes:
     """Return weights and buffers of the network in the safetensors format."""
+    from safetensors.torch import save
+
     return save({name: tensor.cpu().contiguous().clone() for name, tensor in generator.network.state_dict().items()})
+
+
+def build(network: dict[str, Any], prior: Prior, normalises_latents: bool) -> ExportedGenerator:
+    """Return a generator as it was described, at its stage, with random weights.
+
+    Args:
+        network: What ``describe`` says of it: class, arguments, stage, alpha.
+        prior: Distribution of its latents.
+        normalises_latents: See ``ExportedGenerator``.
+
+    Raises:
+        ExportError: If the class is none of ``GENERATORS``, or it has no such stage.
+    """
+    return ExportedGenerator(_built(network, "the description"), prior, normalises_latents)
 
 
 def load_generator(folder: str | Path) -> ExportedGenerator:
@@ -151,6 +168,9 @@ def load_generator(folder: str | Path) -> ExportedGenerator:
     Raises:
         ExportError: If a file is missing or damaged, does not fit the other, or names another network than Mirage's.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     folder = Path(folder)
     try:
         said = _read_description(folder / DESCRIPTION)
@@ -189,9 +209,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
     """Build the network that is described. First without memory, to see whether the weights are its own."""
-    cls, arguments = GENERATORS.get(said["class"]), said["arguments"]
-    if cls is None:
-        raise ExportError(f"{path.parent}: network {said['class']!r} is none of {', '.join(GENERATORS)}")
+    cls, arguments = _class_of(said, path.parent), said["arguments"]
     if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
         raise ExportError(f"{path.parent}: image_size={arguments['image_size']}: sides are 1 to {_LARGEST_SIDE} pixels")
     with torch.device("meta"):
@@ -200,12 +218,26 @@ def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn
         raise ExportError(f"{path}: holds other weights than the network has that {DESCRIPTION} describes")
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise ExportError(f"{path}: holds weights that are not finite")
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and overwritten
-        network = cls(**arguments)
+    network = _built(said, path.parent)
     network.load_state_dict(weights)
+    return network
+
+
+def _built(said: dict[str, Any], where: Path | str) -> nn.Module:
+    """Build the network that is described, at its stage."""
+    cls = _class_of(said, where)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+        network = cls(**said["arguments"])
     if isinstance(network, progressive.Growing):
         stage, alpha = int(said["stage"]), float(said["alpha"])
         if not (0 <= stage < len(network.channels) and 0.0 <= alpha <= 1.0 and math.isfinite(alpha)):
-            raise ExportError(f"{path.parent}: stage={stage}, alpha={alpha}: the network has no such stage")
+            raise ExportError(f"{where}: stage={stage}, alpha={alpha}: the network has no such stage")
         network.set_stage(stage, alpha)
     return network
+
+
+def _class_of(said: dict[str, Any], where: Path | str) -> type[nn.Module]:
+    cls = GENERATORS.get(said["class"])
+    if cls is None:
+        raise ExportError(f"{where}: network {said['class']!r} is none of {', '.join(GENERATORS)}")
+    return cls

@@ -1,4 +1,7 @@
 import os
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pydicom
@@ -156,7 +159,7 @@ TYPE_1 = {
 TYPE_2 = {
     "Patient": ["PatientName", "PatientID", "PatientBirthDate", "PatientSex"],
     "General Study": ["StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"],
-    "General Series": ["SeriesNumber"],
+    "General Series": ["SeriesNumber", "Laterality"],
     "General Equipment": ["Manufacturer"],
     "General Image": ["InstanceNumber", "PatientOrientation"],
 }
@@ -173,6 +176,25 @@ def test_dicom_has_all_attributes_of_a_secondary_capture(tmp_path):
     assert ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
     assert (ds.Rows, ds.Columns) == ramp(HU.levels).shape[1:]
     assert not [element for element in ds if element.VR in ("DA", "TM", "DT") and not element.is_empty]
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy of Debian's dicom3tools is not installed")
+@pytest.mark.parametrize("intensity", [HU, GREY])
+def test_dciodvfy_says_what_is_known_and_nothing_else(tmp_path, intensity):
+    """(0008,001C) SyntheticData came to the standard in 2023; dates, study ID and side are left empty on purpose."""
+    dicom(tmp_path, intensity)
+    done = subprocess.run(["dciodvfy", tmp_path / "image.dcm"], capture_output=True, text=True)
+    known = [
+        r"\(0x0008,0x001c\)  \?  - Warning - Unrecognized tag",
+        r"Error - Attribute with an even group number is not a recognized standard attribute - \(0x0008,0x001c\)",
+        r"Warning - Attribute is not present in standard DICOM IOD - \(0x0008,0x001c\)",
+        r"Warning - Dicom dataset contains attributes not present in standard DICOM IOD",
+        *(rf"Warning - Missing attribute or value .* DICOMDIR - Study {name}" for name in ("Date", "Time", "ID")),
+        r"Warning - is only permitted to be empty when actually unknown; .* attribute <Laterality>",
+    ]
+    found = [line for line in done.stderr.splitlines() if re.search("Error|Warning", line)]
+    assert [line for line in found if not any(re.match(one, line) for one in known)] == []
+    assert len(found) == len(known)
 
 
 def test_dicom_file_meta_is_complete(tmp_path):
