@@ -99,7 +99,7 @@ def export(
         output: The folder; None = ``RUN/export``, of other forms ``RUN/export_monai_bundle`` ... An earlier export of
             the same form there is replaced.
         with_onnx: Also write ``generator.onnx``, in a MONAI bundle ``models/model.onnx``; medigan has none.
-        form: One of ``FORMS``.
+        form: "safetensors", "monai-bundle" or "medigan".
         require_privacy: Refuse unless a privacy evaluation of these weights is clean; see ``why_not_private``.
 
     Returns:
