@@ -42,6 +42,7 @@ bench: install ## measure Mirage against plain code, side by side
 	$(BIN)/python -m experiments.benchmarks.statistics
 	$(BIN)/python -m experiments.benchmarks.moments
 	$(BIN)/python -m experiments.benchmarks.features
+	$(BIN)/python -m experiments.benchmarks.score
 	$(BIN)/python -m experiments.benchmarks.evaluation
 
 .PHONY: help install demo test test-all lint types bench
