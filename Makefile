@@ -43,6 +43,7 @@ bench: install ## measure Mirage against plain code, side by side
 	$(BIN)/python -m experiments.benchmarks.moments
 	$(BIN)/python -m experiments.benchmarks.features
 	$(BIN)/python -m experiments.benchmarks.re_identification
+	$(BIN)/python -m experiments.benchmarks.score
 	$(BIN)/python -m experiments.benchmarks.evaluation
 	$(BIN)/python -m experiments.benchmarks.slices --by sex
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,15 @@ from callbacks.files import Rows, training_goes_on, write_atomically
 from callbacks.real_images import even_rows, real_images
 from callbacks.version import code_version
 from lightning_modules.gan import GANModule, Score
-from lightning_modules.metrics.features import ExtractorError, FeatureExtractor, RandomConvNet
+from lightning_modules.metrics.efficientnet import EfficientNetLite0
+from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
 from lightning_modules.metrics.frechet import GaussianStatistics, frechet_distance
 from lightning_modules.metrics.torchmetrics_scores import FrechetDistance
 
 log = logging.getLogger(__name__)
+
+DEAR = 0.05  # share of a run's time above which scores are said to take much of it
+_SCORES = 3  # that a share is taken over
 
 
 class FrechetScore(L.Callback):
@@ -34,6 +40,9 @@ class FrechetScore(L.Callback):
     computed once and kept on disk under a fingerprint of images and extractor. What the score was made of is written to
     ``scores.jsonl`` with it.
 
+    It says how much of the run's time it takes, and warns if that is more than a twentieth. What it does does not
+    depend on that: a score's name and clock are the same on every machine.
+
     Args:
         every_images: Images between two scores.
         count: Images to generate.
@@ -41,7 +50,10 @@ class FrechetScore(L.Callback):
         max_real: Real images to use at most, from all over the split; None = all of it.
         batch_size: Images per forward pass and process.
         seed: Names the generated images; the same ones are used every time.
-        extractor: Where the features come from; the default needs no download.
+        extractor: Where the features come from; None = ``EfficientNetLite0``, which needs no download.
+
+    Attributes:
+        seconds: Time that scores have taken in this process, with loading the extractor and the real statistics.
     """
 
     def __init__(
@@ -66,13 +78,15 @@ class FrechetScore(L.Callback):
         self.every_images, self.count, self.split, self.max_real = every_images, count, split, max_real
         self.batch_size, self.seed = batch_size, seed
         # Not a part of the module: its weights do not belong into checkpoints, nor into data-parallel training.
-        self.extractor = extractor or RandomConvNet()
+        self.extractor = extractor or EfficientNetLite0()
+        self.seconds = 0.0
         self._real: GaussianStatistics | None = None
         self._generated_at: tuple[int, ...] = ()
         self._rows: Rows | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         """Load the extractor on this process's device; fetch its weights once per machine."""
+        self._began = time.monotonic()
         if trainer.local_rank == 0:
             self.extractor.prepare()
         trainer.strategy.barrier("score extractor")
@@ -84,6 +98,14 @@ class FrechetScore(L.Callback):
             what = f"{pl_module.image_channels} channels of {pl_module.image_size[0]}x{pl_module.image_size[1]} pixels"
             name = type(self.extractor).__name__
             raise ExtractorError(f"callbacks.score.extractor={name}: cannot measure {what} ({error})") from error
+        self.seconds = time.monotonic() - self._began
+        self._watch = Watch(self.every_images)
+        log.info(
+            "periodic score: %s of %s generated images, every %s images",
+            self.extractor.score_name,
+            f"{self.count:,}",
+            f"{self.every_images:,}",
+        )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
         """Score the untrained generator, so that a falling score has a beginning."""
@@ -98,7 +120,23 @@ class FrechetScore(L.Callback):
             assert_finite(trainer, pl_module)
             self._score(trainer, pl_module)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+        """Say what scores have cost."""
+        whole = time.monotonic() - self._began
+        log.info("periodic scores took %.3g s, %.2g %% of %.3g s", self.seconds, 100 * self.seconds / whole, whole)
+
     def _score(self, trainer: L.Trainer, module: GANModule) -> None:
+        started = time.monotonic()
+        self._take(trainer, module)
+        ended = time.monotonic()
+        self.seconds += ended - started
+        # Earlier stages of a growing network are faster: of the last one alone it can be told what a run will take.
+        if module.schedule.at(module.images_seen).stage == module.schedule.stages()[-1].stage:
+            warning = self._watch.warning(started, ended)
+            if warning:
+                log.warning("%s", warning)
+
+    def _take(self, trainer: L.Trainer, module: GANModule) -> None:
         if self._real is None:
             self._real = self._real_statistics(trainer, module)
         _broadcast_buffers(trainer, module)
@@ -184,6 +222,47 @@ class FrechetScore(L.Callback):
             "generator": "ema",
             "seed": self.seed,
         }
+
+
+class Watch:
+    """Tells once if scores take more than a twentieth of a run, from when they began and ended.
+
+    Args:
+        every_images: Images between two scores.
+    """
+
+    def __init__(self, every_images: int) -> None:
+        self.every_images = every_images
+        self._first: float | None = None  # when the first score had ended; it took the real statistics, too
+        self._spent, self._count, self._said = 0.0, 0, False
+
+    def warning(self, started: float, ended: float) -> str:
+        """Return what there is to say after a score, or nothing.
+
+        Args:
+            started: When it began, in seconds of any clock.
+            ended: When it had ended.
+        """
+        if self._first is None:
+            self._first = ended
+            return ""
+        self._spent, self._count = self._spent + ended - started, self._count + 1
+        share = self._spent / max(ended - self._first, 1e-9)
+        if self._said or self._count < _SCORES or share <= DEAR:
+            return ""
+        self._said = True
+        factor = share * (1.0 - DEAR) / (DEAR * max(1.0 - share, 1e-9))
+        return (
+            f"periodic scores take {share:.0%} of the time, {self._spent / self._count:.3g} s each: "
+            f"callbacks.score.every_images={_rounded_up(self.every_images * factor)} (now {self.every_images}) would "
+            f"make it {DEAR:.0%}; a smaller callbacks.score.count makes each cheaper"
+        )
+
+
+def _rounded_up(number: float) -> int:
+    """Return a number with two digits that count, not below."""
+    step = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    return math.ceil(number / step) * step
 
 
 def _hash(what: Any) -> str:

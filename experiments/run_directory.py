@@ -26,8 +26,9 @@ from yaml import YAMLError
 from callbacks.checkpoint import is_intact
 from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
 from callbacks.state import MOST
-from experiments.config import ConfigError, Node, load
+from experiments.config import ConfigError, Node, check, completed, load
 from experiments.untrusted import read_yaml
+from lightning_modules.metrics.features import FeatureExtractor
 
 log = logging.getLogger(__name__)
 
@@ -193,14 +194,44 @@ def recorded_config(directory: Path) -> Node:
 
 def changed_hyper_parameters(directory: Path, config: Node) -> list[str]:
     """Return "key: was X, is Y" for everything that decides the result and differs from the run's config."""
-    try:
-        old = read_yaml(directory / "config.yaml")
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError, AttributeError, TypeError) as error:
-        raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
+    old = _record(directory)
     # Records of earlier versions leave empty lists out.
     before, now = ({key: value for key, value in flat(node).items() if value != []} for node in (old, config))
     relevant = sorted(key for key in before.keys() | now.keys() if matters(key) and before.get(key) != now.get(key))
     return [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in relevant]
+
+
+def with_own_extractors(directory: Path, config: Node) -> Node:
+    """Return a configuration whose periodic scores read what the run in a directory has recorded for them.
+
+    Scores of two extractors are not compared: with a default that has changed since, a resumed run would choose its
+    best checkpoint anew. Where weights lie may change.
+
+    Raises:
+        ConfigError: If the record names what is no extractor.
+    """
+    record = _record(directory)
+    before = record.get("callbacks") if isinstance(record, dict) else None
+    callbacks = dict(config["callbacks"])
+    for name, node in callbacks.items():
+        old = before.get(name) if isinstance(before, dict) else None
+        own = old.get("extractor") if isinstance(old, dict) else None
+        if own and node and node.get("extractor"):
+            key = f"callbacks.{name}.extractor"
+            if problems := check(own, key, FeatureExtractor):
+                raise ConfigError([f"{directory / 'config.yaml'}: {problem}" for problem in problems])
+            own = completed(own)
+            if {**own, "weights": None} != {**node["extractor"], "weights": None}:
+                callbacks[name] = {**node, "extractor": own}
+    return {**config, "callbacks": callbacks}
+
+
+def _record(directory: Path) -> Any:
+    """Return what ``config.yaml`` says, perhaps a stranger's."""
+    try:
+        return read_yaml(directory / "config.yaml")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError, AttributeError, TypeError) as error:
+        raise ConfigError([f"{directory / 'config.yaml'}: cannot be read ({' '.join(str(error).split())})"]) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from callbacks.divergence import DivergedError, DivergenceWatch
 from callbacks.ema import GeneratorEMA
 from callbacks.environment import EnvironmentRecord
 from callbacks.fade_in import FadeIn
+from callbacks.fid import FrechetScore
 from callbacks.files import append_rows
 from callbacks.preemption import Preempted, Preemption
 from datamodules.base import ImageDataModule
@@ -35,6 +36,7 @@ from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, wandb_logger
 from lightning_modules.gan import GANModule
+from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
 from lightning_modules.schedules import ProgressiveSchedule, Schedule
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,11 @@ def train(config: Node) -> Path:
     with ExitStack() as held:
         start = processes.agree_on_start(launcher, settings, lambda: decide_start(experiment, config, held))
         first = processes.is_first_process(launcher)
+        config, given = run_directory.with_own_extractors(start.directory, config), config
         held.enter_context(log_file(start.directory / "log.txt", parts.pseudonyms.hide) if first else quiet())
         if first:
             announce(start)
+        keep_extractors(parts, given, config)
         mirror = None
         if first and experiment.tracking != "disabled":
             mirror = wandb_logger(start.directory, experiment.tracking, experiment.wandb_project, config)
@@ -205,6 +209,8 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
             f"{parts.data.channels}"
         )
+    if launcher is None:  # else the processes of a machine must meet first: one fetches for all
+        problems += _problems_of_extractors(parts)
     for check in (parts.data.check, parts.pseudonyms.check):
         try:
             check()
@@ -212,6 +218,18 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)
+
+
+def _problems_of_extractors(parts: Parts) -> list[str]:
+    """Return what a periodic score needs and cannot get, before the data is prepared, which may take hours."""
+    problems = []
+    for callback in parts.callbacks:
+        if isinstance(callback, FrechetScore):
+            try:
+                callback.extractor.prepare()
+            except ExtractorError as error:
+                problems.append(f"callbacks.score.extractor={type(callback.extractor).__name__}: {error}")
+    return problems
 
 
 def problems_of_sharing(schedule: Schedule, world_size: int) -> list[str]:
@@ -278,6 +296,8 @@ def decide_start(experiment: Experiment, config: Node, held: ExitStack) -> run_d
             raise ConfigError(
                 [f"{start.directory} was started with other hyper-parameters (allow_changes=true goes on)", *changes]
             )
+        if not experiment.allow_changes:
+            config = run_directory.with_own_extractors(start.directory, config)
     try:
         start.directory.mkdir(parents=True, exist_ok=True)
         held.enter_context(run_directory.lock(start.directory))
@@ -435,6 +455,30 @@ def _reason(error: Exception, fault: str | None, pseudonyms: Pseudonyms) -> str:
     if isinstance(error, DataError):  # quotes tables, too, which hold whatever they hold
         return "DataError: the data cannot be used; the terminal said why (it may name patients, so this file does not)"
     return redacted(pseudonyms.hide(fault or f"{type(error).__name__}: {error}"))
+
+
+def keep_extractors(parts: Parts, given: Node, config: Node) -> None:
+    """Let periodic scores go on with the extractors that the run began with, and say so.
+
+    Args:
+        parts: What the given configuration has built.
+        given: The configuration of this launch.
+        config: The same with the run's own extractors.
+    """
+    scores = iter([callback for callback in parts.callbacks if isinstance(callback, FrechetScore)])
+    for name, node in given["callbacks"].items():
+        if node is not None and issubclass(cfg.locate(node[cfg.TARGET], L.Callback), FrechetScore):
+            callback, own = next(scores), config["callbacks"][name]["extractor"]
+            if own != node["extractor"]:
+                instead = type(callback.extractor).__name__
+                callback.extractor = cfg.build(own, f"callbacks.{name}.extractor", FeatureExtractor)
+                log.warning(
+                    "callbacks.%s: goes on with %s, as this run began, not with %s: their scores are not compared "
+                    "(allow_changes=true changes over)",
+                    name,
+                    type(callback.extractor).__name__,
+                    instead,
+                )
 
 
 def announce(start: run_directory.Start) -> None:

@@ -28,7 +28,7 @@ from experiments.sweeps import trials
 from experiments.training import build
 from experiments.training import train as train_run
 
-FID, EMBEDDED = "fid", "frechet_random_conv"
+FID, STAND_IN = "fid", "frechet_efficientnet_lite0"
 FAKE = Path(__file__).parent / "fake_trial.py"
 
 
@@ -42,8 +42,8 @@ def study_of(tmp_path, parallel=1, changes=None, scale="small", about="less", se
         images=images,
         ours="widths",
         score=FID,
-        stand_in=EMBEDDED,
-        columns={FID: "FID", "printed": "FID as printed", EMBEDDED: "embedded"},
+        stand_in=STAND_IN,
+        columns={FID: "FID", "printed": "FID as printed", STAND_IN: "learned"},
         rows=rows,
         numbers=(Number("a", "1", "x", 10.0), Number("a", "2", "y", 11.0, images=48), Number("c", "3", "z", 12.0)),
         claims=(Claim("a", "b", "2", images=48), Claim("b", "c", "3")),
@@ -260,7 +260,7 @@ def test_the_untrained_family_is_the_one_that_a_run_begins_with(tmp_path):
 # Verdicts -------------------------------------------------------------------------------------------------------------
 
 
-def measured(*ranges, score=EMBEDDED, images=44):
+def measured(*ranges, score=STAND_IN, images=44):
     """Return what the verdicts read of runs with these intervals (low, value, high)."""
     module = SimpleNamespace(data_facts={"images": {"train": images, "val": 0, "test": 0}})
     scores = [{score: {"low": low, "value": value, "high": high}} for low, value, high in ranges]
@@ -278,7 +278,7 @@ def test_a_claim_holds_only_if_no_intervals_overlap(tmp_path):
     assert word(low, measured((5, 6, 7), (3.9, 5, 6))) == "undecided"
     assert word(low, []) == "not run"
     said = of_claim(study, ("a", "b"), low, high).sentence
-    assert said.startswith("embedded 2.5 against 6.5: lower for each of 2 seeds")
+    assert said.startswith("learned 2.5 against 6.5: lower for each of 2 seeds")
     assert "the spread of training is not known" in of_claim(study, ("a", "b"), low[:1], high).sentence
     assert "seed 0 (not begun)" in said  # no run of the study lies here
 
@@ -295,9 +295,9 @@ def test_a_claim_at_a_smaller_scale_or_on_other_data_is_not_called_reproduced(tm
 
 def test_without_intervals_nothing_is_decided(tmp_path):
     bare = measured((1, 1, 1))
-    del bare[0].scores[EMBEDDED]["low"], bare[0].scores[EMBEDDED]["high"]
+    del bare[0].scores[STAND_IN]["low"], bare[0].scores[STAND_IN]["high"]
     assert of_claim(study_of(tmp_path), ("a", "b"), bare, measured((5, 6, 7))).word == "undecided"
-    assert str(spread(bare, EMBEDDED)) == "1"
+    assert str(spread(bare, STAND_IN)) == "1"
 
 
 def test_a_number_is_compared_only_with_its_like(tmp_path):
@@ -324,12 +324,12 @@ def test_a_number_is_compared_only_with_its_like(tmp_path):
 
 
 def test_rows_are_compared_by_the_papers_score_if_all_have_it(tmp_path):
-    study, fid, embedded = study_of(tmp_path), measured((1, 2, 3), score=FID), measured((1, 2, 3))
+    study, fid, learned = study_of(tmp_path), measured((1, 2, 3), score=FID), measured((1, 2, 3))
     assert score_of(study, {"a": fid}) == FID and score_of(study, {"a": fid, "b": []}) == FID
-    assert score_of(study, {"a": fid, "b": embedded}) == EMBEDDED and score_of(study, {}) == EMBEDDED
-    of_two = spread(measured((1, 2, 3), (3, 4, 6)), EMBEDDED)
+    assert score_of(study, {"a": fid, "b": learned}) == STAND_IN and score_of(study, {}) == STAND_IN
+    of_two = spread(measured((1, 2, 3), (3, 4, 6)), STAND_IN)
     assert (of_two.mean, of_two.low, of_two.high) == (3, 1, 6) and str(of_two) == "3 (2, 4), 1 to 6"
-    assert spread([*fid, *embedded], FID) is None
+    assert spread([*fid, *learned], FID) is None
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +338,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     changes = {"callbacks": {"checkpoint": {"keep_at": [48]}}, "data": {"count": 60}}
     study = study_of(folder, changes=changes, seeds=(0,), about="")
-    assert study.prepare() == ["random_conv"]
+    assert study.prepare() == ["efficientnet_lite0", "random_conv"]
     for run in study.runs:
         train_run(cfg.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
     return study
@@ -348,7 +348,7 @@ def test_a_number_is_taken_at_its_clock(trained):
     findings = report.find(trained)
     clocks = [[one.trained.module.images_seen for one in found] for _, found, _ in findings.numbers]
     assert clocks == [[96], [48], []]
-    first, second = (findings.numbers[i][1][0].scores[EMBEDDED]["value"] for i in (0, 1))
+    first, second = (findings.numbers[i][1][0].scores[STAND_IN]["value"] for i in (0, 1))
     assert first != second
     assert trained.measure(trained.runs[0]) is findings.rows["a"][0]  # loaded once, for all that needs it
     assert findings.numbers[2][2].word == "not run" and findings.claims[1][1].word == "not run"
@@ -366,9 +366,9 @@ def test_the_table_has_every_number_and_how_it_was_taken(trained):
     rows = list(csv.DictReader((trained.folder / "numbers.csv").open()))
     assert [row["paper"] for row in rows] == ["10.0", "11.0", "12.0"]
     assert [row["verdict"] for row in rows] == ["not comparable", "not comparable", "not run"]
-    assert rows[0]["extractor"] == "random_conv" and rows[0]["score_of_verdict"] == EMBEDDED
-    assert len(rows[0]["weights_sha256"]) == 64 and rows[2][EMBEDDED] == ""
-    assert float(rows[0][f"{EMBEDDED}_low"]) <= float(rows[0][EMBEDDED]) <= float(rows[0][f"{EMBEDDED}_high"])
+    assert rows[0]["extractor"] == "efficientnet_lite0" and rows[0]["score_of_verdict"] == STAND_IN
+    assert len(rows[0]["weights_sha256"]) == 64 and rows[2][STAND_IN] == ""
+    assert float(rows[0][f"{STAND_IN}_low"]) <= float(rows[0][STAND_IN]) <= float(rows[0][f"{STAND_IN}_high"])
     page = (trained.folder / "report.html").read_text()
     assert "own part" in page and "Left out at this scale: C." in page
     assert any("not run. Left out at scale small." in line for line in lines)

@@ -171,7 +171,12 @@ FILES = {
         "DCGAN has no argument 'critic_steps'",
     ),
     "missing data": (
-        {"experiment": "dcgan_ct_kidney_64", "overrides": ["data.root=/no/such"], "space": {"seed": {"int": [0, 9]}}},
+        {
+            "experiment": "dcgan_ct_kidney_64",
+            "overrides": ["data.root=/no/such"],
+            "space": {"seed": {"int": [0, 9]}},
+            "metric": "score/frechet_efficientnet_lite0",
+        },
         "data.root=/no/such",
     ),
     "a batch that devices cannot share": (

@@ -111,7 +111,8 @@ def test_hyperband_counts_scores_and_not_images(tmp_path):
 def test_a_score_is_found_whatever_it_is_called(tmp_path, every, scores):
     quality = f"callbacks.quality={{_target_: callbacks.fid.FrechetScore, {every}}}"
     overrides = ["callbacks.score=null", quality]
-    config = config_of(tmp_path, pruning={"rule": "hyperband", "min_images": 80}, overrides=overrides)
+    pruning, metric = {"rule": "hyperband", "min_images": 80}, "score/frechet_efficientnet_lite0"  # the class's default
+    config = config_of(tmp_path, pruning=pruning, overrides=overrides, metric=metric)
     assert config["early_terminate"]["min_iter"] == scores
 
 

@@ -202,6 +202,7 @@ def _ranking(study: Study, findings: Findings) -> str:
 
 def _run_table(study: Study, findings: Findings) -> str:
     rows = []
+    label = next(iter(study.tools.extractors))
     for name, found in findings.rows.items():
         for one in found:
             module = one.trained.module
@@ -210,12 +211,11 @@ def _run_table(study: Study, findings: Findings) -> str:
             height, width = module.schedule.resolutions()[-1]
             passes = clock / module.data_facts["images"]["train"]
             cells = [f"{height}x{width}", f"{batch}", f"{clock:,}", f"{passes:,.0f}", f"{clock // batch // every:,}"]
-            label = next(iter(one.extractors))
             explained = [one.scores.get(f"{score}_{label}", {}).get("value") for score in EXPLAINING]
             cells += ["-" if value is None else text_of(value) for value in explained]
             rows.append([study.rows[name].title, str(one.run.seed), *cells])
-    head = ("row", "seed", "pixels", "batch", "images seen", "passes", "generator updates", *EXPLAINING.values())
-    return table(head, rows, "numbers")
+    head = ("row", "seed", "pixels", "batch", "images seen", "passes", "generator updates")
+    return table((*head, *(f"{title} ({label})" for title in EXPLAINING.values())), rows, "numbers")
 
 
 def _warnings(findings: Findings) -> str:

@@ -22,7 +22,8 @@ from lightning_modules.networks.latents import sample_latents
 SAMPLES, KERNELS = 24, 4  # images of each set, latents whose first layer is shown
 EXTRACTORS = {  # the paper's first
     "inception": "Inception-v3's features, as in the paper",
-    "random_conv": "features of the embedded extractor, a network with random weights; the paper's are Inception-v3's",
+    "efficientnet_lite0": "EfficientNet-Lite0's features; the paper's are Inception-v3's",
+    "random_conv": "features of a network with random weights; the paper's are Inception-v3's",
 }
 
 

@@ -250,13 +250,14 @@ def _problems_of_metric(sweep: Sweep, experiment: cfg.Experiment) -> list[str]:
 
 def _scores(callbacks: Node) -> dict[str, Node]:
     """Return the nodes of the periodic scores, whatever the file calls them, by the name of the metric."""
-    from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
+    from lightning_modules.metrics.efficientnet import EfficientNetLite0
+    from lightning_modules.metrics.features import FeatureExtractor
 
     found = {}
     for node in callbacks.values():
         if node is not None and node.get(cfg.TARGET, "").endswith(".FrechetScore"):
             extractor: Any = node.get("extractor")
-            cls = cfg.locate(extractor[cfg.TARGET], FeatureExtractor) if extractor else RandomConvNet
+            cls = cfg.locate(extractor[cfg.TARGET], FeatureExtractor) if extractor else EfficientNetLite0
             found[f"score/{getattr(cls, 'score_name', '')}"] = node
     return found
 

