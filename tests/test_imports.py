@@ -88,7 +88,7 @@ def test_show_list_and_help_import_neither_torch_nor_lightning():
     assert "demo" in done.stdout
 
 
-def test_every_package_and_yaml_is_shipped():
+def test_every_package_yaml_and_page_is_shipped():
     import tomllib
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -96,4 +96,5 @@ def test_every_package_and_yaml_is_shipped():
     assert set(settings["packages"]) == packages
     root = ROOT / "experiments"
     folders = {path.parent.relative_to(root).as_posix() for path in root.rglob("*.yaml")}
-    assert settings["package-data"] == {"experiments": sorted(f"{folder}/*.yaml" for folder in folders)}
+    shipped = [*sorted(f"{folder}/*.yaml" for folder in folders), "docs/*.md"]  # messages name pages
+    assert settings["package-data"] == {"experiments": shipped}

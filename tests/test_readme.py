@@ -15,6 +15,7 @@ from experiments.sweeps.wandb_engine import sweep_config
 from experiments.training import build
 
 README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in sorted((ROOT / "experiments" / "docs").rglob("*.md"))}
 BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 SWEEPS = [line.split("#")[0] for line in LINES if "-m experiments.sweep" in line]
@@ -68,9 +69,9 @@ def test_commands_that_publish_are_valid(verb):
 
 
 def test_evaluation_commands_are_valid():
-    extractors = (ROOT / "experiments/docs/extractors.md").read_text().splitlines()
-    lines = [line for line in [*LINES, *extractors] if "-m experiments.evaluate " in line]
-    assert len(lines) >= 6
+    of_pages = [line for page in PAGES.values() for line in page.splitlines()]
+    lines = [line for line in [*LINES, *of_pages] if line.startswith("python -m experiments.evaluate ")]
+    assert len(lines) >= 15
     for line in lines:
         target, *overrides = arguments(line, "experiments.evaluate")
         named = [text.removeprefix("suite=") for text in overrides if text.startswith("suite=")]
