@@ -334,7 +334,8 @@ def verdict(row: Row) -> str:
 
     To be outside it must be beyond the floor's ends, and its interval must leave out the floor's middle. The ends alone
     are too near: the halves of a floor are two parts of one set, what one has more of the other has less of, and a
-    score to which both add (in a Frechet distance of few images their spread) hardly varies. Other patients do vary.
+    score to which both add (in a Frechet distance of few images their spread) hardly varies. Sets of other patients do
+    vary.
 
     Better than the floor is no praise: images that repeat the real ones are nearer to them than other patients are.
     """
