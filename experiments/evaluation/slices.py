@@ -31,6 +31,7 @@ from lightning_modules.metrics.precision_recall import reached
 from lightning_modules.metrics.score import Instrument, MemorisationScore
 
 AT_MOST = 1_000  # images of each set in a slice: the work of some scores grows with the square
+REPLICATES = 20  # halves at most; more would only make slices cost more than the whole
 REACHED_OF = 5_000  # real images that are asked whether a generated one is near: as many as coverage takes
 
 
@@ -172,6 +173,7 @@ class SliceScorer:
     def __init__(self, sets: Sets, vectors: VectorCache, tools: Tools, suite: Suite, record: Path) -> None:
         self.sets, self.tools, self.suite, self.record = sets, tools, suite, record
         self.vectors = PartVectors(vectors, tools)
+        self.replicates = min(suite.replicates, REPLICATES)
 
     def measure(self) -> Slices:
         """Return every score within every slice, and where it is worse than elsewhere."""
@@ -259,7 +261,7 @@ class SliceScorer:
                 for (images, _), of, size in zip(of_sets, rows, sizes, strict=True)
             )
             judged = Sets(real, generated, self.sets.train, next((of for of in held_out if len(of)), None))
-            names = self.suite.replicates, self.suite.seed, self.record
+            names = self.replicates, self.suite.seed, self.record
             return Scorer(judged, self.vectors, self.tools.extractors, *names).measure(instruments)
 
         own = _sizes(inside)
@@ -274,12 +276,12 @@ class SliceScorer:
         real, generated = (of.of[name][of.known] for of in (divided.real, divided.generated))
         groups = [group for group, known in zip(self.sets.real.groups, divided.real.known, strict=True) if known]
         values, floors, differences = [], [], []
-        for k in range(self.suite.replicates):
+        for k in range(self.replicates):
             of_real, of_generated = self._halves(groups, len(generated), k)
             values.append(float(generated[of_generated.first].mean()))
             floors.append(float(real[of_real.second].mean()))
             differences.append(values[-1] - float(real[of_real.first].mean()))
-        freedom = min(self.suite.replicates, len(set(groups))) - 1
+        freedom = min(self.replicates, len(set(groups))) - 1
         row = _share_row("share", float(generated.mean()), (values, values, floors), freedom)
         row["fingerprint"] = {"metric": "share", "code_version": code_version(), "real": described(self.sets.real)}
         difference = row["value"] - float(real.mean())
@@ -300,7 +302,7 @@ class SliceScorer:
             **extractor.identity(),
             "real": described(self.sets.real),
             "generated": len(generated),
-            "replicates": self.suite.replicates,
+            "replicates": self.replicates,
             "seed": self.suite.seed,
         }
         inside = {name: of[: len(real)] for name, of in true.of.items()}
@@ -310,7 +312,7 @@ class SliceScorer:
         if kept is None:
             whole = reached(real, generated).numpy()
             groups = self.sets.real.groups[: len(real)]
-            halved = [self._reached_of_half(real, groups, generated, k) for k in range(self.suite.replicates)]
+            halved = [self._reached_of_half(real, groups, generated, k) for k in range(self.replicates)]
             kept = [_reached_row(whole, halved, groups, inside[name], outside[name]) for name in inside]
             common = {"name": f"reached_{label}", "extractor": label, "fingerprint": fingerprint}
             kept = [{**row, **common} for row in kept]
