@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import hypergeom, norm
 
 from datamodules.pseudonyms import Pseudonyms
+from experiments.evaluation.comparison import holm
 from experiments.evaluation.scoring import Row, Scorer, Sets
 from experiments.evaluation.settings import Tools
 from experiments.evaluation.vectors import VectorCache
@@ -116,7 +117,8 @@ def verdicts(
         test, side = _leak_of(row)
         if test and "floor" in row:
             tests.append((test, _tail(row, side)))
-    alarms = {tests[i][0] for i in holm([p for _, p in tests], LEVEL)}
+    adjusted = holm([p for _, p in tests])
+    alarms = {test for (test, _), p in zip(tests, adjusted, strict=True) if p <= LEVEL}
     said = [
         _of_copies(near, sets, copies, "copies" in alarms),
         _of_patients(findings, "re-identification" in alarms, LEVEL / max(1, len(tests))),
@@ -163,16 +165,6 @@ def chance_of_copies(count: int, generated: int, held_out: int, copies: Copies) 
     rank = threshold_rank(held_out, copies.false_alarms)
     smallest = min(count + rank - 1, generated + held_out)
     return float(hypergeom.sf(count - 1, generated + held_out, generated, smallest))
-
-
-def holm(p_values: Sequence[float], level: float) -> list[int]:
-    """Return which tests reject, by Holm (1979): any false rejection is as probable as ``level`` at most."""
-    rejected: list[int] = []
-    for rank, i in enumerate(np.argsort(np.asarray(p_values), kind="stable").tolist()):
-        if p_values[i] * (len(p_values) - rank) > level:
-            break
-        rejected.append(i)
-    return rejected
 
 
 def _of_copies(near: list[Copy] | None, sets: Sets, copies: Copies | None, alarm: bool) -> Verdict:
@@ -267,15 +259,15 @@ def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[st
         weights_sha256: Of the generator.
     """
     command = f"python -m experiments.evaluate {path} suite={SUITE}"
-    evaluations = [(path, _read(path)) for path in sorted(directory.glob("evaluation/*/scores.json"))]
-    of_suite = [(path, said) for path, said in evaluations if said.get("suite") == SUITE]
-    own = [(path, said) for path, said in of_suite if said.get("weights_sha256") == weights_sha256]
+    evaluations = {file.parent.name: _read(file) for file in sorted(directory.glob("evaluation/*/scores.json"))}
+    of_suite = {name: said for name, said in evaluations.items() if said.get("suite") == SUITE}
+    own = {name: said for name, said in of_suite.items() if said.get("weights_sha256") == weights_sha256}
     if not own:
         why = "there is no finished privacy evaluation"
         if of_suite:
             why = f"the privacy evaluations in {directory / 'evaluation'} are of other weights"
         return [f"--require-privacy: {why}; run: {command}"]
-    answers = {path.parent.name: _answers(said) for path, said in own}
+    answers = {name: _answers(said) for name, said in own.items()}
     leaks = _with("leak", answers)
     if leaks:  # another evaluation, with other images, does not wash it off
         return leaks

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from experiments.evaluation.image_sets import ImageSet, RealImages
 from experiments.evaluation.resampling import halves
 from experiments.evaluation.scoring import Row, Scorer, Sets, in_half_widths, is_bad
 from experiments.evaluation.settings import build_tools, load_suite
+from experiments.evaluation.slices import Part
 from experiments.evaluation.vectors import VectorCache, key_of
 from experiments.loading import data_of
 from experiments.run_directory import write_text
@@ -292,27 +292,6 @@ def run(
 
 
 # Perfect generators ---------------------------------------------------------------------------------------------------
-
-
-class Part(ImageSet):
-    """Some images of a set.
-
-    Args:
-        source: The set.
-        rows: Their places in it.
-    """
-
-    def __init__(self, source: ImageSet, rows: np.ndarray) -> None:
-        self.source, self.rows, self.what, self.size = source, rows, f"part of {source.what}", source.size
-        self.names, self.groups = [source.names[i] for i in rows], [source.groups[i] for i in rows]
-
-    def identity(self) -> dict[str, Any]:
-        """Return the set's, and a hash of the places."""
-        return {**self.source.identity(), "part": key_of(self.rows.tolist())}
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Read one by one."""
-        return torch.cat([self.source.read(i, i + 1) for i in self.rows[start:stop]])
 
 
 class KnownVectors(VectorCache):
