@@ -15,10 +15,14 @@ from lightning_modules.metrics.kernel import kernel_distance
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
+def alone(tmp_path_factory):
     with pytest.warns(UserWarning, match="of the real images the first 13 are used"):
-        alone = metrics_script.main(1, str(folder))
+        return metrics_script.main(1, str(tmp_path_factory.mktemp("alone")))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "metrics_script.py"), "2", str(folder)],
         cwd=ROOT,
@@ -29,11 +33,10 @@ def found(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return alone, [torch.load(folder / f"2-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return [torch.load(folder / f"2-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def test_what_a_module_logs_is_what_the_plain_functions_give(found):
-    alone, _ = found
+def test_what_a_module_logs_is_what_the_plain_functions_give(alone):
     net, images = RandomConvNet(), metrics_script.pictures()
     real, fake = net(images), net(metrics_script.generated(images))
     logged = alone["epochs"][0]
@@ -44,13 +47,13 @@ def test_what_a_module_logs_is_what_the_plain_functions_give(found):
     assert {"precision", "recall", "density", "coverage", "SlicedWasserstein", "pairs"} <= logged.keys()
 
 
-def test_every_epoch_begins_anew_and_real_images_are_kept_where_asked(found):
-    first, second = found[0]["epochs"]
+def test_every_epoch_begins_anew_and_real_images_are_kept_where_asked(alone):
+    first, second = alone["epochs"]
     assert first == second
 
 
-def test_two_processes_log_what_one_logs(found):
-    alone, both = found
+@pytest.mark.slow
+def test_two_processes_log_what_one_logs(alone, both):
     for process in both:
         assert len(process["epochs"]) == 2
         for one, two in zip(alone["epochs"], process["epochs"], strict=True):
@@ -59,14 +62,14 @@ def test_two_processes_log_what_one_logs(found):
     assert both[0]["epochs"] == both[1]["epochs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", ["uneven", "empty"])
-def test_the_share_of_a_process_does_not_matter(found, share):
-    alone, both = found
+def test_the_share_of_a_process_does_not_matter(alone, both, share):
     for process in both:
         assert process[share]["FrechetDistance"] == alone[share]["FrechetDistance"]
         assert process[share] == pytest.approx(alone[share], rel=1e-6)
         assert process[share]["images"] == 31
 
 
-def test_no_weights_and_no_states_are_in_the_modules_checkpoint(found):
-    assert found[0]["state"] == found[1][0]["state"] == ["weight"]
+def test_no_weights_and_no_states_are_in_the_modules_checkpoint(alone):
+    assert alone["state"] == ["weight"]
