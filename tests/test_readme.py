@@ -125,6 +125,13 @@ def test_every_link_within_the_page_has_its_heading():
     assert len(named) > 15 and named <= anchors
 
 
+def test_every_page_is_linked_and_every_link_leads_to_a_page():
+    linked = set()
+    for path, text in {ROOT / "README.md": README, **PAGES}.items():
+        linked |= {(path.parent / to).resolve() for to in re.findall(r"\]\(([^)#:]+\.md)", text)}
+    assert linked == set(PAGES)
+
+
 def test_every_picture_exists():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README) + re.findall(r'<img src="(.*?)"', README):
         assert (ROOT / path).is_file(), path
