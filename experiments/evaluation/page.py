@@ -140,8 +140,10 @@ def _how_to_read() -> str:
         "<p>The interval is the 95 % interval over random halves of the groups (patients, where they are known) and of "
         "the generated images. The floor is what real images get in place of generated ones: one half of the patients "
         "against the other, 95 % of the random splits. It is compared with the generated images at the same size, half "
-        "of the images, since most scores depend on the number of images. Better than the floor is no praise: images "
-        "that repeat the real ones are nearer to them than other patients are.</p>"
+        "of the images, since most scores depend on the number of images. A score counts as outside its floor where it "
+        "lies beyond the ends and its own interval there leaves out the middle: floors of few images are too narrow. "
+        "Better than the floor is no praise: images that repeat the real ones are nearer to them than other patients "
+        "are.</p>"
     )
 
 

@@ -82,7 +82,7 @@ def _cell(row: Row | None) -> str:
 def _how_to_read(slices: Slices) -> str:
     return (
         "<p>Each number says how far the score lies from the middle of its floor, in half-widths of the floor; above 1 "
-        "is worse than real images get. The floor is real images of the slice in place of generated ones, at the same "
+        "is worse than the floor. The floor is real images of the slice in place of generated ones, at the same "
         "number of images. An asterisk and a frame mark what is worse than its floor and, by more than chance, further "
         "from it than elsewhere: the same score of as many images that are not in the slice, with their own floor "
         f"(one-sided; corrected for all {slices.tests} differences, Holm 1979). Of each set at most {AT_MOST:,} images "
