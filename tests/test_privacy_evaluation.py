@@ -127,6 +127,15 @@ def test_scores_without_floor_give_no_answer():
     assert found == {**dict.fromkeys(TESTS, "no answer"), "re-identification": "clean"}
 
 
+def test_a_refused_score_is_not_called_left_out_and_a_reason_is_given_once():
+    names = ("membership_x", "membership_y")  # a refused score has the suite's name of it
+    rows = [{"name": name, "score": "membership", "value": None, "refused": "too few"} for name in names]
+    sets = Sets(*(Numbers(np.linspace(-1, 1, 50)) for _ in range(4)))
+    said = {one.test: one.sentence for one in privacy.verdicts(rows, {}, None, sets, None)}
+    assert said["membership"] == "No answer: too few."
+    assert said["authenticity"] == "No answer: the suite leaves it out."
+
+
 # The suite ------------------------------------------------------------------------------------------------------------
 
 

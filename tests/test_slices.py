@@ -22,7 +22,7 @@ from experiments.evaluation.comparison import holm
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.scoring import Sets
 from experiments.evaluation.settings import Suite, Tools
-from experiments.evaluation.slices import Part, PartVectors, SliceScorer, check_slices, chosen, slice_lines
+from experiments.evaluation.slices import Part, PartVectors, Slices, SliceScorer, check_slices, chosen, slice_lines
 from experiments.evaluation.vectors import VectorCache
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.frechet import Frechet, frechet_distance_of
@@ -339,7 +339,38 @@ def test_what_slices_cannot_be_made_by_is_refused_at_once():
         check_slices(replace(suite, by="finding"), Tools({"flat": Flat()}, {}), Sets(real, generated, None, None))
     with pytest.raises(ValueError, match="name the columns with by="):
         Suite({}, None, 10, generated_labels="x.csv")
-    assert Suite({}, None, 10, by="sex").attributes == ("sex",)
+    assert Suite({}, None, 10, by=("Sex", "sex")).attributes == ("sex",)  # as columns are taken
+
+
+def test_labels_in_other_words_than_the_real_images_are_refused_or_said():
+    real, suite, tools = points(1, 60, "real"), Suite({}, None, 10, by="finding"), Tools({"flat": Flat()}, {})
+
+    def checked(change):
+        generated = points(2, 60, "generated")
+        generated.about = [{"finding": change(one["finding"])} for one in generated.about]
+        return check_slices(suite, tools, Sets(real, generated, None, None))
+
+    with pytest.raises(ConfigError, match=r"no generated image has a value of the real ones \(real images say A, B"):
+        checked(str.lower)
+    (said,) = checked(lambda name: "D" if name == "C" else name)
+    assert said.startswith("by=finding: values that no real image has") and "D (" in said and said.endswith(" images)")
+    assert checked(str) == []
+
+
+def test_a_wrong_age_is_refused_with_whose_it_is():
+    real, generated, held_out = points(1, 20, "real"), points(2, 20, "generated"), points(3, 20, "held-out")
+    for images in (real, generated, held_out):
+        images.about = [{"age": str(30 + 2 * i)} for i in range(20)]
+    suite, tools = Suite({}, None, 10, by="age", generated_labels="made.csv"), Tools({"flat": Flat()}, {})
+    for images, whose in ((held_out, "held-out images"), (generated, "made.csv"), (real, "real images")):
+        images.about[3] = {"age": "nan"}
+        with pytest.raises(ConfigError, match=rf"by=age: 'nan' is no age in years.*{whose}"):
+            check_slices(suite, tools, Sets(real, generated, None, held_out))
+
+
+def test_nothing_tested_is_not_called_nothing_worse():
+    untested = slice_lines(Slices([], "", 0))
+    assert untested == ["whether a slice is worse than elsewhere could not be told: no difference could be tested"]
 
 
 # Through the command --------------------------------------------------------------------------------------------------

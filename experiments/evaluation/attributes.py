@@ -67,12 +67,28 @@ def problems_of(wanted: Sequence[str], about: Sequence[Mapping[str, str]], whose
             has = f"known of them is {', '.join(there)}" if there else "nothing is known of them"
             problems.append(f"by={attribute}: {whose} are not told apart by it{where} ({has})")
             continue
-        found = members(about, attribute).of
+        try:
+            found = members(about, attribute).of
+        except ConfigError as error:
+            problems += [f"{problem} ({whose}{where})" for problem in error.problems]
+            continue
         if len(found) == 1:
             problems.append(f"by={attribute}: all {whose} of which it is known are {next(iter(found))}")
         if len(found) > MOST:
             problems.append(f"by={attribute}: has {len(found)} values, more than {MOST}: it names images, not slices")
     return problems
+
+
+def strange_values(attribute: str, real: Mapping[str, np.ndarray], about: Sequence[Mapping[str, str]]) -> str:
+    """Return which values generated images have that no real image has, with counts, or nothing.
+
+    Args:
+        attribute: The attribute.
+        real: The slices of the real images.
+        about: What is known of each generated image.
+    """
+    strange = {name: int(of.sum()) for name, of in members(about, attribute).of.items() if name not in real}
+    return ", ".join(f"{name} ({count} images)" for name, count in strange.items())
 
 
 def _values(text: str) -> list[str]:

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,10 @@ def evaluate(target: str, suite: Suite) -> Path:
     data = real_data(suite, subject)
     sets = sets_of(suite, subject, data)
     if suite.attributes:
-        check_slices(suite, tools, sets)
+        of_labels = check_slices(suite, tools, sets)
+        for warning in of_labels:
+            log.warning("warning: %s", warning)
+        sets = replace(sets, warnings=(*sets.warnings, *of_labels))
     output = _output(suite, subject)
     pseudonyms = _pseudonyms(subject, output)
     pseudonyms.check()
@@ -103,14 +106,16 @@ def evaluate(target: str, suite: Suite) -> Path:
 
 def score_lines(rows: list[Row], of_sets: Sequence[str] = ()) -> list[str]:
     """Return a table of scores as lines of text, the warnings last: those of the sets of images, then each score's."""
-    lines = [f"{'score':<34} {'value':>10}  {'95 % interval':<23} {'floor (real, half size)':<25} verdict"]
+    width = max([34, *(len(row["name"]) for row in rows)])
+    lines = [f"{'score':<{width}} {'value':>10}  {'95 % interval':<23} {'floor (real, half size)':<25} verdict"]
     for row in rows:
         if row["value"] is None:
-            lines.append(f"{row['name']:<34} {'-':>10}  {row['refused']}")
+            lines.append(f"{row['name']:<{width}} {'-':>10}  {row['refused']}")
             continue
         interval = f"{row['low']:.4g} .. {row['high']:.4g}" if "low" in row else "-"
         floor = f"{row['floor_low']:.4g} .. {row['floor_high']:.4g}" if "low" in row else "-"
-        lines.append(f"{row['name']:<34} {row['value']:>10.4g}  {interval:<23} {floor:<25} {row.get('verdict', '-')}")
+        numbers = f"{row['value']:>10.4g}  {interval:<23} {floor:<25}"
+        lines.append(f"{row['name']:<{width}} {numbers} {row.get('verdict', '-')}")
     warnings = dict.fromkeys(f"{row['score']}: {warning}" for row in rows for warning in row.get("warnings", ()))
     return [*lines, *(f"warning: {warning}" for warning in (*of_sets, *warnings))]
 

@@ -137,7 +137,9 @@ def verdicts(
         elif test in names:
             said.append(Verdict(test, "clean", f"No sign that {leak}: {shown}.", LIMITS[test]))
         else:
-            why = "; ".join(row.get("refused") or "; ".join(row.get("warnings", ())) for row in values)
+            refused = values or [row for row in rows if row["value"] is None and row["name"].startswith(test)]
+            reasons = (row.get("refused") or "; ".join(row.get("warnings", ())) for row in refused)
+            why = "; ".join(dict.fromkeys(filter(None, reasons)))
             said.append(Verdict(test, "no answer", f"No answer: {why or 'the suite leaves it out'}.", LIMITS[test]))
     return said
 

@@ -90,8 +90,9 @@ class Suite:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """The attributes by which images are told apart, each once."""
-        return tuple(dict.fromkeys((self.by,) if isinstance(self.by, str) else self.by))
+        """The attributes by which images are told apart, each once, in small letters as those of images are."""
+        named = (self.by,) if isinstance(self.by, str) else self.by
+        return tuple(dict.fromkeys(name.strip().lower() for name in named))
 
 
 @dataclass(frozen=True)

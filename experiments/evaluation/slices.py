@@ -19,7 +19,7 @@ from callbacks.files import append_rows
 from callbacks.version import code_version
 from experiments.config import ConfigError
 from experiments.evaluation.assignment import AGREEMENT, Vectors, assign, number_of
-from experiments.evaluation.attributes import Members, members, problems_of
+from experiments.evaluation.attributes import Members, members, problems_of, strange_values
 from experiments.evaluation.comparison import SIGNIFICANT, holm
 from experiments.evaluation.image_sets import ImageSet
 from experiments.evaluation.resampling import halves, interval
@@ -338,8 +338,11 @@ class SliceScorer:
         return halves(groups, self.suite.seed, k), halves(each, self.suite.seed, k)
 
 
-def check_slices(suite: Suite, tools: Tools, sets: Sets) -> None:
+def check_slices(suite: Suite, tools: Tools, sets: Sets) -> list[str]:
     """Refuse what slices cannot be made by, before anything is computed.
+
+    Returns:
+        What the user has to know of the labels.
 
     Raises:
         ConfigError: With every attribute that cannot be used.
@@ -350,19 +353,40 @@ def check_slices(suite: Suite, tools: Tools, sets: Sets) -> None:
     if generated and not problems:
         where = f" in generated_labels={suite.generated_labels}"
         problems = problems_of(wanted, generated, "generated images", where)
+    said = []
+    for by in wanted if generated and not problems else ():
+        slices = members(real, by)
+        strange = strange_values(by, slices.of, generated)
+        if strange and not any(of.any() for of in members(generated, by, list(slices.of)).of.values()):
+            words = f"real images say {', '.join(slices.of)}, generated images {strange}"
+            problems.append(f"by={by}: no generated image has a value of the real ones ({words}){where}")
+        elif strange:
+            said.append(f"by={by}: values that no real image has count as elsewhere{where}: {strange}")
+    if sets.held_out is not None and generated and not problems:
+        try:
+            for by in wanted:
+                members(sets.held_out.about, by)
+        except ConfigError as error:
+            problems += [f"{problem} (held-out images)" for problem in error.problems]
     if not tools.extractors:
         problems.append("by: slices need features of the images; add an extractor to the suite")
     if problems:
         raise ConfigError(problems)
+    return said
 
 
 def slice_lines(slices: Slices) -> list[str]:
     """Return in lines of text where the generator is worse than elsewhere, and what could not be told."""
     lines = [f"slice {part.title}: {part.refused}" for part in slices.found if part.refused]
     lines += [f"worse than elsewhere: {sentence(part, row)}" for part, row in slices.worse]
-    if not slices.worse:
-        lines.append(f"no slice is worse than elsewhere by more than chance ({slices.tests} differences tested)")
-    return lines
+    return lines if slices.worse else [*lines, nothing_worse(slices)]
+
+
+def nothing_worse(slices: Slices) -> str:
+    """Say that no slice is worse than elsewhere, or that it could not be told."""
+    if not slices.tests:
+        return "whether a slice is worse than elsewhere could not be told: no difference could be tested"
+    return f"no slice is worse than elsewhere by more than chance ({slices.tests} differences tested)"
 
 
 def sentence(part: Slice, row: Row) -> str:

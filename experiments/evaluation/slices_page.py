@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.evaluation.page import OWN_STYLE, picture
 from experiments.evaluation.scoring import Row, Sets, in_half_widths, is_bad
-from experiments.evaluation.slices import AT_MOST, Part, Slice, Slices, sentence
+from experiments.evaluation.slices import AT_MOST, Part, Slice, Slices, nothing_worse, sentence
 from experiments.report import STYLE, csv_cell, text_of
 from experiments.run_directory import write_text
 
@@ -52,7 +52,8 @@ def write_slices(folder: Path, what: str, slices: Slices, sets: Sets) -> None:
 
 def _worse(slices: Slices) -> str:
     if not slices.worse:
-        return f"<p>No slice is worse than elsewhere by more than chance ({slices.tests} differences were tested).</p>"
+        said = nothing_worse(slices)
+        return f"<p>{said[0].upper()}{said[1:]}.</p>"
     listed = "".join(f"<li>{html.escape(sentence(part, row))}" for part, row in slices.worse)
     return f"<div class=named><ul>{listed}</ul></div>"
 
