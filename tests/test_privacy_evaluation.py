@@ -1,6 +1,7 @@
 """The privacy suite, what it says, and exports that require it."""
 
 import csv
+import html
 import json
 import shutil
 
@@ -58,7 +59,7 @@ def finding(p=0.5, planted=0.0001, low=0.9, matches=()):
 
 
 def row(name, at, better):
-    ends = {"floor": 0.5, "floor_low": 0.4, "floor_high": 0.6}
+    ends = {"floor": 0.5, "floor_low": 0.4, "floor_high": 0.6, "beyond_floor": [-0.05, 0.05] * 20, "freedom": 39}
     return {"name": name, "score": name, "value": at, "at_floor_size": at, "better": better, "low": 0.0, **ends}
 
 
@@ -127,6 +128,14 @@ def test_what_cannot_see_gives_no_answer(findings):
     assert answers(findings={**findings, "y": finding()})["re-identification"] == "clean"  # one that sees is enough
 
 
+@pytest.mark.parametrize(("share", "answer"), [(0.98, "clean"), (0.7, "leak")])
+def test_a_floor_of_real_images_that_are_all_authentic_is_not_certain(share, answer):
+    """By the rule of three the share of 99 patients may be off by 3 %."""
+    ends = {"floor": 1.0, "floor_low": 1.0, "floor_high": 1.0, "beyond_floor": [share - 1.005, share - 0.995] * 20}
+    authentic = {**row("authenticity_x", share, "as real"), **ends}
+    assert answers([ROWS[0], authentic, ROWS[2]])["authenticity"] == answer
+
+
 def test_scores_without_floor_give_no_answer():
     found = answers([{"name": "authenticity_x", "value": None, "refused": "too few"}], near=None)
     assert found == {**dict.fromkeys(TESTS, "no answer"), "re-identification": "clean"}
@@ -142,7 +151,7 @@ def test_the_suite_says_what_each_test_found(evaluated):
     assert of_patients["area"]["value"] > 0.9  # phantoms are easily known again
     assert of_patients["fingerprint"]["metric"] == "ReIdentification" and of_patients["fingerprint"]["train"]
     page = (evaluated / "report.html").read_text()
-    assert "<h2>Privacy</h2>" in page and all(one["sentence"] in page for one in said["privacy"])
+    assert "<h2>Privacy</h2>" in page and all(html.escape(one["sentence"]) in page for one in said["privacy"])
     assert all(
         "kidney_ct-" not in path.read_text() and "kidney-0" not in path.read_text() for path in evaluated.iterdir()
     )
