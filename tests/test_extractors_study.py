@@ -116,7 +116,7 @@ def test_command_measures_nothing_twice_and_names_further_extractors(tmp_path, c
     study.main([*arguments, further, "extractors.small.size=32"])
     assert list(csv.reader((tmp_path / "dcgan_chest_phantoms_64.csv").open())) == rows
     study.main([*arguments, "--halves", "3"])
-    assert "random: 0 of 3 halves called bad" in capsys.readouterr().out
+    assert "random: 0 of 3 halves called bad, 0 beyond" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         study.main([*arguments[:-4], "--only", "randon"])
     assert "there is no randon" in capsys.readouterr().err

@@ -399,9 +399,9 @@ def main(arguments: list[str] | None = None) -> None:
         for name, candidate in compared.items():
             record = options.folder / "halves.jsonl"
             found = of_perfect_generators(data, name, candidate, options.halves, record, options.images)
-            place = np.mean([in_half_widths(row, row["at_floor_size"]) for row in found])
+            beyond = sum(in_half_widths(row, row["at_floor_size"]) > 1.0 for row in found)
             bad = sum(map(is_bad, found))
-            print(f"{name}: {bad} of {len(found)} halves called bad; on average {place:+.2f} half-widths of the floor")
+            print(f"{name}: {bad} of {len(found)} halves called bad, {beyond} beyond the floor's worse end")
         return
     rows = table(run(data, compared, options.folder / "multiples.jsonl", options.images))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
