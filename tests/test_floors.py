@@ -53,19 +53,20 @@ class Same(FeatureExtractor):
 
 
 class Gap(DistributionScore):
-    """The distance of two means, squared and as it is, and the spread of both sets, of which distances have a part."""
+    """The distance of two means, squared and as it is, the spread of both sets, of which distances have a part, and a
+    mean of the generated images alone: in authenticity the real ones are compared with nothing but its floor."""
 
     better, at_least = "lower", 2
 
     def measure(self, real, generated):
         gap = float(generated.mean() - real.mean())
         spread = float(generated.square().mean() + real.square().mean())
-        return {"squared": gap**2, "plain": gap, "spread": spread}
+        return {"squared": gap**2, "plain": gap, "spread": spread, "alone": float(generated.mean())}
 
 
 def shares_called_bad(tmp_path, monkeypatch, mean):
     monkeypatch.setattr(scoring, "versions", lambda: {"git_commit": ""})  # asks git, each time
-    bad = {"squared": 0, "plain": 0, "spread": 0}
+    bad = {"squared": 0, "plain": 0, "spread": 0, "alone": 0}
     for trial in range(TRIALS):
         sets = Sets(Numbers(2 * trial), Numbers(2 * trial + 1, mean), None, None)
         scorer = Scorer(sets, Vectors(), {"": Same()}, REPLICATES, 0, tmp_path / "record.jsonl")
@@ -83,7 +84,7 @@ def expected_shares(mean, trials=20_000):
     """
     random = np.random.default_rng(0)
     shares = {}
-    for name in ("squared", "plain", "spread"):
+    for name in ("squared", "plain", "spread", "alone"):
         variance = (2.0 if name == "spread" else 1.0) / COUNT  # of x^2 is 2, of x is 1
         real, generated = random.normal(0.0, variance**0.5, (2, trials, 1))
         of_real, of_generated = random.normal(0.0, variance**0.5, (2, trials, REPLICATES))
@@ -91,13 +92,15 @@ def expected_shares(mean, trials=20_000):
             generated = generated + mean**2 + 2.0 * mean * random.normal(0.0, COUNT**-0.5, (trials, 1))
             scores = generated + of_generated * (1.0 + 2.0 * mean**2) ** 0.5 + real + of_real
             floors = np.broadcast_to(2.0 * real, of_real.shape)
+        elif name == "alone":
+            scores, floors = mean + generated + of_generated, real - of_real
         else:
             scores = mean + generated + of_generated - real - of_real
             floors = -2.0 * of_real
         if name == "squared":
             scores, floors = scores**2, floors**2
         value = scores.mean(axis=1)
-        reach = student_t.ppf(0.975, REPLICATES - 1) * scores.std(axis=1, ddof=1)
+        reach = student_t.ppf(0.975, REPLICATES - 1) * (scores - floors).std(axis=1, ddof=1)
         outside = value > np.quantile(floors, 0.975, axis=1)
         shares[name] = float((outside & (value - reach > floors.mean(axis=1))).mean())
     return shares

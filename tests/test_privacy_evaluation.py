@@ -59,7 +59,7 @@ def finding(p=0.5, planted=0.0001, low=0.9, matches=()):
 
 
 def row(name, at, better):
-    ends = {"floor": 0.5, "floor_low": 0.4, "floor_high": 0.6}
+    ends = {"floor": 0.5, "floor_low": 0.4, "floor_high": 0.6, "beyond_floor": [-0.05, 0.05] * 20, "freedom": 39}
     return {"name": name, "score": name, "value": at, "at_floor_size": at, "better": better, "low": 0.0, **ends}
 
 
@@ -120,6 +120,14 @@ def test_each_leak_is_named_by_its_test(test, changed):
 def test_what_cannot_see_gives_no_answer(findings):
     assert answers(findings=findings)["re-identification"] == "no answer"
     assert answers(findings={**findings, "y": finding()})["re-identification"] == "clean"  # one that sees is enough
+
+
+@pytest.mark.parametrize(("share", "answer"), [(0.98, "clean"), (0.7, "leak")])
+def test_a_floor_of_real_images_that_are_all_authentic_is_not_certain(share, answer):
+    """By the rule of three the share of 99 patients may be off by 3 %."""
+    ends = {"floor": 1.0, "floor_low": 1.0, "floor_high": 1.0, "beyond_floor": [share - 1.005, share - 0.995] * 20}
+    authentic = {**row("authenticity_x", share, "as real"), **ends}
+    assert answers([ROWS[0], authentic, ROWS[2]])["authenticity"] == answer
 
 
 def test_scores_without_floor_give_no_answer():

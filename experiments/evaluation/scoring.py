@@ -200,6 +200,7 @@ class Scorer:
                 row["low"], row["high"] = _interval(row, instrument, prepared)
                 row["floor"], row["at_floor_size"] = float(np.mean(of_floor)), float(np.mean(at_size))
                 row["floor_low"], row["floor_high"] = (float(q) for q in np.quantile(of_floor, (0.025, 0.975)))
+                row["beyond_floor"] = np.subtract(of_halves, of_floor).tolist()
                 row["verdict"] = verdict(row)
             rows.append(row)
         return rows
@@ -333,16 +334,17 @@ def title(value: str, extractor: FeatureExtractor, label: str) -> str:
 def verdict(row: Row) -> str:
     """Say where a score lies beside its floor, both of half the images.
 
-    To be outside it must be beyond the floor's ends, and its interval must leave out the floor's middle. The ends alone
-    are too near: the halves of a floor are two parts of one set, what one has more of the other has less of, and a
-    score to which both add (in a Frechet distance of few images their spread) hardly varies. Sets of other patients do
-    vary.
+    To be outside it must be beyond the floor's ends, and further from the floor's middle than chance takes it. The ends
+    alone are too near: the halves of a floor are two parts of one set, what one has more of the other has less of, and
+    a score to which both add (in a Frechet distance of few images their spread) hardly varies. Sets of other patients
+    do vary. Both the score and its floor do: where real images are but what generated ones are compared with
+    (authenticity), half of the variance is the floor's. Score less floor varies over halves as it does over data.
 
     Better than the floor is no praise: images that repeat the real ones are nearer to them than other patients are.
     """
     value, low, high = row["at_floor_size"], row["floor_low"], row["floor_high"]
-    least, most = interval(value, row["replicates"], row["freedom"])
-    if low <= value <= high or least <= row["floor"] <= most:
+    least, most = interval(value - row["floor"], row["beyond_floor"], row["freedom"])
+    if low <= value <= high or least <= 0.0 <= most:
         return "within the floor"
     if row["better"] == "as real":
         return "outside the floor"
@@ -378,7 +380,8 @@ def check_row(row: Any) -> None:
     Raises:
         ValueError: If something is missing or of another kind. KeyError and TypeError likewise.
     """
-    numbers = [row[key] for key in ("low", "high", "freedom", *FLOOR) if key in row] + list(row.get("replicates", []))
+    numbers = [row[key] for key in ("low", "high", "freedom", *FLOOR) if key in row]
+    numbers += [*row.get("replicates", []), *row.get("beyond_floor", [])]
     if row["value"] is not None:
         numbers.append(row["value"])
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):

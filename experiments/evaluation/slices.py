@@ -446,7 +446,7 @@ def _compared(row: Row, here: Row | None, there: Row | None) -> Row:
         return row
     elsewhere = there["at_floor_size"] - there["floor"]
     difference = here["at_floor_size"] - here["floor"] - elsewhere
-    of_halves = np.subtract(here["replicates"], there["replicates"])
+    of_halves = np.subtract(here["beyond_floor"], there["beyond_floor"])
     p = _probability(difference, of_halves, min(here["freedom"], there["freedom"]), row["better"])
     if p is not None and row["better"] == "as real" and abs(difference + elsewhere) <= abs(elsewhere):
         p = 1.0  # nearer to its floor than elsewhere
@@ -498,7 +498,7 @@ def _share_row(name: str, value: float | None, halved: tuple[list[float], ...], 
     floor_low, floor_high = (float(end) for end in np.quantile(floors, (0.025, 0.975)))
     row |= {"replicates": of_halves, "freedom": freedom, "low": low, "high": high}
     row |= {"floor": float(np.mean(floors)), "floor_low": floor_low, "floor_high": floor_high}
-    row["at_floor_size"] = float(np.mean(at_size))
+    row["at_floor_size"], row["beyond_floor"] = float(np.mean(at_size)), np.subtract(of_halves, floors).tolist()
     return {**row, "verdict": verdict(row)}
 
 

@@ -413,7 +413,11 @@ def _joined(parts: Sequence[_Part], images: int) -> Finding:
         return share_of_training(torch.cat([*of_train, of_held_out]), is_train, films)
 
     nearest = share([part.nearest for part in parts])
-    assert nearest is not None  # every image has a nearest patient
+    if nearest is None:
+        raise TooFewImagesError(
+            "re-identification compares patients with equally many images, and no image matches a training or held-out "
+            "patient who has such a counterpart; hold out patients with as many images as training patients have"
+        )
     matches = sorted((match for part in parts for match in part.matches), key=lambda match: -match.score)
     return Finding(
         area=_area(parts),

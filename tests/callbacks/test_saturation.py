@@ -24,8 +24,8 @@ def scored(values):
 
 def test_wandering_score_is_told_with_range_and_clock():
     assert saturation(scored([80.0, 1.0, *WANDERING])) == (
-        "the score has only wandered between 0.03 and 0.09 since 60,000 images (10 scores without a trend): what still "
-        "improves does not show in it"
+        "the score has only wandered between 0.03 and 0.09 since 60,000 images (10 scores without a trend): an "
+        "improvement of less than that does not show in so few of them"
     )
 
 

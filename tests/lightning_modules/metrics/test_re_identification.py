@@ -185,3 +185,13 @@ def test_patients_of_one_film_are_refused():
         examined(0, held_out=9)
     with pytest.raises(ValueError, match=r"false_match_rate=0\.0: must lie between 0 and 1"):
         ReIdentification(0.0)
+
+
+# Sets that are made in another way ------------------------------------------------------------------------------------
+
+
+def test_held_out_patients_with_fewer_images_than_all_training_patients_are_refused():
+    train, held_out = films_of(centres(120, 1), 2, 3), films_of(centres(60, 4), 1, 5)
+    looks = films_of(centres(120, 1), 2, 6).vectors
+    with pytest.raises(TooFewImagesError, match="compares patients with equally many images"):
+        ReIdentification().examine(train, looks, held_out, films_of(centres(100, 7), 1, 8).vectors)
