@@ -289,7 +289,7 @@ def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[st
 
 def beside_the_point(said: dict[str, Any]) -> str:
     """Return why a clean evaluation of a generator says nothing of it as it is exported, or nothing."""
-    real, generated = (said.get(key) if isinstance(said.get(key), dict) else {} for key in ("real", "generated"))
+    real, generated = (one if isinstance(one := said.get(key), dict) else {} for key in ("real", "generated"))
     if real.get("data_set") == "folder":
         return "it was against a folder, and nothing says that the generator was trained on its images"
     if (truncation := generated.get("truncation", 1.0)) != 1.0:
