@@ -285,6 +285,10 @@ def _quietly() -> Iterator[None]:
 def _check_folder(folder: Path, trained: Trained, form: _Form) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError([f"{folder}: is no folder"])
+    if form is _FORMS["medigan"] and "." in folder.name:
+        raise ConfigError(
+            [f"{folder}: medigan imports the folder by its name, which takes no dots; name another --output"]
+        )
     refuse_links(trained.directory if folder.is_relative_to(trained.directory) else folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return

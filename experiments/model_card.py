@@ -10,7 +10,7 @@ from typing import Any
 
 from datamodules.splits import SPLITS
 from experiments.config import TARGET, check, closed_settings
-from experiments.evaluation.privacy import SUITE
+from experiments.evaluation.privacy import SUITE, beside_the_point
 from experiments.loading import Trained
 from experiments.redaction import redacted
 from experiments.run_directory import flat, read_status
@@ -204,7 +204,9 @@ def _privacy(trained: Trained) -> list[str]:
         keys = ("test", "answer", "sentence", "limits")
         rows = [[one.get(key) for key in keys] for one in verdicts if isinstance(one, dict)]
         head = ("test", "answer", "what was found", "what it cannot show")
-        parts += [f"Evaluation {_said(path.parent.name)}, of these weights:", _table(head, rows)]
+        why = beside_the_point(said)
+        title = f"Evaluation {_said(path.parent.name)}, of these weights{f', but {why}' if why else ''}:"
+        parts += [title, _table(head, rows)]
     note = "Clean says that a leak which the test can see was not seen; it is no proof that there is none."
     return [*parts, note] if parts else ["Not assessed: no privacy evaluation of these weights was found in the run."]
 

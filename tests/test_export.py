@@ -73,6 +73,12 @@ def test_exported_images_are_the_runs_bit_for_bit(runs, exports, case):
         assert torch.equal(generator.sample(16, truncation=0.5), module.sample(16, truncation=0.5, seed=0))
 
 
+def test_a_folder_that_medigan_cannot_import_is_refused(runs, tmp_path):
+    with pytest.raises(ConfigError, match="imports the folder by its name, which takes no dots"):
+        export(runs["dcgan"], tmp_path / "model.v2", form="medigan")
+    assert not (tmp_path / "model.v2").exists()
+
+
 SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("wgan_gp", "progressive in mid-fade")]
 
 

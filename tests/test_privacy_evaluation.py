@@ -199,9 +199,10 @@ def own_run(run, tmp_path):
     return tmp_path / "named" / "run"
 
 
-def put(run, name="privacy-000000000096-abcdef", suite="privacy", weights=None, **changed):
+def put(run, name="privacy-000000000096-abcdef", suite="privacy", weights=None, of=None, **changed):
     given = [{"test": t, "answer": changed.get(t, "clean"), "sentence": f"Of {t}.", "limits": "L."} for t in TESTS]
     said = {"suite": suite, "weights_sha256": weights or load_run(run).weights_sha256, "privacy": given, "scores": []}
+    said |= of or {}
     (run / "evaluation" / name).mkdir(parents=True)
     (run / "evaluation" / name / "scores.json").write_text(json.dumps(said))
 
@@ -233,6 +234,22 @@ def test_export_is_refused_for_other_weights(own_run, capsys):
     put(own_run, weights="0" * 64)
     code, said = exported(own_run, capsys)
     assert code == 2 and "are of other weights" in said
+
+
+@pytest.mark.parametrize(
+    ("of", "why"),
+    [
+        ({"real": {"data_set": "folder"}}, "it was against a folder"),
+        ({"generated": {"truncation": 0.1}}, "its images have truncation=0.1"),
+    ],
+)
+def test_export_is_refused_where_other_images_were_looked_at(own_run, capsys, of, why):
+    put(own_run, of=of)
+    code, said = exported(own_run, capsys)
+    assert code == 2 and f"--require-privacy: privacy-000000000096-abcdef: {why}" in said and "run again: " in said
+    put(own_run, name="privacy-later")
+    assert exported(own_run, capsys)[0] == 0
+    assert f"privacy-000000000096-abcdef, of these weights, but {why}" in (own_run / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("answer", ["leak", "no answer", None])

@@ -284,10 +284,22 @@ def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[st
     leaks = _with("leak", answers)
     if leaks:  # another evaluation, with other images, does not wash it off
         return leaks
+    beside = {path.parent.name: why for path, said in own if (why := beside_the_point(said))}
+    answers = {name: found for name, found in answers.items() if name not in beside}
     if any(all(given == "clean" for given, _ in found.values()) for found in answers.values()):
         return []
-    unclean = _with("no answer", answers)
+    unclean = [f"--require-privacy: {name}: {why}." for name, why in beside.items()] + _with("no answer", answers)
     return [*unclean[:-1], f"{unclean[-1]} After a change run again: {command}"]
+
+
+def beside_the_point(said: dict[str, Any]) -> str:
+    """Return why a clean evaluation of a generator says nothing of it as it is exported, or nothing."""
+    real, generated = (one if isinstance(one := said.get(key), dict) else {} for key in ("real", "generated"))
+    if real.get("data_set") == "folder":
+        return "it was against a folder, and nothing says that the generator was trained on its images"
+    if (truncation := generated.get("truncation", 1.0)) != 1.0:
+        return f"its images have truncation={truncation}, those of the exported generator have 1"
+    return ""
 
 
 def _answers(said: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,19 +138,21 @@ class LocalNetwork(FeatureExtractor):
         """Load a state dict into a network, all of it and nothing else.
 
         Raises:
-            ExtractorError: If names or shapes differ.
+            ExtractorError: If names or shapes differ, or numbers are not real and finite.
         """
         expected = network.state_dict()
+        both = expected.keys() & state
         missing = [name for name in expected.keys() - state if not name.endswith("num_batches_tracked")]
-        other = [name for name in expected.keys() & state if expected[name].shape != state[name].shape]
-        for what, names in (
+        real = [name for name in both if expected[name].is_floating_point()]
+        differences = (
             ("misses", missing),
             ("has too many", state.keys() - expected),
-            ("has other shapes of", other),
-        ):
-            if names:
-                listed = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                raise ExtractorError(f"{self.weights} is no state dict of {self.title}: it {what} {listed}")
+            ("has other shapes of", [name for name in both if expected[name].shape != state[name].shape]),
+            ("has integers or complex numbers in", [name for name in real if not state[name].is_floating_point()]),
+            ("has numbers that are not finite in", [name for name in real if not state[name].isfinite().all()]),
+        )
+        if found := [f"{what} {_listed(names)}" for what, names in differences if names]:
+            raise ExtractorError(f"{self.weights} is no state dict of {self.title}: it {'; it '.join(found)}")
         network.load_state_dict(state, strict=False)  # old checkpoints do not count batches
         return network
 
@@ -181,9 +183,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "torch.save(network.state_dict(), file)"
         ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         raise ExtractorError(f"{path} holds no state dict; write it with torch.save(network.state_dict(), file)")
-    return dict(state)
+    # What torch.nn.DataParallel and DistributedDataParallel put before every name.
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _middle(images: Tensor) -> Tensor:

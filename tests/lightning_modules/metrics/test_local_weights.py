@@ -108,6 +108,46 @@ def test_files_of_others_are_refused_and_not_run(tmp_path):
         Means(str(tmp_path / "missing.pt"))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_prefix_of_parallel_training_is_taken_off(tmp_path, nested):
+    network = nn.Linear(3, 3)
+    state = nn.ModuleDict({"module": network}).state_dict()
+    torch.save({"state_dict": state} if nested else state, tmp_path / "parallel.pt")
+    found = read_state(tmp_path / "parallel.pt")
+    assert found.keys() == {"weight", "bias"} and torch.equal(found["weight"], network.weight)
+
+
+@pytest.mark.parametrize("content", [{1: torch.zeros(2)}, {"state_dict": {1: torch.zeros(2)}}, [1, 2], {"epoch": 3}])
+def test_what_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ExtractorError, match="holds no state dict"):
+        read_state(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight": torch.full((3, 3), float("nan"))}, "it has numbers that are not finite in weight$"),
+        ({"weight": torch.zeros(3, 3, dtype=torch.int8)}, "it has integers or complex numbers in weight$"),
+        ({"weight": torch.zeros(3, 3, dtype=torch.cfloat)}, "it has integers or complex numbers in weight$"),
+        ({"weight": torch.zeros(3, 2)}, "it has other shapes of weight$"),
+        ({"bias": None, "b": torch.zeros(3)}, "it misses bias; it has too many b$"),
+    ],
+)
+def test_weights_of_other_networks_and_broken_ones_are_refused(tmp_path, changed, message):
+    state = {**nn.Linear(3, 3).state_dict(), **changed}
+    torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "means.pt")
+    with pytest.raises(ExtractorError, match=message):
+        Means(str(tmp_path / "means.pt")).load()
+
+
+def test_half_precision_is_read(tmp_path):
+    torch.save(nn.Linear(3, 3).half().state_dict(), tmp_path / "half.pt")
+    extractor = Means(str(tmp_path / "half.pt"))
+    extractor.load()
+    assert extractor(torch.zeros(1, 1, 4, 4)).dtype == torch.float32
+
+
 def test_the_command_of_the_refusal_converts(tmp_path, monkeypatch):
     """What a user is told to do with a pickled network is done."""
     network = nn.Linear(3, 3)
