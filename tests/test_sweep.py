@@ -213,7 +213,8 @@ def test_everything_wrong_comes_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", shipped(SWEEPS))
-def test_every_shipped_sweep_says_what_it_is_and_fits_its_experiments(name):
+def test_every_shipped_sweep_says_what_it_is_and_fits_its_experiments(name, kidney_root, monkeypatch):
+    monkeypatch.setenv("MIRAGE_CT_KIDNEY", str(kidney_root))
     first, second = (SWEEPS / f"{name}.yaml").read_text().splitlines()[:2]
     assert first.startswith("# ") and len(first) < 120
     assert second.startswith(f"# python -m experiments.sweep {name}")

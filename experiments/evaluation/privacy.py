@@ -284,7 +284,7 @@ def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[st
     leaks = _with("leak", answers)
     if leaks:  # another evaluation, with other images, does not wash it off
         return leaks
-    beside = {path.parent.name: why for path, said in own if (why := beside_the_point(said))}
+    beside = {name: why for name, said in own.items() if (why := beside_the_point(said))}
     answers = {name: found for name, found in answers.items() if name not in beside}
     if any(all(given == "clean" for given, _ in found.values()) for found in answers.values()):
         return []

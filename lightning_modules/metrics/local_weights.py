@@ -1,7 +1,6 @@
 """Networks with weights of a local file: read without running code, loaded entirely, named by their hash."""
 
 import hashlib
-import pickle
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,18 +169,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ExtractorError(
-            f"{path} cannot be read as a state dict: it is no file of torch, or a whole network was pickled into it, "
-            "which would run code to be read; where you trust it, and the package that wrote it is installed, write "
-            f'its weights alone: python -c "import torch; torch.save(torch.load({str(path)!r}, map_location='
-            "'cpu', weights_only=False).state_dict(), 'weights.pt')\""
-        ) from error
     except Exception as error:  # damaged files raise nearly anything
-        raise ExtractorError(
-            f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error)[:200]}); write it with "
-            "torch.save(network.state_dict(), file)"
-        ) from error
+        why = f"{type(error).__name__}: {str(error)[:200]}); write it with torch.save(network.state_dict(), file)"
+        if type(error).__name__ == "UnpicklingError":
+            why = (
+                "it is no file of torch, or a whole network was pickled into it, which would run code to be read); "
+                "where you trust it, and the package that wrote it is installed, write its weights alone: "
+                f'python -c "import torch; torch.save(torch.load({str(path)!r}, map_location='
+                "'cpu', weights_only=False).state_dict(), 'weights.pt')\""
+            )
+        raise ExtractorError(f"{path} cannot be read as a state dict ({why}") from error
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         raise ExtractorError(f"{path} holds no state dict; write it with torch.save(network.state_dict(), file)")

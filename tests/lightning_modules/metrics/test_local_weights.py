@@ -92,7 +92,7 @@ def test_files_of_others_are_refused_and_not_run(tmp_path):
     for name, message in (
         (
             "network.pt",
-            r"would run code to be read; .* torch.save\(torch.load\('.*network.pt', .*\).state_dict\(\), 'weig",
+            r"would run code to be read\); .* torch.save\(torch.load\('.*network.pt', .*\).state_dict\(\), 'weig",
         ),
         ("code.pt", "would run code to be read"),
         ("old.pt", "cannot be read as a state dict"),

@@ -48,7 +48,7 @@ def measured(cls, counts=(60, 55, 50)):
 
 def test_no_two_instruments_give_the_same_name():
     names = [name for cls in INSTRUMENTS for name in measured(cls)]
-    assert len(INSTRUMENTS) == 18
+    assert len(INSTRUMENTS) == 19
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[a-z][a-z_]*[a-z]", name) for name in names)
     assert not {"fid", "kid"} & set(names)
