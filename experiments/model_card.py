@@ -2,7 +2,6 @@
 
 import html
 import inspect
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from experiments.loading import Trained
 from experiments.redaction import redacted
 from experiments.run_directory import flat, read_status
 from experiments.tracking import read_rows
+from experiments.untrusted import read_object
 
 UNKNOWN = "not recorded"
 _MARKS = re.compile(r"([\\`*\[\]|])")
@@ -155,7 +155,7 @@ def _entry(values: Any, key: str) -> Any:
 
 
 def _training(trained: Trained) -> str:
-    config, recorded = trained.config, _json(trained.directory / "versions.json")
+    config, recorded = trained.config, read_object(trained.directory / "versions.json")
     trainer = config.get("trainer", {})
     rows: list[tuple[Any, Any]] = []
     for key in ("schedule", "module", "data", "callbacks.ema"):
@@ -196,7 +196,7 @@ def _privacy(trained: Trained) -> list[str]:
     """Return the verdicts of the privacy evaluations of these weights."""
     parts = []
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
-        said = _json(path)
+        said = read_object(path)
         verdicts = said.get("privacy")
         of_these = said.get("suite") == SUITE and said.get("weights_sha256") == trained.weights_sha256
         if not of_these or not isinstance(verdicts, list):
@@ -212,7 +212,7 @@ def _privacy(trained: Trained) -> list[str]:
 
 
 def _evaluation(path: Path, weights_sha256: str) -> list[str]:
-    title, said = f"Evaluation {_said(path.parent.name)}", _json(path)
+    title, said = f"Evaluation {_said(path.parent.name)}", read_object(path)
     rows = said.get("scores")
     if not isinstance(rows, list):
         return [f"{title}: cannot be read."]
@@ -253,7 +253,7 @@ def _range(row: dict[str, Any], prefix: str) -> str | None:
 
 
 def _health(trained: Trained) -> str:
-    said, clock = _json(trained.directory / "health.json"), trained.module.images_seen
+    said, clock = read_object(trained.directory / "health.json"), trained.module.images_seen
     if not said:
         return f"Health: {UNKNOWN}."
     keys = ["verdict", "sentence", "advice", "score_remark", "images_seen", "since_images_seen"]
@@ -283,15 +283,6 @@ def _limits(directory: Path) -> str:
             "- Scores compare generators on one data set with one extractor; they are no measure of clinical realism.",
         )
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return an object of a file that may be absent, damaged or a stranger's."""
-    try:
-        said = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

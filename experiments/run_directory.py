@@ -27,7 +27,7 @@ from callbacks.checkpoint import is_intact
 from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
 from callbacks.state import MOST
 from experiments.config import ConfigError, Node, check, completed, load
-from experiments.untrusted import read_yaml
+from experiments.untrusted import read_object, read_yaml
 from lightning_modules.metrics.features import FeatureExtractor
 
 log = logging.getLogger(__name__)
@@ -152,11 +152,7 @@ def clock_of(checkpoint: Path) -> int:
 
 def read_status(directory: Path) -> dict[str, Any]:
     """Return the state of a run; a run that was killed is still "running"."""
-    try:
-        status = json.loads((directory / "status.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        status = None
-    return status if isinstance(status, dict) else {}
+    return read_object(directory / "status.json")
 
 
 def write_status(directory: Path, state: str, **more: Any) -> None:

@@ -1,5 +1,6 @@
-"""What a YAML file may say and cost: it may come from a stranger, and nothing in it is run or read out of place."""
+"""What a YAML or JSON file may say and cost: it may be a stranger's, and nothing in it is run or read out of place."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def read_yaml(path: Path) -> Any:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file, Loader=yaml.SafeLoader)):
             raise ValueError("aliases (*name) are not read; refer to another value by its key, e.g. ${schedule.seed}")
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file, or nothing: it may be absent, damaged or a stranger's."""
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def problems_of_size(config: dict[str, Any]) -> list[str]:

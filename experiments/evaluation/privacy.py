@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from experiments.evaluation.settings import Tools
 from experiments.evaluation.vectors import VectorCache
 from experiments.report import csv_cell
 from experiments.run_directory import write_text
+from experiments.untrusted import read_object
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.memorisation import Copies, Copy, threshold_rank
 from lightning_modules.metrics.re_identification import PLANTED, Disturbed, Films, Finding, ReIdentification
@@ -42,8 +42,10 @@ LIMITS = {
     "neighbour distance": "It compares medians: less than half of the images do not show.",
 }
 # Scores of which the side that leaks is tested, and the test that they belong to.
-_LEAKS = {"membership_auc": ("membership", 1), "authenticity": ("authenticity", -1)} | {
-    "neighbour_distance_ratio": ("neighbour distance", -1)
+_LEAKS = {
+    "membership_auc": ("membership", 1),
+    "authenticity": ("authenticity", -1),
+    "neighbour_distance_ratio": ("neighbour distance", -1),
 }
 _SAID = {
     "membership": "generated images tell who was in the training set",
@@ -272,7 +274,7 @@ def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[st
         weights_sha256: Of the generator.
     """
     command = f"python -m experiments.evaluate {path} suite={SUITE}"
-    evaluations = {file.parent.name: _read(file) for file in sorted(directory.glob("evaluation/*/scores.json"))}
+    evaluations = {file.parent.name: read_object(file) for file in sorted(directory.glob("evaluation/*/scores.json"))}
     of_suite = {name: said for name, said in evaluations.items() if said.get("suite") == SUITE}
     own = {name: said for name, said in of_suite.items() if said.get("weights_sha256") == weights_sha256}
     if not own:
@@ -323,11 +325,3 @@ def _with(answer: str, answers: dict[str, dict[str, tuple[str, str]]]) -> list[s
         for test, (given, sentence) in found.items()
         if given == answer
     ]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}

@@ -55,13 +55,7 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, block: int = B
     Raises:
         ValueError: If there are too few points, or features of different lengths.
     """
-    _check_counts(real, generated, k, 1)
-    reach = neighbour_radii(real, k, block)
-    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
-    for distances in squared_distances(generated, real, block):
-        within = distances < reach
-        inside += int(within.sum())
-        covered |= within.any(dim=0)
+    inside, covered = _within_reach(real, generated, k, block)
     return inside / (k * len(generated)), float(covered.double().mean())
 
 
@@ -77,12 +71,19 @@ def reached(real: Tensor, generated: Tensor, k: int = 5, block: int = BLOCK) -> 
     Raises:
         ValueError: If there are too few points, or features of different lengths.
     """
+    return _within_reach(real, generated, k, block)[1]
+
+
+def _within_reach(real: Tensor, generated: Tensor, k: int, block: int) -> tuple[int, Tensor]:
+    """Return how often a generated image lies in a real one's ball, and which real images (N,) have one in theirs."""
     _check_counts(real, generated, k, 1)
     reach = neighbour_radii(real, k, block)
-    covered = torch.zeros(len(real), dtype=torch.bool)
+    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
     for distances in squared_distances(generated, real, block):
-        covered |= (distances < reach).any(dim=0)
-    return covered
+        within = distances < reach
+        inside += int(within.sum())
+        covered |= within.any(dim=0)
+    return inside, covered
 
 
 class _Neighbourhood(DistributionScore):
