@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from lightning_modules.ema import ema_update
-from lightning_modules.gan import Batch, GANModule
+from lightning_modules.protocols import Averages
 from lightning_modules.schedules import Point
+from lightning_modules.step import Batch, PhasedModule
 
 
-def bare_step(module: GANModule, point: Point, batch_size: int, precision: str) -> Callable[[], None]:
-    """Return a function that trains one batch as ``GANModule.training_step`` and the callback ``GeneratorEMA`` do.
+def bare_step(module: PhasedModule, point: Point, batch_size: int, precision: str) -> Callable[[], None]:
+    """Return a function that trains one batch as ``PhasedModule.training_step`` and the callback ``GeneratorEMA`` do.
 
     All phases run, also those that are due in some batches only.
 
@@ -40,11 +41,12 @@ def bare_step(module: GANModule, point: Point, batch_size: int, precision: str) 
             optimizer.step()
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        ema_update(module.generator_ema, module.generator, 0.999)
+        if isinstance(module, Averages):
+            ema_update(module.generator_ema, module.generator, 0.999)
         module.images_seen += batch_size
 
     return step
 
 
-def _trainable(module: GANModule) -> list[nn.Parameter]:
+def _trainable(module: PhasedModule) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -17,7 +17,7 @@ from torch import Tensor
 from callbacks.state import Count, State
 from experiments.config import ConfigError
 from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem, shown, weights_problem
-from lightning_modules.gan import GANModule
+from lightning_modules.step import PhasedModule
 
 # What a checkpoint holds besides its clock, and as what.
 PARTS = {
@@ -76,7 +76,7 @@ class Versions(State):
 
 
 class Sampled(State):
-    """What ``GANModule.on_load_checkpoint`` reads, whoever calls it."""
+    """What ``PhasedModule.on_load_checkpoint`` reads, whoever calls it."""
 
     images_seen: Count
     losses: dict[str, Loss]
@@ -182,7 +182,7 @@ class Resumable(Sampled):
         raise ValueError("is no version of Lightning from 2.0 on")
 
 
-def check_trained(checkpoint: Path, content: dict[str, Any], module: GANModule) -> Sampled:
+def check_trained(checkpoint: Path, content: dict[str, Any], module: PhasedModule) -> Sampled:
     """Check that all parts are there, and those that sampling needs: weights, clock, facts of the data.
 
     Args:
@@ -208,7 +208,7 @@ def check_trained(checkpoint: Path, content: dict[str, Any], module: GANModule) 
 
 
 def check_resumable(
-    checkpoint: Path, content: dict[str, Any], module: GANModule, callbacks: Sequence[L.Callback]
+    checkpoint: Path, content: dict[str, Any], module: PhasedModule, callbacks: Sequence[L.Callback]
 ) -> None:
     """Check all that training reads from a checkpoint, for networks, optimizers, loops and callbacks of this run.
 

@@ -24,7 +24,7 @@ from datamodules.writers import NOTICE
 from experiments import medigan, monai_bundle
 from experiments.config import ConfigError
 from experiments.evaluation.privacy import why_not_private
-from experiments.loading import Trained, generate, load_run
+from experiments.loading import Trained, generate, load_run, unfinished
 from experiments.model_card import loading_of, model_card
 from experiments.run_directory import refuse_links, versions, write_bytes
 from lightning_modules.networks.exported import (
@@ -36,6 +36,8 @@ from lightning_modules.networks.exported import (
     describe,
     weights_of,
 )
+
+log = logging.getLogger(__name__)
 
 ONNX, CARD, SAMPLES = "generator.onnx", "README.md", "samples.png"
 OPSET = 18
@@ -122,7 +124,9 @@ def export(
     folder = (output or trained.directory / chosen.folder).absolute()
     _check_folder(folder, trained, chosen)
     module = trained.module
-    generator = ExportedGenerator(module.generator_ema, module.prior, module.normalises_latents)
+    if note := unfinished(module):
+        log.warning("%s: %s", trained.checkpoint.name, note)
+    generator = ExportedGenerator(module.generator_ema, module.prior)
     try:
         description = _description(trained, generator)
         images = samples(trained)

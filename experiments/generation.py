@@ -23,7 +23,7 @@ from tqdm import tqdm
 from datamodules.writers import DICOM_VERSION, NOTICE, write_dicom, write_png8, write_png16
 from experiments.config import ConfigError, did_you_mean
 from experiments.image_folder import ImageFolder, file_hash
-from experiments.loading import Trained, generate, load_run
+from experiments.loading import Trained, generate, load_run, unfinished
 from experiments.run_directory import refuse_links, versions
 from lightning_modules.networks.latents import chunk_size
 
@@ -108,7 +108,7 @@ def generate_files(request: Request, stopped: Callable[[], bool] = lambda: False
                     images.add(hashes)
                     made += len(hashes)
                     bar.update(len(hashes))
-    return Outcome(folder, made, len(missing) - made, maker.note())
+    return Outcome(folder, made, len(missing) - made, unfinished(maker.trained.module))
 
 
 class Maker:
@@ -138,17 +138,6 @@ class Maker:
                 self._write(images[i % self.chunk], file(i), i)
                 hashes[i] = file_hash(file(i))
         return hashes
-
-    def note(self) -> str:
-        """Return what the user should know of the images, or nothing."""
-        point = self.trained.module.schedule.at(self.trained.module.images_seen)
-        final = self.trained.module.image_size
-        if point.resolution == final and point.alpha == 1.0:
-            return ""
-        now, then = ("x".join(map(str, size)) for size in (point.resolution, final))
-        fading = f", faded in by {point.alpha:.0%}" if point.alpha < 1.0 else ""
-        unfinished = f"; at the end they will be {then}" if now != then else ""
-        return f"the generator is at stage {point.stage}{fading}: its images are {now}{unfinished}"
 
     def _write(self, image: Tensor, path: Path, index: int) -> None:
         intensity = self.trained.intensity

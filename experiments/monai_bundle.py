@@ -60,7 +60,6 @@ def inference(description: dict[str, Any]) -> dict[str, Any]:
             "_target_": "lightning_modules.networks.exported.build",
             "network": description["network"],
             "prior": latents["prior"],
-            "normalises_latents": not latents["truncation"],
         },
         "network": "$@network_def.to(@device)",
         "images": "$@network.sample(@num_samples, @truncation, @seed)",

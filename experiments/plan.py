@@ -25,6 +25,7 @@ from experiments import processes
 from experiments.bare_step import bare_step
 from experiments.config import ConfigError, Node
 from experiments.training import Parts, build, checked, problems_of_shape, problems_of_sharing
+from lightning_modules.protocols import Samples
 from lightning_modules.schedules import Point
 
 GIB, GB = 2**30, 10**9
@@ -218,7 +219,8 @@ def _measure(
     if share > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // share))
     with FlopCounterMode(display=False) as counter:
-        module.sample(1, ema=False)
+        if isinstance(module, Samples):
+            module.sample(1, ema=False)
     sender.send({"work": counter.get_total_flops()})
     if seconds <= 0:
         return

@@ -35,9 +35,10 @@ from experiments.faults import FaultError, OutOfMemoryError, explain, is_out_of_
 from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, wandb_logger
-from lightning_modules.gan import GANModule
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
+from lightning_modules.protocols import Averages
 from lightning_modules.schedules import ProgressiveSchedule, Schedule
+from lightning_modules.step import PhasedModule
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Parts:
 
     schedule: Schedule
     data: ImageDataModule
-    module: GANModule
+    module: PhasedModule
     callbacks: list[L.Callback]
     settings: TrainerSettings
     pseudonyms: Pseudonyms
@@ -147,7 +148,7 @@ def build(experiment: Experiment) -> Parts:
     shared = {"schedule": schedule, "seed": experiment.seed}
     built: dict[str, Any] = {}
     for key, base, node, supplied in (
-        ("module", GANModule, experiment.module, shared),
+        ("module", PhasedModule, experiment.module, shared),
         ("data", ImageDataModule, experiment.data, shared),
         *((f"callbacks.{name}", L.Callback, node, {}) for name, node in callbacks.items()),
     ):
@@ -171,7 +172,7 @@ def problems_of_nodes(nodes: Node) -> list[str]:
     for key, base, supplied in (
         ("schedule", Schedule, ()),
         ("data", ImageDataModule, shared),
-        ("module", GANModule, shared),
+        ("module", PhasedModule, shared),
     ):
         problems += cfg.check(nodes[key], key, base, supplied) if key in nodes else []
     for name, node in nodes.get("callbacks", {}).items():
@@ -249,7 +250,7 @@ def problems_of_sharing(schedule: Schedule, world_size: int) -> list[str]:
 def problems_of_shape(parts: Parts) -> list[str]:
     """Return what keeps schedule, networks and callbacks from having one size, or from changing together."""
     final, size = parts.schedule.resolutions()[-1], parts.module.image_size
-    problems = _problems_of_growth(parts) + _problems_of_average(parts)
+    problems = _problems_of_growth(parts) + _problems_of_average(parts) + _problems_of_needs(parts)
     if tuple(size) != tuple(final):
         problems.append(f"module.image_size={list(size)}: schedule.resolution is {list(final)}")
     return problems
@@ -267,7 +268,20 @@ def _problems_of_growth(parts: Parts) -> list[str]:
     return [] if has_callback else [f"callbacks: {family} grows and needs callbacks.fade_in.FadeIn"]
 
 
+def _problems_of_needs(parts: Parts) -> list[str]:
+    """Return the callbacks that ask for something that the family cannot do."""
+    family = type(parts.module).__name__
+    return [
+        f"callbacks: {type(callback).__name__} needs a family that {needs.__name__.lower()}, which {family} does not; "
+        "set it to null"
+        for callback in parts.callbacks
+        if (needs := getattr(callback, "needs", None)) and not isinstance(parts.module, needs)
+    ]
+
+
 def _problems_of_average(parts: Parts) -> list[str]:
+    if not isinstance(parts.module, Averages):
+        return []
     count = sum(isinstance(callback, GeneratorEMA) for callback in parts.callbacks)
     if count == 1:
         return []
@@ -425,16 +439,16 @@ def _fit_with_roll_backs(
             return
         except DivergedError as error:
             checkpoint = trainer.strategy.broadcast(run_directory.newest_usable_checkpoint(start.directory), src=0)
-            if parts.module.roll_backs >= allowed or checkpoint is None:
+            if parts.module.record.roll_backs >= allowed or checkpoint is None:
                 raise
             check_fits(checkpoint, parts)
-            parts.module.roll_backs += 1
+            parts.module.record.roll_backs += 1
             if first:
                 log.warning(
                     "%s Going back to it with %g times the learning rates (%d of %d)",
                     str(error).partition(" The newest")[0],
-                    parts.module.roll_back_factor**parts.module.roll_backs,
-                    parts.module.roll_backs,
+                    parts.module.roll_back_factor**parts.module.record.roll_backs,
+                    parts.module.record.roll_backs,
                     allowed,
                 )
                 run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(checkpoint))

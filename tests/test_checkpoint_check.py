@@ -19,7 +19,7 @@ from experiments.checkpoint_check import check_resumable, check_trained
 from experiments.config import ConfigError
 from experiments.run_directory import Start
 from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem
-from lightning_modules.gan import OtherDataError
+from lightning_modules.step import OtherDataError
 
 FAMILIES = {"dcgan": "exp_avg_sq", "wgan": "square_avg", "wgan_gp": "exp_avg_sq", "kidney_gan": "exp_avg_sq"}
 FAMILIES["progressive"] = "exp_avg_sq"

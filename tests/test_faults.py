@@ -449,7 +449,7 @@ class Poison(training.L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         here = trainer.global_rank == self.only_rank
-        if here and pl_module.images_seen == self.clock and pl_module.roll_backs < self.times:
+        if here and pl_module.images_seen == self.clock and pl_module.record.roll_backs < self.times:
             batch["image"].fill_(float("nan"))
 
 

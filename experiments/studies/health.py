@@ -30,9 +30,11 @@ from callbacks.sample_grid import write_grid
 from experiments import config as cfg
 from experiments.tracking import JSONLinesLogger, read_rows
 from experiments.training import build, build_trainer
+from lightning_modules.cadence import Every
 from lightning_modules.dcgan import DCGAN
-from lightning_modules.gan import Batch, GANModule
 from lightning_modules.losses import gradient_penalty
+from lightning_modules.step import Batch
+from lightning_modules.synthesis import Synthesis
 from lightning_modules.wgan_gp import WGANGP
 
 IMAGES, BATCH = 9_600, 16
@@ -82,11 +84,11 @@ class Failure:
     """
 
     verdict: str
-    make: Callable[[GANModule], None]
+    make: Callable[[Synthesis], None]
     begins: float = 0.0
 
 
-def collapse(module: GANModule) -> None:
+def collapse(module: Synthesis) -> None:
     """Reward the generator for images that are alike, from 30 % of the run on: its weights do collapse."""
     losses: Callable[[Batch], dict[str, Tensor]] = module.generator_losses  # type: ignore[assignment]
 
@@ -100,7 +102,7 @@ def collapse(module: GANModule) -> None:
     module.generator_losses = alike  # type: ignore[assignment]
 
 
-def constant_labels(module: GANModule) -> None:
+def constant_labels(module: Synthesis) -> None:
     """Label generated images as real for the discriminator."""
     if isinstance(module, DCGAN):
         module.discriminator_losses = lambda batch: _constant_logistic(module, batch)  # type: ignore[method-assign]
@@ -108,16 +110,19 @@ def constant_labels(module: GANModule) -> None:
         module.critic_losses = lambda batch: _constant_wasserstein(module, batch)  # type: ignore[method-assign]
 
 
-def high_rate(module: GANModule) -> None:
+def high_rate(module: Synthesis) -> None:
     """Multiply both learning rates by a hundred."""
     assert isinstance(module, DCGAN | WGANGP)
     module.learning_rate *= 100.0
 
 
-def many_critic_steps(module: GANModule) -> None:
+def many_critic_steps(module: Synthesis) -> None:
     """Train the discriminator ten times as often as it should be."""
     phases = module.phases()
-    slower = tuple(replace(phase, every=10 * phase.every) if phase.name == "generator" else phase for phase in phases)
+    slower = tuple(
+        replace(phase, cadence=Every(10 * phase.cadence.batches(1))) if phase.name == "generator" else phase
+        for phase in phases
+    )
     module.phases = lambda: slower  # type: ignore[method-assign]
 
 
@@ -135,7 +140,7 @@ def _constant_wasserstein(module: WGANGP, batch: Batch) -> dict[str, Tensor]:
     return {"wasserstein": -module.critic(real).mean() - module.critic(fake).mean(), "penalty": penalty}
 
 
-def _real_and_fake(module: GANModule, batch: Batch) -> tuple[Tensor, Tensor]:
+def _real_and_fake(module: Synthesis, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         return batch["image"], module.generator(module.draw_latents(len(batch["image"]), "critic"))
 
@@ -185,7 +190,7 @@ class StopAt(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop at the clock."""
-        assert isinstance(pl_module, GANModule)
+        assert isinstance(pl_module, Synthesis)
         trainer.should_stop = trainer.should_stop or pl_module.images_seen >= self.images_seen
 
 
@@ -193,10 +198,11 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     """Train one run and return its row: what it was, and its signals."""
     name, overrides = FAMILIES[case.family]
     parts = build(cfg.experiment(cfg.load(name, [*COMMON, *overrides, f"seed={case.seed}"])))
-    callbacks = parts.callbacks
+    callbacks, module = parts.callbacks, parts.module
+    assert isinstance(module, Synthesis)
     if case.failure in FAILURES:
         failure = FAILURES[case.failure]
-        failure.make(parts.module)
+        failure.make(module)
         # What comes later is not looked at.
         callbacks = [*callbacks, StopAt(int((failure.begins + 1.25 * IN_TIME) * parts.schedule.total_images))]
     started, diverged_at = time.monotonic(), None
@@ -214,7 +220,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         rows = read_rows(directory / "metrics.jsonl")
     picture = folder / f"{case.failure} {case.family} {case.seed}.png".replace(" ", "_")
     if diverged_at is None:
-        write_grid(parts.module.sample(32, ema=False), picture, columns=8)
+        write_grid(module.sample(32, ema=False), picture, columns=8)
     signals = [
         {"images_seen": row["images_seen"]}
         | {key.removeprefix("health/"): value for key, value in row.items() if isinstance(value, float)}

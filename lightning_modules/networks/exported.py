@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks import dcgan, kidney, progressive
-from lightning_modules.networks.latents import Prior, chunk_size, in_chunks, sample_latents
+from lightning_modules.networks.latents import LatentGenerator, Prior, chunk_size, in_chunks, sample_latents
 
 FORMAT = 1  # of the folder
 WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
-GENERATORS: dict[str, type[nn.Module]] = {
+GENERATORS: dict[str, type[LatentGenerator]] = {
     f"{network.__module__}.{network.__qualname__}": network
     for network in (dcgan.Generator, kidney.Generator, progressive.Generator)
 }
@@ -44,15 +44,12 @@ class ExportedGenerator(nn.Module):
     Args:
         network: The generator, at its stage.
         prior: Distribution of its latents.
-        normalises_latents: Whether it divides latents by their length, so that a factor on them is lost.
         description: What ``generator.json`` says: intensity range, data set, versions ...
     """
 
-    def __init__(
-        self, network: nn.Module, prior: Prior, normalises_latents: bool, description: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, network: LatentGenerator, prior: Prior, description: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.network, self.prior, self.normalises_latents = network, prior, normalises_latents
+        self.network, self.prior = network, prior
         self.description = description or {}
         self.eval().requires_grad_(False)
 
@@ -71,7 +68,7 @@ class ExportedGenerator(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents (N, latent_dim) to images (N, C, H, W) float32 in [-1, 1]."""
-        return self.network(latents).float().clamp(-1.0, 1.0)
+        return self.network.from_latents(latents).float().clamp(-1.0, 1.0)
 
     @torch.no_grad()
     def sample(self, n: int, truncation: float = 1.0, seed: int = 0, start: int = 0) -> Tensor:
@@ -81,7 +78,7 @@ class ExportedGenerator(nn.Module):
 
         Args:
             n: Number of images.
-            truncation: Factor on the latents: 1 keeps the prior, 0 gives the image of the mean latent.
+            truncation: See ``LatentGenerator.from_latents``.
             seed: Names the list of images.
             start: First image of the list.
 
@@ -89,16 +86,15 @@ class ExportedGenerator(nn.Module):
             Images (n, C, H, W) float32 in [-1, 1] on the network's device.
 
         Raises:
-            ValueError: If ``n`` is below 1, or ``truncation`` is not 1 and would change nothing.
+            ValueError: If ``n`` is below 1, or the network cannot truncate.
         """
         if n < 1:
             raise ValueError(f"n={n}: must be at least 1")
-        if truncation != 1.0 and self.normalises_latents:
-            raise ValueError(f"truncation={truncation}: this network normalises its latents; no factor changes them")
         size, device = chunk_size(self.resolution), next(self.network.parameters()).device
 
         def make(first: int) -> Tensor:
-            return self(sample_latents(self.prior, size, self.latent_dim, seed, first).to(device) * truncation)
+            latents = sample_latents(self.prior, size, self.latent_dim, seed, first).to(device)
+            return self.network.from_latents(latents, truncation).float().clamp(-1.0, 1.0)
 
         return torch.cat([images for _, images in in_chunks(make, start, n, size)])
 
@@ -132,7 +128,7 @@ def describe(generator: ExportedGenerator) -> dict[str, Any]:
         "latents": {
             "length": generator.latent_dim,
             "prior": generator.prior,
-            "truncation": not generator.normalises_latents,
+            "truncation": generator.network.truncates,
         },
         "chunk": chunk_size(generator.resolution),
     }
@@ -145,18 +141,17 @@ def weights_of(generator: ExportedGenerator) -> bytes:
     return save({name: tensor.cpu().contiguous().clone() for name, tensor in generator.network.state_dict().items()})
 
 
-def build(network: dict[str, Any], prior: Prior, normalises_latents: bool) -> ExportedGenerator:
+def build(network: dict[str, Any], prior: Prior) -> ExportedGenerator:
     """Return a generator as it was described, at its stage, with random weights.
 
     Args:
         network: What ``describe`` says of it: class, arguments, stage, alpha.
         prior: Distribution of its latents.
-        normalises_latents: See ``ExportedGenerator``.
 
     Raises:
         ExportError: If the class is none of ``GENERATORS``, or it has no such stage.
     """
-    return ExportedGenerator(_built(network, "the description"), prior, normalises_latents)
+    return ExportedGenerator(_built(network, "the description"), prior)
 
 
 def load_generator(folder: str | Path) -> ExportedGenerator:
@@ -184,15 +179,15 @@ def load_generator(folder: str | Path) -> ExportedGenerator:
         if said["files"][WEIGHTS] != digest:
             raise ExportError(f"{folder / WEIGHTS}: is not the file that {DESCRIPTION} describes (SHA-256 {digest})")
         network = _network(said["network"], load(content), folder / WEIGHTS)
-        prior, truncation = said["latents"]["prior"], said["latents"]["truncation"]
-        if prior not in get_args(Prior) or not isinstance(truncation, bool):
+        prior = said["latents"]["prior"]
+        if prior not in get_args(Prior):
             raise ExportError(f"{folder / DESCRIPTION}: does not say how latents are drawn ({said['latents']})")
     except ExportError:
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, SafetensorError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ExportError(f"{folder}: is no exported generator ({what[:300]})") from error
-    return ExportedGenerator(network, prior, not truncation, said)
+    return ExportedGenerator(network, prior, said)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -207,7 +202,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     return said
 
 
-def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
+def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> LatentGenerator:
     """Build the network that is described. First without memory, to see whether the weights are its own."""
     cls, arguments = _class_of(said, path.parent), said["arguments"]
     if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
@@ -223,7 +218,7 @@ def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn
     return network
 
 
-def _built(said: dict[str, Any], where: Path | str) -> nn.Module:
+def _built(said: dict[str, Any], where: Path | str) -> LatentGenerator:
     """Build the network that is described, at its stage."""
     cls = _class_of(said, where)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
@@ -236,7 +231,7 @@ def _built(said: dict[str, Any], where: Path | str) -> nn.Module:
     return network
 
 
-def _class_of(said: dict[str, Any], where: Path | str) -> type[nn.Module]:
+def _class_of(said: dict[str, Any], where: Path | str) -> type[LatentGenerator]:
     cls = GENERATORS.get(said["class"])
     if cls is None:
         raise ExportError(f"{where}: network {said['class']!r} is none of {', '.join(GENERATORS)}")

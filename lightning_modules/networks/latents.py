@@ -5,14 +5,39 @@ computed in fixed chunks, so that one generator makes the same images wherever a
 import hashlib
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Prior = Literal["normal", "uniform", "truncated_normal"]
 BOUND = 2.0  # of the truncated normal, in standard deviations; Brock 2019's code cuts there
 CHUNK_IMAGES, CHUNK_PIXELS = 16, 2**20  # computed at once: so many images, or fewer large ones
+
+
+class LatentGenerator(nn.Module):
+    """Base of the networks that make images from latents: what truncation means is the network's own.
+
+    Attributes:
+        truncates: Whether ``from_latents`` can truncate.
+        arguments: The constructor's arguments as plain values, from which an exported network is built again.
+    """
+
+    truncates = True
+    arguments: dict[str, Any]
+
+    def from_latents(self, latents: Tensor, truncation: float = 1.0) -> Tensor:
+        """Return images (N, C, H, W), not clamped, of latents (N, latent_dim) as they are drawn from the prior.
+
+        Args:
+            latents: The latents.
+            truncation: 1 leaves the generator as it is, 0 gives the image that it takes for the mean. Here a factor on
+                the latents.
+
+        Raises:
+            ValueError: If the network cannot truncate.
+        """
+        return self(latents * truncation)
 
 
 def seeded_generator(device: torch.device | str, *key: int | str) -> torch.Generator:

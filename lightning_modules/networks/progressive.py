@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lightning_modules.networks.latents import LatentGenerator
 from lightning_modules.networks.layers import (
     EqualizedConv2d,
     EqualizedLinear,
@@ -87,7 +88,7 @@ class Growing(nn.Module):
         return block(features)
 
 
-class Generator(Growing):
+class Generator(Growing, LatentGenerator):
     """Latent vectors to images.
 
     Args:
@@ -96,10 +97,9 @@ class Generator(Growing):
         image_channels: Channels of the image, 1 to 4.
         channels: Channels of each stage, smallest resolution first.
         checkpoint_from: See ``Growing``.
-
-    Attributes:
-        arguments: The constructor's arguments as plain values, from which an exported network is built again.
     """
+
+    truncates = False
 
     def __init__(
         self,
@@ -131,6 +131,16 @@ class Generator(Growing):
         if self.stage > 0 and self.alpha < 1.0:
             images = torch.lerp(upsample(self.to_image[self.stage - 1](before).float()), images, self.alpha)
         return images
+
+    def from_latents(self, latents: Tensor, truncation: float = 1.0) -> Tensor:
+        """Return images of latents, which are divided by their length: no factor on them changes anything.
+
+        Raises:
+            ValueError: If ``truncation`` is not 1.
+        """
+        if truncation != 1.0:
+            raise ValueError(f"truncation={truncation}: this network normalises its latents, so no factor changes them")
+        return self(latents)
 
 
 class Discriminator(Growing):

@@ -171,11 +171,11 @@ def test_scores_are_those_of_training_and_leave_no_trace(family, tmp_path):
 
 
 def test_family_that_does_not_say_how_it_scores_is_told_so(tmp_path):
-    from lightning_modules.gan import GANModule
+    from lightning_modules.synthesis import Synthesis
 
     module = build(cfg.experiment(tiny_config("dcgan", tmp_path))).module
     with pytest.raises(NotImplementedError, match=r"DCGAN has no critic_scores.*callbacks.health=null"):
-        GANModule.critic_scores(module, torch.zeros(1))
+        Synthesis.critic_scores(module, torch.zeros(1))
 
 
 def test_real_images_are_shown_at_the_stage_and_fade_of_the_clock(tmp_path):
@@ -219,7 +219,7 @@ def test_discriminator_that_knows_its_images_is_seen(known, tmp_path, monkeypatc
     monkeypatch.setattr(watch, "_steps", lambda *_: {"update": 0.001, "gradient_ratio": 1.0})
     signals = watch._measure(Trainer(), parts.module)
     assert signals["overfitting"] == pytest.approx(8 / 9 if known else 0.0, abs=0.01)
-    parts.module.latest["nearest/ratio"] = 0.2
+    parts.module.record.latest["nearest/ratio"] = 0.2
     assert watch._measure(Trainer(), parts.module)["nearest_ratio"] == 0.2
     name = judge([{**FINE, **{key: signals[key] for key in ("overfitting", "overfitting_margin")}}] * 3, 9).name
     assert name == ("memorising" if known else HEALTHY)

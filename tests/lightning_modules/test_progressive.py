@@ -367,7 +367,7 @@ def test_averaged_generator_is_a_copy_that_grows_along():
 
 
 def test_truncation_is_refused_because_it_would_do_nothing():
-    with pytest.raises(ValueError, match=r"truncation=0\.5: ProgressiveGAN normalises its latents"):
+    with pytest.raises(ValueError, match=r"truncation=0\.5: this network normalises its latents"):
         gan().sample(1, truncation=0.5)
 
 

@@ -1,0 +1,106 @@
+"""What callbacks, scores and exporters ask of a family: what it can do, never which one it is.
+
+``isinstance(module, Samples)`` tells whether a family samples. A callback names what it cannot do without in its class
+attribute ``needs``, and is refused before training where the family lacks it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.networks.latents import LatentGenerator, Prior
+from lightning_modules.run_record import RunRecord
+from lightning_modules.schedules import Point, Schedule
+from lightning_modules.step import LossRecord, Phase
+
+
+@runtime_checkable
+class Clocked(Protocol):
+    """Is trained on a clock: every ``PhasedModule``."""
+
+    grows: bool
+    schedule: Schedule
+    image_size: tuple[int, int]
+    image_channels: int
+    images_seen: int
+    losses: LossRecord
+    record: RunRecord
+    data_facts: dict[str, Any]
+
+    @property
+    def device(self) -> Any:
+        """The torch.device of the networks."""
+        ...
+
+    def set_point(self, point: Point) -> None:
+        """Bring networks that change with time to a point of the schedule."""
+        ...
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the phases of a batch in the order in which they run."""
+        ...
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the optimizers that the phases refer to by index."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield all weights."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return all weights and buffers by name."""
+        ...
+
+    def all_gather(self, data: Any) -> Any:
+        """Return a tensor of every process, stacked."""
+        ...
+
+
+@runtime_checkable
+class Averages(Clocked, Protocol):
+    """Keeps an average of its generator's weights; a phase called "generator" trains it."""
+
+    generator: nn.Module
+    generator_ema: nn.Module
+
+
+@runtime_checkable
+class Samples(Averages, Protocol):
+    """Makes images from a seed."""
+
+    prior: Prior
+    latent_dim: int
+    generator: LatentGenerator
+    generator_ema: LatentGenerator
+
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        truncation: float = 1.0,
+        seed: int = 0,
+        ema: bool = True,
+        start: int = 0,
+    ) -> Tensor:
+        """Return images (n, C, H, W) in [-1, 1]; see ``Synthesis.sample``."""
+        ...
+
+
+@runtime_checkable
+class Judges(Samples, Protocol):
+    """Has a discriminator that can be asked about images."""
+
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Return one score (N,) per image; higher means more real."""
+        ...
+
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Return real images as the discriminator is shown them at this clock."""
+        ...
+
+    def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
+        """Return generated images as the discriminator is shown them."""
+        ...

@@ -1,0 +1,46 @@
+"""What is known of a run: what callbacks measure, and the progress bar, the checkpoints and the report read."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Better = Literal["lower", "higher"]
+
+
+class Score(NamedTuple):
+    """A periodic score.
+
+    Attributes:
+        name: E.g. "score/frechet_efficientnet_lite0".
+        fingerprint: A hash of what two scores must share to be compared.
+        value: The score.
+        better: Which way a value points.
+    """
+
+    name: str
+    fingerprint: str
+    value: float
+    better: Better = "lower"
+
+    def beats(self, value: float) -> bool:
+        """Tell whether this score is better than a value of its kind; a NaN never is."""
+        return self.value < value if self.better == "lower" else self.value > value
+
+
+@dataclass
+class RunRecord:
+    """What is known of a run.
+
+    Attributes:
+        latest: Newest value of every logged number, by name.
+        score: The newest score; None before the first.
+        scored_at: Clock of the newest score, -1 before the first.
+        verdict: What the health watch says of the run, in a few words; empty until it has spoken.
+        roll_backs: How often the run has gone back to a checkpoint; each time multiplies all learning rates by
+            ``PhasedModule.roll_back_factor``.
+    """
+
+    latest: dict[str, float] = field(default_factory=dict)
+    score: Score | None = None
+    scored_at: int = -1
+    verdict: str = ""
+    roll_backs: int = 0

@@ -1,0 +1,114 @@
+"""What the families that make images from latents share: sampling, and what a discriminator says of an image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_modules.networks.latents import LatentGenerator, Prior, draw, sample_latents
+from lightning_modules.schedules import Schedule
+from lightning_modules.step import PhasedModule
+
+
+class Synthesis(PhasedModule):
+    """Base of the families that make images from latents.
+
+    A subclass sets ``generator`` and ``generator_ema`` and writes ``configure_optimizers``, ``phases`` and its losses.
+
+    Args:
+        schedule: What depends on time; the same object that the data module holds.
+        seed: Seed of every random draw of a step, together with clock, rank and use.
+        image_size: Height and width of the images at the end of training, in pixels.
+        image_channels: Channels of the images, 1 to 4.
+        latent_dim: Length of a latent vector.
+        gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
+
+    Attributes:
+        prior: Distribution of the latents.
+    """
+
+    prior: Prior = "normal"
+    generator: LatentGenerator
+    generator_ema: LatentGenerator
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        seed: int,
+        image_size: Sequence[int],
+        image_channels: int,
+        latent_dim: int,
+        gradient_clip_norm: float | None,
+    ) -> None:
+        super().__init__(schedule, seed, image_size, image_channels, gradient_clip_norm)
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim={latent_dim}: must be at least 1")
+        self.latent_dim = latent_dim
+
+    # The discriminator ----------------------------------------------------------------------------------------------
+
+    def critic_scores(self, images: Tensor) -> Tensor:
+        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
+
+        Higher means more real. A family answers with ``observe(its discriminator, images)``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no critic_scores, which the health watch needs: write it, or set "
+            "callbacks.health=null"
+        )
+
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Return real images (N, C, H, W) of the final resolution as the discriminator is shown them at this clock."""
+        resolution = self.schedule.at(self.images_seen).resolution
+        return F.interpolate(images, resolution, mode="area") if images.shape[2:] != resolution else images
+
+    # Sampling -------------------------------------------------------------------------------------------------------
+
+    def draw_latents(self, n: int, use: str) -> Tensor:
+        """Draw latents (n, latent_dim) for one use in the present step."""
+        return draw(self.prior, n, self.latent_dim, self.random(f"{use}/latents"))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        truncation: float = 1.0,
+        seed: int = 0,
+        ema: bool = True,
+        start: int = 0,
+    ) -> Tensor:
+        """Generate images start .. start + n - 1 of the endless list that belongs to a seed.
+
+        Image i depends on (seed, i) alone, so processes can share the work and get the images that one would get.
+
+        Args:
+            n: Number of images.
+            labels: Multi-hot labels (n, K); only a conditional family takes them.
+            truncation: See ``LatentGenerator.from_latents``; 1 leaves the generator as it is.
+            seed: Names the list of images.
+            ema: Use the averaged generator, else the live one.
+            start: First image of the list.
+
+        Returns:
+            Images (n, C, H, W) float32 in [-1, 1] on the module's device; a growing network's are as large as its
+            present stage.
+
+        Raises:
+            ValueError: If the family cannot do what is asked for.
+        """
+        if labels is not None:
+            raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
+        return self.unclamped_sample(n, truncation, seed, ema, start).clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
+        """Generate the images of ``sample`` as the discriminator sees them: a linear last layer leaves [-1, 1]."""
+        latents = sample_latents(self.prior, n, self.latent_dim, seed, start)
+        generator = self.generator_ema if ema else self.generator
+        was_training = generator.training
+        generator.eval()
+        images = generator.from_latents(latents.to(self.device), truncation)
+        generator.train(was_training)
+        return images.float()
