@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from callbacks.checkpoint import is_intact
-from callbacks.clock import check_cadence, crossed, log_numbers
+from callbacks.clock import check_cadence, crossed
 from callbacks.divergence import assert_finite
-from callbacks.files import Rows, training_goes_on, write_atomically
+from callbacks.files import training_goes_on, write_atomically
 from callbacks.real_images import even_rows, real_images
+from callbacks.scores import ScoreLog
 from callbacks.version import code_version
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
@@ -85,7 +86,7 @@ class FrechetScore(L.Callback):
         self.seconds = 0.0
         self._real: GaussianStatistics | None = None
         self._generated_at: tuple[int, ...] = ()
-        self._rows: Rows | None = None
+        self._log = ScoreLog()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Samples) -> None:
         """Load the extractor on this process's device; fetch its weights once per machine."""
@@ -148,13 +149,8 @@ class FrechetScore(L.Callback):
         fingerprint = self._fingerprint(trainer, module, fake.count)
         # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
         value, key = trainer.strategy.broadcast((frechet_distance(self._real, fake), _hash(fingerprint)[:8]), src=0)
-        module.record.scored_at, module.record.score = module.images_seen, Score(name, key, value)
-        log_numbers(trainer, module, {name: value})
-        if trainer.is_global_zero:
-            row = {"images_seen": module.images_seen, "value": value, "generated_at": list(self._generated_at)}
-            row |= fingerprint
-            self._rows = self._rows or Rows(Path(trainer.default_root_dir) / "scores.jsonl")
-            self._rows.append(row)
+        about = {"generated_at": list(self._generated_at), **fingerprint}
+        self._log.add(trainer, module, Score(name, key, value), about)
 
     def _generated(self, trainer: L.Trainer, module: Samples) -> Iterator[Tensor]:
         """Yield this process's share of images 0 .. count - 1 of the seed, at the final resolution."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from callbacks.clock import check_cadence, log_numbers
 from callbacks.divergence import DivergedError, assert_finite
 from callbacks.files import training_goes_on, write_atomically
-from callbacks.real_images import real_images, spread
+from callbacks.real_images import even_rows, real_images, spread
 from callbacks.sample_grid import enlarged
 from callbacks.saturation import WINDOW, Scored, saturation
 from callbacks.state import Count, State
@@ -385,7 +385,8 @@ class Health(L.Callback):
         point = module.schedule.at(module.images_seen)
         size = max(1, point.batch_size // trainer.world_size)
         train, raw = self._real(trainer, module, "train"), self._generated(module, size)
-        train_scores, fake_scores = _scores(module, train, size), _scores(module, raw, size)
+        train_scores = _scores(module, train, self._labels(trainer, module, "train"), size)
+        fake_scores = _scores(module, raw, module.sample_labels(self.count, SEED), size)
         fake = raw.clamp(-1.0, 1.0)
         precision, recall = precision_recall(self._features(train, size), self._features(fake, size))
         signals = {
@@ -397,7 +398,8 @@ class Health(L.Callback):
             **self._steps(trainer, module),
         }
         if self._has_held_out(trainer):
-            held_out_scores = _scores(module, self._real(trainer, module, "val"), size)
+            held_out, labels = self._real(trainer, module, "val"), self._labels(trainer, module, "val")
+            held_out_scores = _scores(module, held_out, labels, size)
             gap, whole = (float(train_scores.mean() - other.mean()) for other in (held_out_scores, fake_scores))
             signals["margin"] = d_prime(held_out_scores, fake_scores)
             signals["overfitting"] = gap / whole if whole > 0.0 else 0.0
@@ -409,10 +411,19 @@ class Health(L.Callback):
     def _real(self, trainer: L.Trainer, module: Judges, split: str) -> Tensor:
         return module.as_shown(spread(real_images(trainer), split, self.count).to(module.device))
 
+    def _labels(self, trainer: L.Trainer, module: Judges, split: str) -> Tensor | None:
+        """Return the labels of the images of ``_real``, or None where the family has none."""
+        if not module.classes:
+            return None
+        data = real_images(trainer)
+        of_data: list[str] = module.data_facts["classes"]
+        labels = data.labels(split, even_rows(data.size(split), self.count))
+        return labels[:, [of_data.index(name) for name in module.classes]].to(module.device)
+
     def _generated(self, module: Judges, size: int) -> Tensor:
         """Return images that are not clamped: a discriminator may know generated ones by what lies outside [-1, 1]."""
         parts = [(start, min(size, self.count - start)) for start in range(0, self.count, size)]
-        return torch.cat([module.unclamped_sample(n, 1.0, SEED, False, start) for start, n in parts])
+        return torch.cat([module.unclamped_sample(n, seed=SEED, ema=False, start=start) for start, n in parts])
 
     def _features(self, images: Tensor, size: int) -> Tensor:
         return torch.cat([self.extractor(part.clamp(-1.0, 1.0)) for part in enlarged(images).split(size)])
@@ -487,10 +498,12 @@ def _trained(trainer: L.Trainer, module: Judges) -> dict[str, list[Tensor]]:
     return {name: [parameter for group in found for parameter in group["params"]] for name, found in groups.items()}
 
 
-def _scores(module: Judges, images: Tensor, size: int) -> Tensor:
+def _scores(module: Judges, images: Tensor, labels: Tensor | None, size: int) -> Tensor:
     """Return scores in batches as large as in training: statistics of a batch depend on its size."""
     whole = min(size, len(images))
-    return torch.cat([module.critic_scores(part) for part in images.split(whole) if len(part) == whole])
+    starts = range(0, len(images) - whole + 1, whole)
+    parts = [slice(start, start + whole) for start in starts]
+    return torch.cat([module.critic_scores(images[part], None if labels is None else labels[part]) for part in parts])
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

@@ -44,7 +44,7 @@ class LossLog(L.Callback):
         self._since = time.monotonic(), pl_module.images_seen
         numbers = {
             **means,
-            "learning_rate_scale": pl_module.schedule.at(batch["images_seen"]).learning_rate_scale,
+            "learning_rate_scale": pl_module.learning_rate_scale(pl_module.schedule.at(batch["images_seen"])),
             "speed/images_per_second": (pl_module.images_seen - images) / max(self._since[0] - started, 1e-9),
         }
         if pl_module.device.type == "cuda":

@@ -8,7 +8,7 @@ from torch import nn
 from lightning_modules.ema import ema_update
 from lightning_modules.protocols import Averages
 from lightning_modules.schedules import Point
-from lightning_modules.step import Batch, PhasedModule
+from lightning_modules.step import PhasedModule
 
 
 def bare_step(module: PhasedModule, point: Point, batch_size: int, precision: str) -> Callable[[], None]:
@@ -24,8 +24,7 @@ def bare_step(module: PhasedModule, point: Point, batch_size: int, precision: st
     """
     module.set_point(point)
     optimizers = module.configure_optimizers()
-    images = torch.rand(batch_size, module.image_channels, *point.resolution, device=module.device) * 2 - 1
-    batch: Batch = {"image": images, "images_seen": point.images_seen}
+    batch = module.example_batch(batch_size, point)
 
     def step() -> None:
         for phase in module.phases():

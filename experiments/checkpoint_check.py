@@ -16,7 +16,14 @@ from torch import Tensor
 
 from callbacks.state import Count, State
 from experiments.config import ConfigError
-from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem, shown, weights_problem
+from experiments.tensor_check import (
+    OptimizerState,
+    incomplete_problem,
+    optimizers_problem,
+    process_state_problem,
+    shown,
+    weights_problem,
+)
 from lightning_modules.step import PhasedModule
 
 # What a checkpoint holds besides its clock, and as what.
@@ -61,6 +68,7 @@ class Facts(State):
     images: dict[str, Count]
     intensity: Values
     reading: list[str] = []  # runs from before there were versions of reading have none
+    label_rows: dict[str, Annotated[Count, Field(ge=1)]] = {}  # only runs since there are conditional families
 
 
 class Layer(State, extra="forbid"):  # torch finds a switch here that puts tensors in the place of parameters
@@ -75,6 +83,9 @@ class Versions(State):
     versions: dict[str, Layer]
 
 
+Drop = Annotated[tuple[Count, Annotated[float, Field(gt=0, le=1)]], Strict(False)]
+
+
 class Sampled(State):
     """What ``PhasedModule.on_load_checkpoint`` reads, whoever calls it."""
 
@@ -83,6 +94,7 @@ class Sampled(State):
     latest: dict[str, float]  # NaN, too: a ratio's divisor may be 0
     data_facts: Facts
     roll_backs: int = Field(0, ge=0, le=1000)  # older runs had none; far more leave no learning rate
+    rate_drops: list[Drop] = Field([], max_length=1000)
 
 
 class Events(State, extra="forbid"):  # Lightning makes attributes of all keys
@@ -204,6 +216,10 @@ def check_trained(checkpoint: Path, content: dict[str, Any], module: PhasedModul
     trained = _validated(checkpoint, Sampled, content)
     _check_names(checkpoint, content["state_dict"])
     _refuse(checkpoint, weights_problem(content["state_dict"], module))
+    own = content.get("process_state", {})  # older runs had none
+    _check_plain(checkpoint, "process_state", own, tensors=True)
+    problem = process_state_problem(own, module.process_state()) if isinstance(own, dict) else "is no dictionary"
+    _refuse(checkpoint, f"process_state: {problem}" if problem else None)
     return trained
 
 

@@ -98,7 +98,7 @@ def generate_files(request: Request, stopped: Callable[[], bool] = lambda: False
         folder = _folder(request, trained)
         _check(request, maker)
         suffix = ".dcm" if request.format == "dicom" else ".png"
-        images = ImageFolder(folder, _settings(request, maker), suffix, request.count)
+        images = ImageFolder(folder, _settings(request, maker), suffix, request.count, maker.shown(request.count))
         made = 0
         with images.opened():
             missing = images.missing(lambda indices: tqdm(indices, "checking", unit="image", leave=False, disable=None))
@@ -117,8 +117,8 @@ class Maker:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.trained = load_run(request.path, request.device)
-        self.labels = _multi_hot(request.labels, self.trained.module.data_facts.get("classes"))
         module = self.trained.module
+        self.labels = _multi_hot(request.labels, module.classes or module.data_facts.get("classes"))
         self.resolution = module.schedule.at(module.images_seen).resolution
         self.chunk = chunk_size(self.resolution)
 
@@ -126,6 +126,14 @@ class Maker:
         """Yield images with the first index of each batch."""
         request = self.request
         return generate(self.trained.module, start, count, request.seed, request.truncation, self.labels)
+
+    def shown(self, count: int) -> list[str]:
+        """Return the labels that images 0 .. count - 1 show, each image's joined by "|"."""
+        module, asked = self.trained.module, "|".join(self.request.labels)
+        drawn = None if self.labels is not None else module.sample_labels(count, self.request.seed)
+        if drawn is None:
+            return [asked] * count
+        return ["|".join(name for name, has in zip(module.classes, row, strict=True) if has) for row in drawn.tolist()]
 
     def write(self, indices: list[int], file: Callable[[int], Path], stopped: Callable[[], bool]) -> dict[int, str]:
         """Write the images of some indices, and return the SHA-256 of each that was written before the stop."""
@@ -164,10 +172,10 @@ def _folder(request: Request, trained: Trained) -> Path:
 
 
 def _multi_hot(labels: tuple[str, ...], classes: Any) -> Tensor | None:
-    """Return one row (K,), or None without labels."""
+    """Return one row (K,), or None without labels; columns are the family's classes, else the data set's."""
     if not labels:
         return None
-    known = [str(name) for name in classes] if isinstance(classes, list) else []
+    known = [str(name) for name in classes or ()]
     if not known:
         raise ConfigError([f"--labels {','.join(labels)}: the data set has no classes"])
     problems = [

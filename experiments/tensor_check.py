@@ -78,6 +78,19 @@ def _sharing_problem(held: Sequence[OptimizerState]) -> str | None:
     return None
 
 
+def process_state_problem(held: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
+    """Say what keeps a checkpoint's states of processes, stacked, from being those of a run's, or return None."""
+    if held.keys() != expected.keys():
+        return f"holds {', '.join(map(shown, held)) or 'nothing'} instead of {', '.join(expected) or 'nothing'}"
+    for name, tensor in expected.items():
+        value = held[name]
+        if not _is_plain(value) or not value.dim() or not len(value) or _kind(value[0]) != _kind(tensor.detach().cpu()):
+            return f"{name} is {_kind(value)} instead of {_kind(tensor)} of every process"
+        if problem := _values_problem(value, not_negative=False):
+            return f"{name} {problem}"
+    return None
+
+
 def incomplete_problem(held: Sequence[OptimizerState]) -> str | None:
     """Say which parameter lacks the state that others of its optimizer have, or return None.
 

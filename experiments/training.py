@@ -163,7 +163,9 @@ def build(experiment: Experiment) -> Parts:
     if problems:
         raise ConfigError(problems)
     pseudonyms = Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
-    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings, pseudonyms)
+    data, module = built.pop("data"), built.pop("module")
+    data.real_batches = module.real_batches
+    return Parts(schedule, data, module, list(built.values()), settings, pseudonyms)
 
 
 def problems_of_nodes(nodes: Node) -> list[str]:
@@ -210,6 +212,12 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
             f"{parts.data.channels}"
         )
+    problems += [
+        f"module.classes: {type(parts.data).__name__} has no class {name!r}"
+        f"{cfg.did_you_mean(name, list(parts.data.classes)) or '; it has ' + (', '.join(parts.data.classes) or 'none')}"
+        for name in parts.module.classes
+        if name not in parts.data.classes
+    ]
     if launcher is None:  # else the processes of a machine must meet first: one fetches for all
         problems += _problems_of_extractors(parts)
     for check in (parts.data.check, parts.pseudonyms.check):

@@ -28,6 +28,7 @@ class Clocked(Protocol):
     losses: LossRecord
     record: RunRecord
     data_facts: dict[str, Any]
+    classes: tuple[str, ...]
 
     @property
     def device(self) -> Any:
@@ -36,6 +37,10 @@ class Clocked(Protocol):
 
     def set_point(self, point: Point) -> None:
         """Bring networks that change with time to a point of the schedule."""
+        ...
+
+    def learning_rate_scale(self, point: Point) -> float:
+        """Return the factor on every optimizer's learning rate."""
         ...
 
     def phases(self) -> tuple[Phase, ...]:
@@ -76,6 +81,10 @@ class Samples(Averages, Protocol):
     generator: LatentGenerator
     generator_ema: LatentGenerator
 
+    def sample_labels(self, n: int, seed: int = 0, start: int = 0) -> Tensor | None:
+        """Return the labels (n, K) that images of a seed's list show unless others are asked for; None without any."""
+        ...
+
     def sample(
         self,
         n: int,
@@ -93,7 +102,7 @@ class Samples(Averages, Protocol):
 class Judges(Samples, Protocol):
     """Has a discriminator that can be asked about images."""
 
-    def critic_scores(self, images: Tensor) -> Tensor:
+    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return one score (N,) per image; higher means more real."""
         ...
 
@@ -101,6 +110,14 @@ class Judges(Samples, Protocol):
         """Return real images as the discriminator is shown them at this clock."""
         ...
 
-    def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
+    def unclamped_sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        truncation: float = 1.0,
+        seed: int = 0,
+        ema: bool = True,
+        start: int = 0,
+    ) -> Tensor:
         """Return generated images as the discriminator is shown them."""
         ...

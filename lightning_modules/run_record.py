@@ -37,6 +37,8 @@ class RunRecord:
         verdict: What the health watch says of the run, in a few words; empty until it has spoken.
         roll_backs: How often the run has gone back to a checkpoint; each time multiplies all learning rates by
             ``PhasedModule.roll_back_factor``.
+        rate_drops: Clock and factor of every drop of the learning rates that validation has decided on. Part of the
+            checkpoint and equal on all processes: the one thing beside the clock that a rate depends on.
     """
 
     latest: dict[str, float] = field(default_factory=dict)
@@ -44,3 +46,4 @@ class RunRecord:
     scored_at: int = -1
     verdict: str = ""
     roll_backs: int = 0
+    rate_drops: list[tuple[int, float]] = field(default_factory=list)

@@ -4,6 +4,7 @@ Read a family file (``dcgan.py`` is the shortest) for what is trained; read this
 ``synthesis.py`` adds what makes images from latents.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,15 +146,20 @@ class PhasedModule(L.LightningModule, ABC):
 
     Attributes:
         grows: Whether the networks follow the schedule's stages.
+        real_batches: Batches of real images that a step is given at once: with 2, ``batch["image"]`` holds twice the
+            schedule's batch, of which each half is a batch; the clock counts one.
         images_seen: The clock: real images shown, over all processes; part of the checkpoint.
         losses: Running means of the losses, read and reset by the loss log.
         record: What callbacks measure of the run.
+        classes: Names of the labels that the family is told, in the order of its columns; empty = it is told none.
         data_facts: Plain facts of the data set (intensity range, classes, fingerprint) that travel in the checkpoint.
         accept_other_data: Load a checkpoint although it was trained on other images.
         roll_back_factor: Factor on all learning rates for each time that the run has gone back to a checkpoint.
     """
 
     grows = False
+    real_batches = 1
+    classes: tuple[str, ...] = ()
     roll_back_factor = 0.5
 
     def __init__(
@@ -197,8 +203,26 @@ class PhasedModule(L.LightningModule, ABC):
         """Raise ValueError unless a batch holds images of the family's channels at the point's resolution."""
         check_shape(batch["image"], self.image_channels, point.resolution)
 
+    def example_batch(self, n: int, point: Point) -> Batch:
+        """Return a batch of n random images, with labels if it is told any: for measuring what a step takes."""
+        images = torch.rand(self.real_batches * n, self.image_channels, *point.resolution, device=self.device) * 2 - 1
+        self.data_facts.setdefault("classes", list(self.classes))
+        labels = torch.zeros(len(images), len(self.data_facts["classes"]), device=self.device)
+        return {"image": images, "label": labels, "images_seen": point.images_seen}
+
     def set_point(self, point: Point) -> None:
         """Bring networks that change with time to a point of the schedule; most families have none."""
+
+    def process_state(self) -> dict[str, Tensor]:
+        """Return what each process has of its own, e.g. a pool of earlier images: of one shape and type on all.
+
+        A checkpoint holds that of all processes. On resuming, process r takes that of process r, or of r modulo their
+        number where there were fewer.
+        """
+        return {}
+
+    def load_process_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what ``process_state`` returned when the checkpoint was written."""
 
     def optimizer_values(self, phase: Phase, point: Point) -> dict[str, Any]:
         """Return what else changes with the clock in a phase's optimizer besides its rate, e.g. ``{"betas": ...}``."""
@@ -222,6 +246,11 @@ class PhasedModule(L.LightningModule, ABC):
         if self.images_seen >= self.schedule.total_images:
             self.trainer.should_stop = True
 
+    def learning_rate_scale(self, point: Point) -> float:
+        """Return the factor on every optimizer's learning rate: the schedule's, of roll-backs, and of drops so far."""
+        drops = [factor for clock, factor in self.record.rate_drops if clock <= point.images_seen]
+        return point.learning_rate_scale * self.roll_back_factor**self.record.roll_backs * math.prod(drops)
+
     def on_train_start(self) -> None:
         """Let the configuration decide what it names: a loaded optimizer state brings its old rates and betas along.
 
@@ -238,13 +267,13 @@ class PhasedModule(L.LightningModule, ABC):
 
     def _run(self, phase: Phase, batch: Batch, point: Point) -> None:
         optimizer = self._optimizers()[phase.optimizer]
-        scale = point.learning_rate_scale * self.roll_back_factor**self.record.roll_backs
+        rate = optimizer.defaults["lr"] * self.learning_rate_scale(point)
         for group in optimizer.param_groups:
-            group.update(lr=optimizer.defaults["lr"] * scale, **self.optimizer_values(phase, point))
+            group.update(lr=rate, **self.optimizer_values(phase, point))
         with self.toggled_optimizer(optimizer):
             optimizer.zero_grad(set_to_none=True)
-            values = phase.losses(batch)
-            losses = [value for name, value in values.items() if name not in phase.observed]
+            terms = phase.losses(batch)
+            losses = [term for name, term in terms.items() if name not in phase.observed]
             # Lightning calls the step under autocast; a backward pass follows the types of its forward pass by itself.
             with torch.autocast(self.device.type, enabled=False):
                 self.manual_backward(torch.stack(losses).sum())
@@ -252,11 +281,16 @@ class PhasedModule(L.LightningModule, ABC):
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
             optimizer.step()
-        values = {name: value.detach() for name, value in values.items()}
+        terms = {name: term.detach() for name, term in terms.items()}
         if phase.after is not None:
-            phase.after(values)
-        for name, value in values.items():
-            self.losses.add(f"{phase.name}/{name}", value, self.images_seen)
+            phase.after(terms)
+        for name, term in terms.items():
+            self.losses.add(f"{phase.name}/{name}", term, self.images_seen)
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        """Return the labels (N, K) of a batch in the order of ``classes``."""
+        of_data: list[str] = self.data_facts["classes"]
+        return batch["label"][:, [of_data.index(name) for name in self.classes]]
 
     # Randomness -----------------------------------------------------------------------------------------------------
 
@@ -277,6 +311,8 @@ class PhasedModule(L.LightningModule, ABC):
         checkpoint["latest"] = dict(self.record.latest)
         checkpoint["data_facts"] = self.data_facts
         checkpoint["roll_backs"] = self.record.roll_backs
+        checkpoint["rate_drops"] = [list(drop) for drop in self.record.rate_drops]
+        checkpoint["process_state"] = {name: self._of_all(tensor) for name, tensor in self.process_state().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the clock of the checkpoint.
@@ -302,3 +338,12 @@ class PhasedModule(L.LightningModule, ABC):
         self.record.latest = dict(checkpoint["latest"])
         # A run that is going back has counted it already; the checkpoint is from before.
         self.record.roll_backs = max(self.record.roll_backs, checkpoint.get("roll_backs", 0))
+        self.record.rate_drops = [(clock, factor) for clock, factor in checkpoint.get("rate_drops", [])]
+        if states := checkpoint.get("process_state", {}):
+            self.load_process_state({name: all_[self.global_rank % len(all_)] for name, all_ in states.items()})
+
+    def _of_all(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of every process, stacked, on the CPU."""
+        gathered = self.all_gather(tensor)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, *tensor.shape).cpu()

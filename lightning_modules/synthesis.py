@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.networks.latents import LatentGenerator, Prior, draw, sample_latents
+from lightning_modules.networks.latents import (
+    LatentGenerator,
+    Noise,
+    Prior,
+    draw,
+    sample_labels,
+    sample_latents,
+    sample_noise,
+)
 from lightning_modules.schedules import Schedule
 from lightning_modules.step import PhasedModule
 
@@ -48,10 +56,14 @@ class Synthesis(PhasedModule):
 
     # The discriminator ----------------------------------------------------------------------------------------------
 
-    def critic_scores(self, images: Tensor) -> Tensor:
+    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
 
         Higher means more real. A family answers with ``observe(its discriminator, images)``.
+
+        Args:
+            images: The images.
+            labels: Theirs (N, K), in the order of ``classes``; None where the family has none.
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no critic_scores, which the health watch needs: write it, or set "
@@ -69,6 +81,23 @@ class Synthesis(PhasedModule):
         """Draw latents (n, latent_dim) for one use in the present step."""
         return draw(self.prior, n, self.latent_dim, self.random(f"{use}/latents"))
 
+    def draw_noise(self, n: int, use: str) -> Noise:
+        """Return what a noisy network draws inside for n images and one use in the present step."""
+
+        def noise(layer: str, shape: Sequence[int]) -> Tensor:
+            return torch.randn(n, *shape, generator=self.random(f"{use}/noise/{layer}"), device=self.device)
+
+        return noise
+
+    def sample_labels(self, n: int, seed: int = 0, start: int = 0) -> Tensor | None:
+        """Return the labels (n, K) that images of a seed's list show unless others are asked for; None without classes.
+
+        They are drawn from the rows of the training images.
+        """
+        if not self.classes:
+            return None
+        return sample_labels(self.data_facts["label_rows"], self.classes, n, seed, start).to(self.device)
+
     @torch.no_grad()
     def sample(
         self,
@@ -85,7 +114,7 @@ class Synthesis(PhasedModule):
 
         Args:
             n: Number of images.
-            labels: Multi-hot labels (n, K); only a conditional family takes them.
+            labels: Multi-hot labels (n, K) in the order of ``classes``; None = ``sample_labels``.
             truncation: See ``LatentGenerator.from_latents``; 1 leaves the generator as it is.
             seed: Names the list of images.
             ema: Use the averaged generator, else the live one.
@@ -98,17 +127,30 @@ class Synthesis(PhasedModule):
         Raises:
             ValueError: If the family cannot do what is asked for.
         """
-        if labels is not None:
-            raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
-        return self.unclamped_sample(n, truncation, seed, ema, start).clamp(-1.0, 1.0)
+        return self.unclamped_sample(n, labels, truncation, seed, ema, start).clamp(-1.0, 1.0)
 
     @torch.no_grad()
-    def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
+    def unclamped_sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        truncation: float = 1.0,
+        seed: int = 0,
+        ema: bool = True,
+        start: int = 0,
+    ) -> Tensor:
         """Generate the images of ``sample`` as the discriminator sees them: a linear last layer leaves [-1, 1]."""
-        latents = sample_latents(self.prior, n, self.latent_dim, seed, start)
+        if labels is None:
+            labels = self.sample_labels(n, seed, start)
+        elif not self.classes:
+            raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
+        elif labels.shape != (n, len(self.classes)):
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: expected ({n}, {len(self.classes)})")
+        latents = sample_latents(self.prior, n, self.latent_dim, seed, start).to(self.device)
+        noise = sample_noise(n, seed, start, self.device)
         generator = self.generator_ema if ema else self.generator
         was_training = generator.training
         generator.eval()
-        images = generator.from_latents(latents.to(self.device), truncation)
+        images = generator.from_latents(latents, None if labels is None else labels.to(self.device), truncation, noise)
         generator.train(was_training)
         return images.float()

@@ -15,6 +15,7 @@ imported where a file of it is read or written.
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,9 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks import dcgan, kidney, progressive
-from lightning_modules.networks.latents import LatentGenerator, Prior, chunk_size, in_chunks, sample_latents
+from lightning_modules.networks.latents import (
+    LatentGenerator,
+    Noise,
+    Prior,
+    chunk_size,
+    in_chunks,
+    sample_labels,
+    sample_latents,
+    sample_noise,
+)
 
-FORMAT = 1  # of the folder
+FORMAT, FORMAT_WITH_LABELS = 1, 2  # of the folder; readers of 1 would not know what to do with labels
 WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
 GENERATORS: dict[str, type[LatentGenerator]] = {
     f"{network.__module__}.{network.__qualname__}": network
@@ -44,12 +54,24 @@ class ExportedGenerator(nn.Module):
     Args:
         network: The generator, at its stage.
         prior: Distribution of its latents.
+        classes: Names of the labels that it is given, in the order of its columns; empty = it is given none.
+        label_rows: How many training images have each combination of labels; see ``sample_labels``.
         description: What ``generator.json`` says: intensity range, data set, versions ...
     """
 
-    def __init__(self, network: LatentGenerator, prior: Prior, description: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        network: LatentGenerator,
+        prior: Prior,
+        classes: Sequence[str] = (),
+        label_rows: Mapping[str, int] | None = None,
+        description: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        if len(classes) != network.label_count or bool(classes) != bool(label_rows):
+            raise ExportError(f"the network takes {network.label_count} labels, {len(classes)} are described")
         self.network, self.prior = network, prior
+        self.classes, self.label_rows = tuple(classes), dict(label_rows or {})
         self.description = description or {}
         self.eval().requires_grad_(False)
 
@@ -66,12 +88,14 @@ class ExportedGenerator(nn.Module):
         height, width = arguments_of(self.network)["image_size"]
         return height, width
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Map latents (N, latent_dim) to images (N, C, H, W) float32 in [-1, 1]."""
-        return self.network.from_latents(latents).float().clamp(-1.0, 1.0)
+    def forward(self, latents: Tensor, labels: Tensor | None = None, noise: Noise | None = None) -> Tensor:
+        """Map latents (N, latent_dim), and labels (N, K) where there are any, to images (N, C, H, W) in [-1, 1]."""
+        return self.network.from_latents(latents, labels, noise=noise).float().clamp(-1.0, 1.0)
 
     @torch.no_grad()
-    def sample(self, n: int, truncation: float = 1.0, seed: int = 0, start: int = 0) -> Tensor:
+    def sample(
+        self, n: int, truncation: float = 1.0, seed: int = 0, start: int = 0, labels: Tensor | None = None
+    ) -> Tensor:
         """Generate images start .. start + n - 1 of the endless list that belongs to a seed.
 
         On a CPU these are, bit for bit, the images that ``python -m experiments.generate`` writes for the seed.
@@ -81,20 +105,33 @@ class ExportedGenerator(nn.Module):
             truncation: See ``LatentGenerator.from_latents``.
             seed: Names the list of images.
             start: First image of the list.
+            labels: Multi-hot labels (K,) that all images are given, in the order of ``classes``; None = rows of the
+                training images, drawn as often as they occur there.
 
         Returns:
             Images (n, C, H, W) float32 in [-1, 1] on the network's device.
 
         Raises:
-            ValueError: If ``n`` is below 1, or the network cannot truncate.
+            ValueError: If ``n`` is below 1, the network cannot truncate, or it takes no such labels.
         """
         if n < 1:
             raise ValueError(f"n={n}: must be at least 1")
+        if labels is not None and labels.shape != (len(self.classes),):
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: the network takes ({len(self.classes)},)")
         size, device = chunk_size(self.resolution), next(self.network.parameters()).device
+
+        def labels_from(first: int) -> Tensor | None:
+            if not self.classes:
+                return None
+            if labels is not None:
+                return labels.float().expand(size, -1).to(device)
+            return sample_labels(self.label_rows, self.classes, size, seed, first).to(device)
 
         def make(first: int) -> Tensor:
             latents = sample_latents(self.prior, size, self.latent_dim, seed, first).to(device)
-            return self.network.from_latents(latents, truncation).float().clamp(-1.0, 1.0)
+            noise = sample_noise(size, seed, first, device)
+            images = self.network.from_latents(latents, labels_from(first), truncation, noise)
+            return images.float().clamp(-1.0, 1.0)
 
         return torch.cat([images for _, images in in_chunks(make, start, n, size)])
 
@@ -131,6 +168,7 @@ def describe(generator: ExportedGenerator) -> dict[str, Any]:
             "truncation": generator.network.truncates,
         },
         "chunk": chunk_size(generator.resolution),
+        **({"labels": {"classes": list(generator.classes), "rows": generator.label_rows}} if generator.classes else {}),
     }
 
 
@@ -141,17 +179,26 @@ def weights_of(generator: ExportedGenerator) -> bytes:
     return save({name: tensor.cpu().contiguous().clone() for name, tensor in generator.network.state_dict().items()})
 
 
-def build(network: dict[str, Any], prior: Prior) -> ExportedGenerator:
+def build(
+    network: dict[str, Any],
+    prior: Prior,
+    classes: Sequence[str] = (),
+    label_rows: Mapping[str, int] | None = None,
+    normalises_latents: bool | None = None,
+) -> ExportedGenerator:
     """Return a generator as it was described, at its stage, with random weights.
 
     Args:
         network: What ``describe`` says of it: class, arguments, stage, alpha.
         prior: Distribution of its latents.
+        classes: See ``ExportedGenerator``.
+        label_rows: See ``ExportedGenerator``.
+        normalises_latents: Older bundles say it; the network knows.
 
     Raises:
         ExportError: If the class is none of ``GENERATORS``, or it has no such stage.
     """
-    return ExportedGenerator(_built(network, "the description"), prior)
+    return ExportedGenerator(_built(network, "the description"), prior, classes, label_rows)
 
 
 def load_generator(folder: str | Path) -> ExportedGenerator:
@@ -173,8 +220,9 @@ def load_generator(folder: str | Path) -> ExportedGenerator:
     except OSError as error:
         raise ExportError(f"{folder}: holds no exported generator ({error})") from error
     try:
-        if said["format"] != FORMAT:
-            raise ExportError(f"{folder / DESCRIPTION}: has format {said['format']!r}, this version reads {FORMAT}")
+        if said["format"] not in (FORMAT, FORMAT_WITH_LABELS):
+            read = f"{FORMAT} and {FORMAT_WITH_LABELS}"
+            raise ExportError(f"{folder / DESCRIPTION}: has format {said['format']!r}, this version reads {read}")
         digest = hashlib.sha256(content).hexdigest()
         if said["files"][WEIGHTS] != digest:
             raise ExportError(f"{folder / WEIGHTS}: is not the file that {DESCRIPTION} describes (SHA-256 {digest})")
@@ -182,12 +230,24 @@ def load_generator(folder: str | Path) -> ExportedGenerator:
         prior = said["latents"]["prior"]
         if prior not in get_args(Prior):
             raise ExportError(f"{folder / DESCRIPTION}: does not say how latents are drawn ({said['latents']})")
+        generator = ExportedGenerator(network, prior, *_labels_of(said, folder / DESCRIPTION), said)
     except ExportError:
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, SafetensorError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ExportError(f"{folder}: is no exported generator ({what[:300]})") from error
-    return ExportedGenerator(network, prior, said)
+    return generator
+
+
+def _labels_of(said: dict[str, Any], path: Path) -> tuple[list[str], dict[str, int]]:
+    """Return classes and rows of a description; nothing of a network without labels."""
+    labels = said.get("labels", {"classes": [], "rows": {}})
+    classes, rows = labels["classes"], labels["rows"]
+    if not all(isinstance(name, str) for name in classes) or not all(
+        type(count) is int and 0 < count < 2**53 for count in rows.values()
+    ):
+        raise ExportError(f"{path}: does not say which labels there are")
+    return list(classes), dict(rows)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_modules.networks.latents import LatentGenerator
+from lightning_modules.networks.latents import LatentGenerator, Noise
 from lightning_modules.networks.layers import (
     EqualizedConv2d,
     EqualizedLinear,
@@ -132,7 +132,9 @@ class Generator(Growing, LatentGenerator):
             images = torch.lerp(upsample(self.to_image[self.stage - 1](before).float()), images, self.alpha)
         return images
 
-    def from_latents(self, latents: Tensor, truncation: float = 1.0) -> Tensor:
+    def from_latents(
+        self, latents: Tensor, labels: Tensor | None = None, truncation: float = 1.0, noise: Noise | None = None
+    ) -> Tensor:
         """Return images of latents, which are divided by their length: no factor on them changes anything.
 
         Raises:
@@ -140,7 +142,7 @@ class Generator(Growing, LatentGenerator):
         """
         if truncation != 1.0:
             raise ValueError(f"truncation={truncation}: this network normalises its latents, so no factor changes them")
-        return self(latents)
+        return self.given(latents, labels, noise)
 
 
 class Discriminator(Growing):
