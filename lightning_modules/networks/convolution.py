@@ -1,9 +1,10 @@
 """Convolutions whose derivatives of every order are convolutions of the same kind.
 
 A gradient penalty differentiates twice. PyTorch's own second derivative turns to a convolution whose kernel is as large
-as the feature map, which is slow (in bf16 on a CPU 2 to 5 times at 64x64 and above). Here the convolution and its two
-gradients, with respect to input and weight, are three functions, each bilinear, and each one's derivatives are the
-other two:
+as the feature map, which is slow (in bf16 on a CPU with AMX 2 to 5 times at 64x64 and above, without AMX 1.1 to 1.2
+times, channels last), and its third of a transposed convolution raises where there is an output padding. Here the
+convolution and its two gradients, with respect to input and weight, are three functions, each bilinear, and each one's
+derivatives are the other two:
 
     y = conv(x, w)        dx = input_gradient(dy, w)    dw = weight_gradient(x, dy)
 
@@ -152,7 +153,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wants_images, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
+        wants_images, wants_weight, wants_bias, *_ = _asked_for(ctx)
         grad_of_bias = grad.sum(dim=(0, 2, 3)) if wants_bias else None
         grad, images, weight = _in_derivatives_type(ctx, grad)
         return (
@@ -184,7 +185,7 @@ class _InputGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wants_grad, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
+        wants_grad, wants_weight, wants_bias, *_ = _asked_for(ctx)
         grad_of_bias = grad.sum(dim=(0, 2, 3)) if wants_bias else None
         grad, grad_of_output, weight = _in_derivatives_type(ctx, grad)
         return (
@@ -214,12 +215,28 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, grad_of_output = ctx.saved_tensors
-        wants_images, wants_grad, _ = ctx.needs_input_grad
+        wants_images, wants_grad, *_ = _asked_for(ctx)
         return (
             _InputGradient.apply(grad_of_output, grad, None, ctx.geometry, None) if wants_images else None,
             _Convolution.apply(images, grad, None, ctx.geometry, None) if wants_grad else None,
             None,
         )
+
+
+def _asked_for(ctx: Any) -> list[bool]:
+    """Return whether this pass asks for the gradients with respect to the two factors and the bias, if there is one.
+
+    A gradient penalty first asks for the images' gradient alone. ``ctx.needs_input_grad`` would be true of the weight
+    then too (https://github.com/pytorch/pytorch/issues/174017): one convolution in seven for nothing.
+    """
+    return [*(_is_asked_for(node) for node, _ in ctx.next_functions), False]
+
+
+def _is_asked_for(node: Any) -> bool:
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf, and torch.autograd.grad was asked for its gradient
+        return True
 
 
 def _in_derivatives_type(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
