@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_modules.losses import LogisticR1, WassersteinGP
-from lightning_modules.networks.convolution import conv2d
 from lightning_modules.networks.layers import EqualizedConv2d, EqualizedLinear, minibatch_std, pixel_norm
 from lightning_modules.networks.progressive import (
     Discriminator,
@@ -145,29 +144,6 @@ def test_equalised_convolution_is_a_convolution_with_scaled_weights(kernel):
     nn.init.normal_(layer.bias)
     expected = F.conv2d(images, layer.weight * (2.0 / (5 * kernel**2)) ** 0.5, layer.bias, padding=kernel // 2)
     torch.testing.assert_close(layer(images), expected)
-
-
-@pytest.mark.parametrize("kernel, padding", [(3, 1), (3, 0), (1, 0)])
-def test_convolution_has_the_derivatives_of_every_order(kernel, padding):
-    random = torch.Generator().manual_seed(0)
-    images, weight, bias = (
-        torch.randn(*shape, dtype=torch.double, generator=random).requires_grad_()
-        for shape in ((2, 3, 5, 4), (4, 3, kernel, kernel), (4,))
-    )
-    assert torch.autograd.gradcheck(lambda *args: conv2d(*args, padding), (images, weight, bias))
-    assert torch.autograd.gradgradcheck(lambda *args: conv2d(*args, padding), (images, weight, bias))
-
-
-def test_penalty_gradients_are_those_of_the_native_convolution():
-    """Third order: the parameters' gradient of the gradient's norm."""
-    images, weight = torch.randn(2, 3, 8, 8, dtype=torch.double), torch.randn(4, 3, 3, 3, dtype=torch.double)
-    found = []
-    for convolution in (lambda x, w: conv2d(x, w, None, 1), lambda x, w: F.conv2d(x, w, padding=1)):
-        x, w = images.clone().requires_grad_(), weight.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(convolution(x, w).tanh().sum(), x, create_graph=True)
-        gradient.square().sum().backward()
-        found.append((w.grad, x.grad))
-    torch.testing.assert_close(found[0], found[1])
 
 
 def test_pixel_norm_makes_every_feature_vector_as_long():
