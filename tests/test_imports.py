@@ -63,6 +63,35 @@ def test_packages_are_empty_but_for_a_docstring():
             assert len(ast.parse(path.read_text()).body) == 1, path
 
 
+FAMILIES = {
+    node.name: path
+    for path in (ROOT / "lightning_modules").glob("*.py")
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.ClassDef) and any(ast.unparse(base) in ("Synthesis", "PhasedModule") for base in node.bases)
+}
+
+
+def test_nothing_asks_which_family_it_has():
+    """What callbacks, scores and verbs do for a family follows from what it can do (lightning_modules.protocols)."""
+    assert {"DCGAN", "WGANGP", "WGAN", "KidneyGAN", "ProgressiveGAN", "Synthesis"} <= set(FAMILIES)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                asked = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)} & set(FAMILIES)
+                assert not {name for name in asked if FAMILIES[name] != path}, f"{path}:{node.lineno}"
+
+
+def test_families_are_three_levels_deep_at_most():
+    """Lightning's module, the step, synthesis or translation, the family."""
+    import importlib
+
+    from lightning_modules.step import PhasedModule
+
+    for name, path in FAMILIES.items():
+        cls = getattr(importlib.import_module(f"lightning_modules.{path.stem}"), name)
+        assert len([base for base in cls.__mro__ if issubclass(base, PhasedModule)]) <= 3, name
+
+
 def test_no_loss_is_differentiated_behind_the_strategys_back():
     """With several processes ``loss.backward()`` trains a different network on each of them, without an error."""
     for path in FILES:

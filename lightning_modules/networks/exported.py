@@ -14,7 +14,6 @@ imported where a file of it is read or written.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_modules.networks import dcgan, kidney, progressive
 from lightning_modules.networks.latents import (
+    Grows,
     LatentGenerator,
     Noise,
     Prior,
@@ -83,10 +83,7 @@ class ExportedGenerator(nn.Module):
     @property
     def resolution(self) -> tuple[int, int]:
         """Height and width of the images at the present stage, in pixels."""
-        if isinstance(self.network, progressive.Growing):
-            return self.network.resolution
-        height, width = arguments_of(self.network)["image_size"]
-        return height, width
+        return self.network.resolution
 
     def forward(self, latents: Tensor, labels: Tensor | None = None, noise: Noise | None = None) -> Tensor:
         """Map latents (N, latent_dim), and labels (N, K) where there are any, to images (N, C, H, W) in [-1, 1]."""
@@ -153,13 +150,13 @@ def describe(generator: ExportedGenerator) -> dict[str, Any]:
     """Return what ``load_generator`` needs besides the weights, as plain values."""
     network, (height, width) = generator.network, generator.resolution
     arguments = arguments_of(network)
-    growing = isinstance(network, progressive.Growing)
+    stage, alpha = (network.stage, network.alpha) if isinstance(network, Grows) else (None, None)
     return {
         "network": {
             "class": f"{type(network).__module__}.{type(network).__qualname__}",
             "arguments": arguments,
-            "stage": network.stage if growing else None,
-            "alpha": network.alpha if growing else None,
+            "stage": stage,
+            "alpha": alpha,
         },
         "image": {"height": height, "width": width, "channels": arguments["image_channels"], "low": -1.0, "high": 1.0},
         "latents": {
@@ -283,11 +280,11 @@ def _built(said: dict[str, Any], where: Path | str) -> LatentGenerator:
     cls = _class_of(said, where)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         network = cls(**said["arguments"])
-    if isinstance(network, progressive.Growing):
-        stage, alpha = int(said["stage"]), float(said["alpha"])
-        if not (0 <= stage < len(network.channels) and 0.0 <= alpha <= 1.0 and math.isfinite(alpha)):
-            raise ExportError(f"{where}: stage={stage}, alpha={alpha}: the network has no such stage")
-        network.set_stage(stage, alpha)
+    if isinstance(network, Grows):
+        try:
+            network.set_stage(int(said["stage"]), float(said["alpha"]))
+        except ValueError as error:
+            raise ExportError(f"{where}: {error}") from error
     return network
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from statistics import NormalDist
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ class Noise(Protocol):
 
     def __call__(self, layer: str, shape: Sequence[int]) -> Tensor:
         """Return standard normal numbers (N, *shape) for a layer, the same whenever they are asked for again."""
+        ...
+
+
+@runtime_checkable
+class Grows(Protocol):
+    """A network that grows stage by stage."""
+
+    stage: int
+    alpha: float
+
+    def set_stage(self, stage: int, alpha: float) -> None:
+        """Work at a stage from now on, its newest layers weighted by alpha; ValueError if there is none."""
         ...
 
 
@@ -42,6 +54,12 @@ class LatentGenerator(nn.Module):
     label_count = 0
     noisy = False
     arguments: dict[str, Any]
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of the images that it makes at present."""
+        height, width = self.arguments["image_size"]
+        return height, width
 
     def from_latents(
         self, latents: Tensor, labels: Tensor | None = None, truncation: float = 1.0, noise: Noise | None = None

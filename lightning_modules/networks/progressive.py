@@ -74,7 +74,13 @@ class Growing(nn.Module):
         self.set_stage(doublings, 1.0)
 
     def set_stage(self, stage: int, alpha: float) -> None:
-        """Work at a stage from now on, its newest layers weighted by alpha."""
+        """Work at a stage from now on, its newest layers weighted by alpha.
+
+        Raises:
+            ValueError: If the network has no such stage.
+        """
+        if not (0 <= stage < len(self.channels) and 0.0 <= alpha <= 1.0):
+            raise ValueError(f"stage={stage}, alpha={alpha}: the network has no such stage")
         self.stage, self.alpha = stage, alpha
 
     @property
