@@ -85,7 +85,7 @@ def process_state_problem(held: Mapping[str, Any], expected: Mapping[str, Tensor
     for name, tensor in expected.items():
         value = held[name]
         if not _is_plain(value) or not value.dim() or not len(value) or _kind(value[0]) != _kind(tensor.detach().cpu()):
-            return f"{name} is {_kind(value)} instead of {_kind(tensor)} of every process"
+            return f"{name} is {_kind(value)}, not one {_kind(tensor)} of every process"
         if problem := _values_problem(value, not_negative=False):
             return f"{name} {problem}"
     return None

@@ -241,6 +241,60 @@ def test_onnx_of_a_network_that_draws_inside_is_refused(runs, tmp_path, monkeypa
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda labels: labels["classes"].append("Stone"), "the network takes 2 labels, 3 are described"),
+        (lambda labels: labels.update(rows={}), "the network takes 2 labels, 2 are described"),
+        (lambda labels: labels.update(classes=[1, 2]), "does not say which labels there are"),
+        (lambda labels: labels["rows"].update(Cyst=-1), "does not say which labels there are"),
+        (lambda labels: labels.pop("rows"), "is no exported generator"),
+        (lambda labels: labels.update(rows=[3]), "does not say which labels there are"),
+    ],
+)
+def test_labels_of_a_strangers_export_are_checked(runs, tmp_path, monkeypatch, change, said):
+    with_toys(monkeypatch)
+    folder = export(runs["conditional"], tmp_path / "export", with_onnx=False)
+    description = json.loads((folder / "generator.json").read_text())
+    change(description["labels"])
+    (folder / "generator.json").write_text(json.dumps(description))
+    with pytest.raises(exported.ExportError, match=said):
+        exported.load_generator(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda own: own.pop("pool"), "process_state: holds mean_score instead of pool, mean_score"),
+        (
+            lambda own: own.update(pool=own["pool"][0]),
+            r"\[2, 1, 32, 32\], not one torch.float32 \[2, 1",
+        ),
+        (
+            lambda own: own.update(pool=own["pool"] * float("nan")),
+            "process_state: pool holds values that are not finite",
+        ),
+        (lambda own: own.update(pool=own["pool"][:0]), "process_state: pool is"),
+        (lambda own: own.update(pool="x"), "process_state: pool is a str, not one"),
+    ],
+)
+def test_own_state_of_a_strangers_checkpoint_is_checked(runs, tmp_path, change, said):
+    run = shutil.copytree(runs["conditional"], tmp_path / "run")
+    checkpoint = newest_checkpoint(run)
+    content = state_of(checkpoint)
+    change(content["process_state"])
+    torch.save(content, checkpoint)
+    with pytest.raises(ConfigError, match=said):
+        load_run(checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["conditional", "classifier"])
+def test_plan_of_a_toy(tmp_path, capsys, family):
+    assert verb.main(["--plan", *arguments(family, tmp_path), "budget=20s"]) == 0
+    assert "32x32" in capsys.readouterr().out
+
+
 # A classifier --------------------------------------------------------------------------------------------------------
 
 

@@ -240,11 +240,10 @@ def _labels_of(said: dict[str, Any], path: Path) -> tuple[list[str], dict[str, i
     """Return classes and rows of a description; nothing of a network without labels."""
     labels = said.get("labels", {"classes": [], "rows": {}})
     classes, rows = labels["classes"], labels["rows"]
-    if not all(isinstance(name, str) for name in classes) or not all(
-        type(count) is int and 0 < count < 2**53 for count in rows.values()
-    ):
+    are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not (are_names and isinstance(rows, dict) and all(type(n) is int and 0 < n < 2**53 for n in rows.values())):
         raise ExportError(f"{path}: does not say which labels there are")
-    return list(classes), dict(rows)
+    return classes, rows
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class ToyAccuracy(L.Callback):
     """Scores the share of held-out images whose labels are all right, and divides the rates by ten when it stands."""
 
     def __init__(self, every_images: int) -> None:
-        self.every_images, self.best, self.log = every_images, -1.0, ScoreLog()
+        self.every_images, self.best, self.scores = every_images, -1.0, ScoreLog()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -72,4 +72,4 @@ class ToyAccuracy(L.Callback):
             self.best = value
         else:
             pl_module.record.rate_drops.append((pl_module.images_seen, 0.1))
-        self.log.add(trainer, pl_module, score, {"metric": "accuracy", "real": len(rows), "split": "val"})
+        self.scores.add(trainer, pl_module, score, {"metric": "accuracy", "real": len(rows), "split": "val"})
