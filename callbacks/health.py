@@ -416,9 +416,8 @@ class Health(L.Callback):
         if not module.classes:
             return None
         data = real_images(trainer)
-        of_data: list[str] = module.data_facts["classes"]
         labels = data.labels(split, even_rows(data.size(split), self.count))
-        return labels[:, [of_data.index(name) for name in module.classes]].to(module.device)
+        return module.labels_of({"label": labels}).to(module.device)
 
     def _generated(self, module: Judges, size: int) -> Tensor:
         """Return images that are not clamped: a discriminator may know generated ones by what lies outside [-1, 1]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_modules.networks.latents import LatentGenerator, Prior
 from lightning_modules.run_record import RunRecord
 from lightning_modules.schedules import Point, Schedule
-from lightning_modules.step import LossRecord, Phase
+from lightning_modules.step import Batch, LossRecord, Phase
 
 
 @runtime_checkable
@@ -33,6 +33,10 @@ class Clocked(Protocol):
     @property
     def device(self) -> Any:
         """The torch.device of the networks."""
+        ...
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        """Return the labels (N, K) of a batch in the order of ``classes``."""
         ...
 
     def set_point(self, point: Point) -> None:
