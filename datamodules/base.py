@@ -250,13 +250,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return {
             "data_set": self._name,
             "classes": list(self.classes),
-            **({"label_rows": self.label_rows("train")} if self.classes else {}),
             "channels": self.channels,
             "intensity": asdict(self.intensity),
             "images": {split: self.size(split) for split in SPLITS},
             "groups": {split: self.groups(split) for split in SPLITS},
             "fingerprint": {split: self.fingerprint(split) for split in SPLITS},
             "reading": sentences(self._rules(self._kept)),
+            **({"label_rows": self.label_rows("train")} if self.classes else {}),
         }
 
     def cache_bytes(self, images: int) -> dict[tuple[int, int], int]:

@@ -321,7 +321,8 @@ class PhasedModule(L.LightningModule, ABC):
             OtherDataError: If training has begun on other images, unless ``accept_other_data``.
         """
         before = checkpoint["data_facts"]
-        changed = [key for key in before if key != "reading" and before[key] != self.data_facts.get(key)]
+        unread = {"reading"} if self.classes else {"reading", "label_rows"}
+        changed = [key for key in before if key not in unread and before[key] != self.data_facts.get(key)]
         if self.data_facts and changed and not self.accept_other_data:
             differences = "; ".join(
                 f"{_quoted(key)}: was {_quoted(before[key])}, is {_quoted(self.data_facts.get(key))}" for key in changed

@@ -232,6 +232,7 @@ SCHEMA = {
 }
 
 
+@pytest.mark.slow
 def test_monai_runs_the_bundle_offline_and_makes_the_images_of_generate(runs, published, tmp_path):
     from datamodules.writers import write_png8
 

@@ -215,7 +215,7 @@ time.sleep(8)
     assert codes == [0, -signal.SIGKILL]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_dead_rank_ends_the_others_and_is_named(tmp_path, victim):
     process = started(*tiny("dcgan", tmp_path, "trainer.devices=2", FOREVER, "callbacks.losses.every_images=8"))
     try:
@@ -403,6 +403,7 @@ def test_full_shared_memory_is_no_full_disk(monkeypatch):
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_would_fit(tmp_path):
     """The limit stands in for a full device; the advice is measured in a process of its own."""
     script = (

@@ -25,11 +25,10 @@ STOPS = {
 QUICK = [
     ("dcgan", "mid-pass", 2, 1),
     ("wgan_gp", "pass boundary", 0, 1),
-    ("dcgan", "mid-pass", 0, 2),
     ("kidney_gan", "mid-pass", 0, 1),
     ("progressive", "fade", 2, 1),
     ("progressive", "fade before a border", 0, 1),
-    ("progressive", "stage border", 0, 2),
+    ("progressive", "stage border", 0, 2),  # of several processes: dcgan is killed and resumed in test_kill.py
 ]
 MATRIX = [
     (family, stop, workers, devices)

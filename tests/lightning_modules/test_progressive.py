@@ -214,8 +214,17 @@ def penalty_gradient(module, images, fakes, mixed):
     return torch.cat([p.grad.flatten() for p in module.discriminator.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("stage, alpha", [(1, 1.0), (3, 0.5), (3, 1.0)])
+@pytest.mark.parametrize(
+    "stage, alpha, trained",
+    [
+        (1, 1.0, False),
+        (1, 1.0, True),
+        (3, 0.5, False),
+        (3, 1.0, True),
+        pytest.param(3, 0.5, True, marks=pytest.mark.slow),
+        pytest.param(3, 1.0, False, marks=pytest.mark.slow),
+    ],
+)
 def test_penalty_in_bf16_has_the_parameter_gradient_of_float32_within_one_percent(stage, alpha, trained):
     """At the start, and after training, where the gradient's norm is near 1 and the penalty's own gradient small."""
     torch.manual_seed(0)
