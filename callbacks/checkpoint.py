@@ -22,6 +22,8 @@ from lightning_modules.protocols import Clocked
 
 log = logging.getLogger(__name__)
 
+GROWN = " grown"  # ends the name of a score of which only the grown network competes
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to the disk, then renames: the target is the old file or the new one, whole.
@@ -107,8 +109,13 @@ class PeriodicCheckpoint(Checkpoint):
         """Start the stopwatch; forget a best score whose checkpoint is gone, so that a later one takes its place."""
         self._saved_at = time.monotonic()
         best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
-        if not trainer.strategy.broadcast(best.is_file(), src=0):
+        clock = trainer.strategy.broadcast(_clock_of(best), src=0)
+        if clock is None:
             self.best = {}
+        elif pl_module.grows and pl_module.schedule.has_grown(clock):
+            # Older runs let every stage compete. Where the grown network has won, its score is still the one to beat.
+            old = {kind: value for kind, value in self.best.items() if not kind.endswith(GROWN)}
+            self.best = {kind + GROWN: value for kind, value in old.items()} | self.best
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
@@ -157,7 +164,7 @@ class PeriodicCheckpoint(Checkpoint):
             return False
         self._scored_at = clock
         # Older runs let every stage of a growing network compete, and called the kind by name and fingerprint.
-        kind = f"{score.name} {score.fingerprint}" + (" grown" if module.grows else "")
+        kind = f"{score.name} {score.fingerprint}" + (GROWN if module.grows else "")
         worst = math.inf if score.better == "lower" else -math.inf
         if not score.beats(self.best.get(kind, worst)):
             return False
@@ -179,6 +186,13 @@ class PeriodicCheckpoint(Checkpoint):
                 "could not write %s (%s); training goes on and the next checkpoint is tried as usual", path, error
             )
         return not error
+
+
+def _clock_of(path: Path) -> int | None:
+    """Return the clock of a checkpoint, or None if there is none that can be read."""
+    if not path.is_file() or not is_intact(path):
+        return None
+    return int(torch.load(path, map_location="meta", weights_only=True)["images_seen"])
 
 
 def is_intact(path: Path) -> bool:

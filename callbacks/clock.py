@@ -34,7 +34,7 @@ def log_numbers(
 ) -> None:
     """Write numbers, and words beside them, to every logger under the present clock.
 
-    The newest value of each number is kept in the module.
+    The newest value of each number is kept in the run's record.
     """
     module.record.latest.update(numbers)
     # No step: Lightning's counts optimizer steps, and W&B refuses to go back to an earlier one after a resume.

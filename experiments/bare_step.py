@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_modules.ema import ema_update
-from lightning_modules.protocols import Averages
+from lightning_modules.protocols import Averages, can
 from lightning_modules.schedules import Point
 from lightning_modules.step import PhasedModule
 
@@ -35,12 +35,16 @@ def bare_step(module: PhasedModule, point: Point, batch_size: int, precision: st
                 parameter.requires_grad_(False)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss = torch.stack(list(phase.losses(batch).values())).sum()
-            loss.backward()
+                terms = phase.losses(batch)
+            phase.minimised(terms).backward()
+            for group in optimizer.param_groups:
+                group.update(module.optimizer_values(phase, point))
             optimizer.step()
+            if phase.after is not None:
+                phase.after({name: term.detach() for name, term in terms.items()})
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        if isinstance(module, Averages):
+        if can(module, Averages):
             ema_update(module.generator_ema, module.generator, 0.999)
         module.images_seen += batch_size
 

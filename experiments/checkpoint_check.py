@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from callbacks.state import Count, State
+from callbacks.state import MOST, Count, State
 from experiments.config import ConfigError
 from experiments.tensor_check import (
     OptimizerState,
@@ -24,7 +24,7 @@ from experiments.tensor_check import (
     shown,
     weights_problem,
 )
-from lightning_modules.step import PhasedModule
+from lightning_modules.step import PhasedModule, classes_problems
 
 # What a checkpoint holds besides its clock, and as what.
 PARTS = {
@@ -216,6 +216,7 @@ def check_trained(checkpoint: Path, content: dict[str, Any], module: PhasedModul
     trained = _validated(checkpoint, Sampled, content)
     _check_names(checkpoint, content["state_dict"])
     _refuse(checkpoint, weights_problem(content["state_dict"], module))
+    _refuse(checkpoint, _labels_problem(trained.data_facts, module.classes) if module.classes else None)
     own = content.get("process_state", {})  # older runs had none
     _check_plain(checkpoint, "process_state", own, tensors=True)
     problem = process_state_problem(own, module.process_state()) if isinstance(own, dict) else "is no dictionary"
@@ -250,6 +251,19 @@ def check_resumable(
     _refuse(checkpoint, optimizers_problem(run.optimizer_states, module.configure_optimizers()))
     if not module.grows:
         _refuse(checkpoint, incomplete_problem(run.optimizer_states))
+
+
+def _labels_problem(facts: Facts, classes: Sequence[str]) -> str | None:
+    """Say what keeps the facts of a data set from telling which labels a family's images have, or return None."""
+    if problems := classes_problems(facts.classes):
+        return f"data_facts.classes: {problems[0]}"
+    if unknown := set(classes) - set(facts.classes):
+        return f"data_facts.classes: lacks {min(unknown)}, which the run's family is told"
+    rows = facts.label_rows
+    if not rows or sum(rows.values()) > MOST:
+        return "data_facts.label_rows: does not say how many training images have which labels"
+    strange = {name for row in rows for name in row.split("|") if row} - set(facts.classes)
+    return f"data_facts.label_rows: {shown(min(strange))} is none of the classes" if strange else None
 
 
 def _check_plain(checkpoint: Path, part: str, value: Any, tensors: bool = False) -> None:

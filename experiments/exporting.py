@@ -37,6 +37,7 @@ from lightning_modules.networks.exported import (
     describe,
     weights_of,
 )
+from lightning_modules.networks.latents import rows_of
 
 log = logging.getLogger(__name__)
 
@@ -128,12 +129,15 @@ def export(
     if note := unfinished(module):
         log.warning("%s: %s", trained.checkpoint.name, note)
     try:
-        rows = module.data_facts["label_rows"] if module.classes else None
+        rows = rows_of(module.data_facts["label_rows"], module.classes) if module.classes else None
         generator = ExportedGenerator(module.generator_ema, module.prior, module.classes, rows)
         description = _description(trained, generator)
         images = samples(trained)
-        onnx = onnx_of(generator) if with_onnx else None
     except (ExportError, ValueError) as error:
+        raise ConfigError([str(error)]) from error
+    try:
+        onnx = onnx_of(generator) if with_onnx else None
+    except ExportError as error:
         raise ConfigError([str(error)]) from error
     parts = _Parts(trained, generator, description, _png(images), len(images), onnx, folder.name)
     files = chosen.files(parts)

@@ -27,6 +27,7 @@ from experiments.loading import Trained, generate, load_run, unfinished
 from experiments.run_directory import refuse_links, versions
 from lightning_modules.networks.latents import chunk_size
 
+NO_LABEL = "none"  # asks for images that show no finding; without labels, images show what training images do
 CHANNELS = {"png8": (1, 3), "png16": (1,), "dicom": (1,)}
 
 
@@ -129,7 +130,7 @@ class Maker:
 
     def shown(self, count: int) -> list[str]:
         """Return the labels that images 0 .. count - 1 show, each image's joined by "|"."""
-        module, asked = self.trained.module, "|".join(self.request.labels)
+        module, asked = self.trained.module, "|".join(name for name in self.request.labels if name != NO_LABEL)
         drawn = None if self.labels is not None else module.sample_labels(count, self.request.seed)
         if drawn is None:
             return [asked] * count
@@ -178,6 +179,8 @@ def _multi_hot(labels: tuple[str, ...], classes: Any) -> Tensor | None:
     known = [str(name) for name in classes or ()]
     if not known:
         raise ConfigError([f"--labels {','.join(labels)}: the data set has no classes"])
+    if labels == (NO_LABEL,) and NO_LABEL not in known:
+        return torch.zeros(len(known))
     problems = [
         f"--labels: the data set has no class {name!r}{did_you_mean(name, known) or '; it has ' + ', '.join(known)}"
         for name in labels

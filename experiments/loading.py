@@ -17,9 +17,9 @@ from experiments.checkpoint_check import check_trained
 from experiments.config import ConfigError, Experiment, Node
 from experiments.run_directory import newest_usable_checkpoint, opened, recorded_config
 from lightning_modules.networks.latents import chunk_size, in_chunks
-from lightning_modules.protocols import Samples
+from lightning_modules.protocols import Samples, can
 from lightning_modules.schedules import Schedule
-from lightning_modules.step import PhasedModule
+from lightning_modules.step import PhasedModule, classes_problems
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
     module.on_load_checkpoint(content)
     module.data_facts = content["data_facts"]
     module.eval().requires_grad_(False).to(device)
-    if not isinstance(module, Samples):
+    if not can(module, Samples):
         raise ConfigError([f"{directory}: {type(module).__name__} makes no images from latents"])
     intensity = Intensity(**facts.intensity.model_dump())
     return Trained(directory, checkpoint, config, module, intensity, _hash(module))
@@ -163,7 +163,10 @@ def _build(config: Node) -> PhasedModule:
     if problems:
         raise ConfigError(problems)
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
-    return cfg.build(experiment.module, "module", PhasedModule, schedule=schedule, seed=experiment.seed)
+    module: PhasedModule = cfg.build(experiment.module, "module", PhasedModule, schedule=schedule, seed=experiment.seed)
+    if problems := classes_problems(module.classes):
+        raise ConfigError([f"module.classes: {problem}" for problem in problems])
+    return module
 
 
 def _hash(module: Samples) -> str:

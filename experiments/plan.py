@@ -25,7 +25,7 @@ from experiments import processes
 from experiments.bare_step import bare_step
 from experiments.config import ConfigError, Node
 from experiments.training import Parts, build, checked, problems_of_shape, problems_of_sharing
-from lightning_modules.protocols import Samples
+from lightning_modules.protocols import Samples, can
 from lightning_modules.schedules import Point
 from lightning_modules.step import PhasedModule
 
@@ -204,7 +204,7 @@ def _in_child(config: Node, row: Row, gpu: bool, share: int, available: float, s
 
 def _forward(module: PhasedModule, point: Point) -> None:
     """Do a small part of a step, of a generator without a graph: a stage may not fit whose work is to be counted."""
-    if isinstance(module, Samples):
+    if can(module, Samples):
         module.sample(1, torch.zeros(1, len(module.classes)) if module.classes else None, ema=False)
         return
     for phase in module.phases():

@@ -56,7 +56,8 @@ def score_lines(directory: Path) -> list[str]:
     scores = comparable(_scores(directory))
     if not scores:
         return ["no score was taken"]
-    best = (max if scores[-1].get("better") == "higher" else min)(scores, key=lambda row: row["value"])
+    grown = [row for row in scores if row.get("generated_at") in (None, row.get("resolution"))] or scores
+    best = (max if scores[-1].get("better") == "higher" else min)(grown, key=lambda row: row["value"])
     what = "extractor, generated / real images" if _is_frechet(scores[-1]) else ""
     lines = [f"{'':<6} {'images seen':>12} {metric_of(scores[-1]):>17}  {what}".rstrip()]
     for name, row in (("first", scores[0]), ("best", best), ("last", scores[-1])):

@@ -36,9 +36,9 @@ from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, wandb_logger
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
-from lightning_modules.protocols import Averages
+from lightning_modules.protocols import Averages, can
 from lightning_modules.schedules import ProgressiveSchedule, Schedule
-from lightning_modules.step import PhasedModule
+from lightning_modules.step import PhasedModule, classes_problems
 
 log = logging.getLogger(__name__)
 
@@ -160,12 +160,33 @@ def build(experiment: Experiment) -> Parts:
         settings = cfg.build_plain(TrainerSettings, experiment.trainer, "trainer")
     except ConfigError as error:
         problems += error.problems
+    module = built.get("module")
+    problems += problems_of_family(module, built) if module is not None else []
     if problems:
         raise ConfigError(problems)
     pseudonyms = Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
     data, module = built.pop("data"), built.pop("module")
     data.real_batches = module.real_batches
     return Parts(schedule, data, module, list(built.values()), settings, pseudonyms)
+
+
+def problems_of_family(module: PhasedModule, built: Node) -> list[str]:
+    """Return what the callbacks ask of a family that it cannot do, and what is wrong with its classes.
+
+    Args:
+        module: The family.
+        built: The callbacks by their keys, and other objects.
+    """
+    family = type(module).__name__
+    problems = [
+        f"{key}: {type(callback).__name__} needs a family that {needs.__name__.lower()}, which {family} does not; set "
+        "it to null"
+        for key, callback in built.items()
+        if (needs := getattr(callback, "needs", None)) and not can(module, needs)
+    ]
+    if can(module, Averages) and all(phase.name != "generator" for phase in module.phases()):
+        problems.append(f'module: no phase of {family} is called "generator"; the average follows the one that is')
+    return problems + [f"module.classes: {problem}" for problem in classes_problems(module.classes)]
 
 
 def problems_of_nodes(nodes: Node) -> list[str]:
@@ -258,7 +279,7 @@ def problems_of_sharing(schedule: Schedule, world_size: int) -> list[str]:
 def problems_of_shape(parts: Parts) -> list[str]:
     """Return what keeps schedule, networks and callbacks from having one size, or from changing together."""
     final, size = parts.schedule.resolutions()[-1], parts.module.image_size
-    problems = _problems_of_growth(parts) + _problems_of_average(parts) + _problems_of_needs(parts)
+    problems = _problems_of_growth(parts) + _problems_of_average(parts)
     if tuple(size) != tuple(final):
         problems.append(f"module.image_size={list(size)}: schedule.resolution is {list(final)}")
     return problems
@@ -276,19 +297,8 @@ def _problems_of_growth(parts: Parts) -> list[str]:
     return [] if has_callback else [f"callbacks: {family} grows and needs callbacks.fade_in.FadeIn"]
 
 
-def _problems_of_needs(parts: Parts) -> list[str]:
-    """Return the callbacks that ask for something that the family cannot do."""
-    family = type(parts.module).__name__
-    return [
-        f"callbacks: {type(callback).__name__} needs a family that {needs.__name__.lower()}, which {family} does not; "
-        "set it to null"
-        for callback in parts.callbacks
-        if (needs := getattr(callback, "needs", None)) and not isinstance(parts.module, needs)
-    ]
-
-
 def _problems_of_average(parts: Parts) -> list[str]:
-    if not isinstance(parts.module, Averages):
+    if not can(parts.module, Averages):
         return []
     count = sum(isinstance(callback, GeneratorEMA) for callback in parts.callbacks)
     if count == 1:

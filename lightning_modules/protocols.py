@@ -1,11 +1,12 @@
 """What callbacks, scores and exporters ask of a family: what it can do, never which one it is.
 
-``isinstance(module, Samples)`` tells whether a family samples. A callback names what it cannot do without in its class
+``can(module, Samples)`` tells whether a family samples. A callback names what it cannot do without in its class
 attribute ``needs``, and is refused before training where the family lacks it.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from lightning_modules.schedules import Point, Schedule
 from lightning_modules.step import Batch, LossRecord, Phase
 
 
-@runtime_checkable
 class Clocked(Protocol):
     """Is trained on a clock: every ``PhasedModule``."""
 
@@ -68,7 +68,6 @@ class Clocked(Protocol):
         ...
 
 
-@runtime_checkable
 class Averages(Clocked, Protocol):
     """Keeps an average of its generator's weights; a phase called "generator" trains it."""
 
@@ -76,7 +75,6 @@ class Averages(Clocked, Protocol):
     generator_ema: nn.Module
 
 
-@runtime_checkable
 class Samples(Averages, Protocol):
     """Makes images from a seed."""
 
@@ -102,12 +100,18 @@ class Samples(Averages, Protocol):
         ...
 
 
-@runtime_checkable
 class Judges(Samples, Protocol):
     """Has a discriminator that can be asked about images."""
 
     def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return one score (N,) per image; higher means more real."""
+        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
+
+        Higher means more real.
+
+        Args:
+            images: The images.
+            labels: Theirs (N, K), in the order of ``classes``; None where the family has none.
+        """
         ...
 
     def as_shown(self, images: Tensor) -> Tensor:
@@ -125,3 +129,17 @@ class Judges(Samples, Protocol):
     ) -> Tensor:
         """Return generated images as the discriminator is shown them."""
         ...
+
+
+Asked = TypeVar("Asked")
+
+
+def can(module: Any, what: type[Asked]) -> TypeGuard[Asked]:
+    """Tell whether a family has all that a Protocol names.
+
+    ``isinstance`` would not do: from Python 3.12 on it does not see the networks of a module, which torch hands out by
+    ``__getattr__``.
+    """
+    parts = [part for part in what.__mro__ if getattr(part, "_is_protocol", False) and part is not Protocol]
+    names = {name for part in parts for name in (*inspect.get_annotations(part), *vars(part))}
+    return all(hasattr(module, name) for name in names if not name.startswith("_"))

@@ -47,3 +47,13 @@ class RunRecord:
     verdict: str = ""
     roll_backs: int = 0
     rate_drops: list[tuple[int, float]] = field(default_factory=list)
+
+    def drop_rates(self, images_seen: int, factor: float) -> None:
+        """Multiply all learning rates from a clock on; every process must do the same.
+
+        Raises:
+            ValueError: If the factor is not above 0 and at most 1.
+        """
+        if not 0.0 < factor <= 1.0:
+            raise ValueError(f"factor={factor}: must be above 0 and at most 1")
+        self.rate_drops.append((int(images_seen), float(factor)))

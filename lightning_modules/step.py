@@ -5,7 +5,9 @@ Read a family file (``dcgan.py`` is the shortest) for what is trained; read this
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +52,10 @@ class Phase:
     cadence: Cadence = EVERY_BATCH
     observed: tuple[str, ...] = ()
     after: Callable[[dict[str, Tensor]], None] | None = None
+
+    def minimised(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the sum of what ``losses`` returned, without what is only observed."""
+        return torch.stack([term for name, term in terms.items() if name not in self.observed]).sum()
 
 
 class LossRecord:
@@ -124,6 +130,13 @@ def _quoted(fact: Any) -> str:
     """Return what a checkpoint says, perhaps a stranger's, short and with nothing for the terminal to act on."""
     text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(fact)[:400])
     return f"{text} ..." if len(str(fact)) > 400 else text
+
+
+def classes_problems(classes: Sequence[str]) -> list[str]:
+    """Return what is wrong with names of labels, which "|" joins in tables and which other tools' files hold."""
+    odd = [name for name in classes if not re.fullmatch(r"\w[\w .,()/+:'-]{0,99}", name)]
+    problems = [f"{_quoted(name)!r}: letters, digits, spaces and .,()/+:'-_ make a name" for name in odd]
+    return problems + [f"{_quoted(name)!r} is there twice" for name, count in Counter(classes).items() if count > 1]
 
 
 def check_rate(name: str, value: float) -> None:
@@ -206,8 +219,7 @@ class PhasedModule(L.LightningModule, ABC):
     def example_batch(self, n: int, point: Point) -> Batch:
         """Return a batch of n random images, with labels if it is told any: for measuring what a step takes."""
         images = torch.rand(self.real_batches * n, self.image_channels, *point.resolution, device=self.device) * 2 - 1
-        self.data_facts.setdefault("classes", list(self.classes))
-        labels = torch.zeros(len(images), len(self.data_facts["classes"]), device=self.device)
+        labels = torch.zeros(len(images), len(self.data_facts.get("classes", self.classes)), device=self.device)
         return {"image": images, "label": labels, "images_seen": point.images_seen}
 
     def set_point(self, point: Point) -> None:
@@ -216,13 +228,13 @@ class PhasedModule(L.LightningModule, ABC):
     def process_state(self) -> dict[str, Tensor]:
         """Return what each process has of its own, e.g. a pool of earlier images: of one shape and type on all.
 
-        A checkpoint holds that of all processes. On resuming, process r takes that of process r, or of r modulo their
-        number where there were fewer.
+        Shapes and types stay the same over the whole run. A checkpoint holds that of all processes. On resuming,
+        process r takes that of process r, or of r modulo their number where there were fewer.
         """
         return {}
 
     def load_process_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``process_state`` returned when the checkpoint was written."""
+        """Take over what ``process_state`` returned when the checkpoint was written, on the CPU."""
 
     def optimizer_values(self, phase: Phase, point: Point) -> dict[str, Any]:
         """Return what else changes with the clock in a phase's optimizer besides its rate, e.g. ``{"betas": ...}``."""
@@ -273,10 +285,9 @@ class PhasedModule(L.LightningModule, ABC):
         with self.toggled_optimizer(optimizer):
             optimizer.zero_grad(set_to_none=True)
             terms = phase.losses(batch)
-            losses = [term for name, term in terms.items() if name not in phase.observed]
             # Lightning calls the step under autocast; a backward pass follows the types of its forward pass by itself.
             with torch.autocast(self.device.type, enabled=False):
-                self.manual_backward(torch.stack(losses).sum())
+                self.manual_backward(phase.minimised(terms))
             if self.gradient_clip_norm is not None:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
@@ -289,7 +300,7 @@ class PhasedModule(L.LightningModule, ABC):
 
     def labels_of(self, batch: Batch) -> Tensor:
         """Return the labels (N, K) of a batch in the order of ``classes``."""
-        of_data: list[str] = self.data_facts["classes"]
+        of_data: Sequence[str] = self.data_facts.get("classes", self.classes)
         return batch["label"][:, [of_data.index(name) for name in self.classes]]
 
     # Randomness -----------------------------------------------------------------------------------------------------
@@ -321,8 +332,9 @@ class PhasedModule(L.LightningModule, ABC):
             OtherDataError: If training has begun on other images, unless ``accept_other_data``.
         """
         before = checkpoint["data_facts"]
-        unread = {"reading"} if self.classes else {"reading", "label_rows"}
-        changed = [key for key in before if key not in unread and before[key] != self.data_facts.get(key)]
+        changed = [key for key in before if key != "reading" and before[key] != self.data_facts.get(key)]
+        if changed != ["label_rows"] or not self.classes:  # other images have other labels; few families are told any
+            changed = [key for key in changed if key != "label_rows"]
         if self.data_facts and changed and not self.accept_other_data:
             differences = "; ".join(
                 f"{_quoted(key)}: was {_quoted(before[key])}, is {_quoted(self.data_facts.get(key))}" for key in changed
@@ -347,4 +359,4 @@ class PhasedModule(L.LightningModule, ABC):
         """Return a tensor of every process, stacked, on the CPU."""
         gathered = self.all_gather(tensor)
         assert isinstance(gathered, Tensor)
-        return gathered.reshape(-1, *tensor.shape).cpu()
+        return gathered.reshape(self.trainer.world_size, *tensor.shape).cpu()

@@ -22,7 +22,8 @@ from lightning_modules.step import PhasedModule
 class Synthesis(PhasedModule):
     """Base of the families that make images from latents.
 
-    A subclass sets ``generator`` and ``generator_ema`` and writes ``configure_optimizers``, ``phases`` and its losses.
+    A subclass sets ``generator`` and ``generator_ema`` and writes ``configure_optimizers``, ``phases`` and its losses,
+    and, for the health watch, ``critic_scores(images, labels=None)``: ``observe(its discriminator, images)``.
 
     Args:
         schedule: What depends on time; the same object that the data module holds.
@@ -55,20 +56,6 @@ class Synthesis(PhasedModule):
         self.latent_dim = latent_dim
 
     # The discriminator ----------------------------------------------------------------------------------------------
-
-    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
-
-        Higher means more real. A family answers with ``observe(its discriminator, images)``.
-
-        Args:
-            images: The images.
-            labels: Theirs (N, K), in the order of ``classes``; None where the family has none.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no critic_scores, which the health watch needs: write it, or set "
-            "callbacks.health=null"
-        )
 
     def as_shown(self, images: Tensor) -> Tensor:
         """Return real images (N, C, H, W) of the final resolution as the discriminator is shown them at this clock."""
@@ -151,6 +138,8 @@ class Synthesis(PhasedModule):
         generator = self.generator_ema if ema else self.generator
         was_training = generator.training
         generator.eval()
-        images = generator.from_latents(latents, None if labels is None else labels.to(self.device), truncation, noise)
-        generator.train(was_training)
-        return images.float()
+        try:
+            given = None if labels is None else labels.to(self.device)
+            return generator.from_latents(latents, given, truncation, noise).float()
+        finally:
+            generator.train(was_training)

@@ -115,13 +115,15 @@ def test_images_are_clamped_like_those_of_sample(exports):
     assert generator.network(torch.zeros(1, 8)).max() > 1.0 and generator.sample(4).max() == 1.0
 
 
-def test_stage_of_the_checkpoint_is_what_is_exported(exports):
+def test_stage_of_the_checkpoint_is_what_is_exported(runs, exports, tmp_path, caplog):
     fading, early = (json.loads((exports[case] / "generator.json").read_text()) for case in CLOCKS)
     cards = [(exports[case] / "README.md").read_text() for case in ("progressive in mid-fade", "progressive")]
     assert ["at another time of the run" in card for card in cards] == [True, False]
     assert (fading["network"]["stage"], fading["network"]["alpha"], fading["images_seen"]) == (2, 0.2, 68)
     assert (early["image"]["height"], early["image"]["width"]) == (10, 8)
     assert load_generator(exports["progressive in an early stage"]).sample(2).shape == (2, 1, 10, 8)
+    export(runs["progressive in an early stage"], tmp_path / "export", with_onnx=False)
+    assert "the generator is at stage 1, faded in by 40%: its images are 10x8; at the end they will be" in caplog.text
     card = (exports["progressive in an early stage"] / "README.md").read_text()
     assert "| stage of growth | 1 (of 0 to 2), faded in by 40%; not the final size |" in card
     assert "32 of 96 planned images" in card

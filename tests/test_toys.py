@@ -24,8 +24,14 @@ from experiments.loading import generate, load_run
 from experiments.tracking import read_rows
 from experiments.training import train
 from lightning_modules.networks import exported
+from lightning_modules.networks.latents import rows_of
+from lightning_modules.protocols import Averages, Clocked, Judges, Samples, can
+from lightning_modules.schedules import ConstantSchedule
+from lightning_modules.step import Phase
 
 toys.found()
+from lightning_modules.toy_classifier import ToyClassifier  # noqa: E402
+
 NOISY = ["module.noisy=true"]
 COUNT = 20
 
@@ -54,6 +60,7 @@ def runs(tmp_path_factory):
     return {
         "conditional": trained("conditional", folder),
         "noisy": trained("conditional", folder, "name=noisy", *NOISY),
+        "relativistic": trained("conditional", folder, "name=relativistic", "module.relativistic=true"),
         "classifier": trained("classifier", folder),
     }
 
@@ -81,7 +88,14 @@ def assert_resumes(whole, folder, go_on, clock):
 # A conditional family ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "more"), [("conditional", []), ("noisy", ["name=noisy", *NOISY])])
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("conditional", []),
+        ("noisy", ["name=noisy", *NOISY]),
+        ("relativistic", ["name=relativistic", "module.relativistic=true"]),
+    ],
+)
 def test_conditional_run_resumes_to_the_bit(runs, tmp_path, family, more):
     whole = runs[family]
     assert_resumes(whole, tmp_path, lambda resume: trained("conditional", tmp_path, *more, resume), 48)
@@ -104,6 +118,87 @@ def test_conditional_run_of_two_processes_resumes_to_the_bit(tmp_path):
     alone = tmp_path / "alone"
     checkpoint = whole / "checkpoints" / "images_000000000048.ckpt"
     trained("conditional", alone, *NOISY, f"resume={checkpoint}", "allow_changes=true")  # one process takes the first's
+
+
+def test_two_batches_of_real_images_reach_the_losses(tmp_path, monkeypatch):
+    """The second half of a step's images is the next batch of the stream, and the clock counts one batch."""
+    from lightning_modules.toy_conditional import ToyConditional
+
+    shown = []
+    losses = ToyConditional.generator_losses
+    monkeypatch.setattr(ToyConditional, "generator_losses", lambda self, b: shown.append(b) or losses(self, b))
+    trained("conditional", tmp_path, "module.relativistic=true", "schedule.total_images=16")
+    assert [(len(b["image"]), len(b["label"]), len(set(b["id"])), b["images_seen"]) for b in shown] == [
+        (16, 16, 16, 0),
+        (16, 16, 16, 8),
+    ]
+    assert not set(shown[0]["id"]) & set(shown[1]["id"])  # a pass has 40 images
+
+
+def test_what_is_observed_is_not_minimised():
+    phase = Phase("x", 0, dict, observed=("watched",))
+    assert phase.minimised({"a": torch.tensor(2.0), "watched": torch.tensor(5.0), "b": torch.tensor(1.0)}) == 3.0
+
+
+def test_labels_come_in_the_familys_order(runs):
+    module = load_run(runs["conditional"]).module
+    assert module.data_facts["classes"] == ["Cyst", "Normal", "Stone", "Tumor"] and module.classes == ("Normal", "Cyst")
+    labels = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+    assert module.labels_of({"label": labels}).tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_rows_are_those_of_the_familys_classes():
+    assert rows_of({"A|B": 2, "B": 1, "C": 4, "": 8, "B|A": 1}, ["B", "A"]) == {"": 12, "B": 1, "B|A": 3}
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ("['$__import__(\"os\")',Cyst]", "letters, digits, spaces"),
+        ("['Cyst|Normal',Cyst]", "letters, digits, spaces"),
+        ("[Cyst,Cyst]", "'Cyst' is there twice"),
+    ],
+)
+def test_names_that_tables_and_other_tools_would_take_for_something_else_are_refused(tmp_path, capsys, classes, said):
+    assert verb.main(arguments("conditional", tmp_path, f"module.classes={classes}")) == 2
+    assert said in (err := capsys.readouterr().err) and "module.classes: " in err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda facts: facts.pop("label_rows"), "does not say how many training images have which labels"),
+        (lambda facts: facts.update(label_rows={}), "does not say how many training images have which labels"),
+        (lambda facts: facts.update(label_rows={"Cyst": 2**53, "": 5}), "does not say how many"),
+        (lambda facts: facts.update(label_rows={"Cist": 3}), "label_rows: Cist is none of the classes"),
+        (lambda facts: facts.update(classes=["Cyst"]), "classes: lacks Normal, which the run's family is told"),
+        (lambda facts: facts["classes"].append("$x"), "letters, digits, spaces"),
+    ],
+)
+def test_labels_of_a_strangers_checkpoint_are_checked(runs, tmp_path, change, said):
+    run = shutil.copytree(runs["conditional"], tmp_path / "run")
+    checkpoint = newest_checkpoint(run)
+    content = state_of(checkpoint)
+    change(content["data_facts"])
+    torch.save(content, checkpoint)
+    with pytest.raises(ConfigError, match=said):
+        load_run(checkpoint)
+
+
+def test_images_without_a_finding_can_be_asked_for(runs, tmp_path):
+    folder = generate_files(Request(runs["conditional"], 2, labels=("none",), output=tmp_path / "none")).folder
+    assert {row.split(",")[-1] for row in (folder / "manifest.csv").read_text().splitlines()[1:]} == {""}
+    (_, images), *_ = generate(load_run(runs["conditional"]).module, 0, 1, 0, labels=torch.zeros(2))
+    written = np.asarray(Image.open(folder / "000000.png"))
+    assert np.array_equal(written, ((images[0, 0] + 1.0) * 127.5).round().byte().numpy())
+
+
+@pytest.mark.parametrize("can_do", [Averages, Samples, Judges])
+def test_what_a_family_can_do(runs, can_do):
+    assert can(load_run(runs["conditional"]).module, can_do)
+    assert not can(torch.nn.Linear(1, 1), can_do)
+    assert not can(ToyClassifier(ConstantSchedule((8, 8), 8, 80), 0, (8, 8), ["Cyst"]), can_do)
+    assert can(ToyClassifier(ConstantSchedule((8, 8), 8, 80), 0, (8, 8), ["Cyst"]), Clocked)
 
 
 def test_betas_follow_the_clock(runs):
@@ -252,8 +347,11 @@ def test_onnx_of_a_network_that_draws_inside_is_refused(runs, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda labels: labels["classes"].append("Stone"), "the network takes 2 labels, 3 are described"),
-        (lambda labels: labels.update(rows={}), "the network takes 2 labels, 2 are described"),
+        (
+            lambda labels: labels["classes"].append("Stone"),
+            "the network takes 2 labels, described are 3",
+        ),
+        (lambda labels: labels.update(rows={}), "the network takes 2 labels, described are 2 without rows"),
         (lambda labels: labels.update(classes=[1, 2]), "does not say which labels there are"),
         (lambda labels: labels["rows"].update(Cyst=-1), "does not say which labels there are"),
         (lambda labels: labels.pop("rows"), "is no exported generator"),
@@ -276,14 +374,19 @@ def test_labels_of_a_strangers_export_are_checked(runs, tmp_path, monkeypatch, c
         (lambda own: own.pop("pool"), "process_state: holds mean_score instead of pool, mean_score"),
         (
             lambda own: own.update(pool=own["pool"][0]),
-            r"\[2, 1, 32, 32\], not one torch.float32 \[2, 1",
+            "holds states of 1 and 2 processes",
         ),
         (
             lambda own: own.update(pool=own["pool"] * float("nan")),
             "process_state: pool holds values that are not finite",
         ),
-        (lambda own: own.update(pool=own["pool"][:0]), "process_state: pool is"),
-        (lambda own: own.update(pool="x"), "process_state: pool is a str, not one"),
+        (lambda own: own.update(pool=own["pool"][:0]), "process_state: holds states of 0 and 1 processes"),
+        (lambda own: own.update(pool="x"), "process_state: holds states of 0 and 1 processes"),
+        (lambda own: own.update(pool=own["pool"].expand(2, -1, -1, -1, -1)), "holds states of 1 and 2 processes"),
+        (
+            lambda own: own.update({name: value.expand(3, *value.shape[1:]) for name, value in own.items()}),
+            "pool is torch.float32",
+        ),
     ],
 )
 def test_own_state_of_a_strangers_checkpoint_is_checked(runs, tmp_path, change, said):

@@ -32,7 +32,7 @@ from experiments.tracking import JSONLinesLogger, read_rows
 from experiments.training import build, build_trainer
 from lightning_modules.cadence import Every
 from lightning_modules.losses import gradient_penalty
-from lightning_modules.protocols import Clocked, Judges
+from lightning_modules.protocols import Clocked, Judges, can
 from lightning_modules.step import Batch
 
 IMAGES, BATCH = 9_600, 16
@@ -187,7 +187,7 @@ class StopAt(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop at the clock."""
-        assert isinstance(pl_module, Clocked)
+        assert can(pl_module, Clocked)
         trainer.should_stop = trainer.should_stop or pl_module.images_seen >= self.images_seen
 
 
@@ -196,7 +196,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     name, overrides = FAMILIES[case.family]
     parts = build(cfg.experiment(cfg.load(name, [*COMMON, *overrides, f"seed={case.seed}"])))
     callbacks, module = parts.callbacks, parts.module
-    assert isinstance(module, Judges)
+    assert can(module, Judges)
     if case.failure in FAILURES:
         failure = FAILURES[case.failure]
         failure.make(module)

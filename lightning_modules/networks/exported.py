@@ -29,6 +29,7 @@ from lightning_modules.networks.latents import (
     Prior,
     chunk_size,
     in_chunks,
+    rows_of,
     sample_labels,
     sample_latents,
     sample_noise,
@@ -40,7 +41,7 @@ GENERATORS: dict[str, type[LatentGenerator]] = {
     f"{network.__module__}.{network.__qualname__}": network
     for network in (dcgan.Generator, kidney.Generator, progressive.Generator)
 }
-_LARGEST_DESCRIPTION = 2**16  # bytes
+_LARGEST_DESCRIPTION = 2**20  # bytes
 _LARGEST_SIDE = 2**14  # pixels
 
 
@@ -69,7 +70,8 @@ class ExportedGenerator(nn.Module):
     ) -> None:
         super().__init__()
         if len(classes) != network.label_count or bool(classes) != bool(label_rows):
-            raise ExportError(f"the network takes {network.label_count} labels, {len(classes)} are described")
+            said = f"{len(classes)}{'' if label_rows else ' without rows'}"
+            raise ExportError(f"the network takes {network.label_count} labels, described are {said}")
         self.network, self.prior = network, prior
         self.classes, self.label_rows = tuple(classes), dict(label_rows or {})
         self.description = description or {}
@@ -217,7 +219,7 @@ def load_generator(folder: str | Path) -> ExportedGenerator:
     except OSError as error:
         raise ExportError(f"{folder}: holds no exported generator ({error})") from error
     try:
-        if said["format"] not in (FORMAT, FORMAT_WITH_LABELS):
+        if type(said["format"]) is not int or said["format"] not in (FORMAT, FORMAT_WITH_LABELS):
             read = f"{FORMAT} and {FORMAT_WITH_LABELS}"
             raise ExportError(f"{folder / DESCRIPTION}: has format {said['format']!r}, this version reads {read}")
         digest = hashlib.sha256(content).hexdigest()
@@ -241,7 +243,9 @@ def _labels_of(said: dict[str, Any], path: Path) -> tuple[list[str], dict[str, i
     labels = said.get("labels", {"classes": [], "rows": {}})
     classes, rows = labels["classes"], labels["rows"]
     are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not (are_names and isinstance(rows, dict) and all(type(n) is int and 0 < n < 2**53 for n in rows.values())):
+    counted = isinstance(rows, dict) and all(type(n) is int and n > 0 for n in rows.values())
+    known = are_names and counted and set(rows) == set(rows_of(rows, classes)) and len(set(classes)) == len(classes)
+    if not known or sum(rows.values()) > 2**53 or bool(classes) != (said["format"] == FORMAT_WITH_LABELS):
         raise ExportError(f"{path}: does not say which labels there are")
     return classes, rows
 

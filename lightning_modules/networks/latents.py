@@ -134,6 +134,16 @@ def sample_noise(n: int, seed: int, start: int, device: torch.device | str) -> N
     return noise
 
 
+def rows_of(rows: Mapping[str, int], classes: Sequence[str]) -> dict[str, int]:
+    """Return how many images have each combination of some labels, given those of all, in a fixed order."""
+    found: dict[str, int] = {}
+    for row, count in rows.items():
+        has = set(row.split("|"))
+        key = "|".join(name for name in classes if name in has)
+        found[key] = found.get(key, 0) + count
+    return dict(sorted(found.items()))
+
+
 def sample_labels(rows: Mapping[str, int], classes: Sequence[str], n: int, seed: int, start: int = 0) -> Tensor:
     """Return the labels (n, K) float32 of images start .. start + n - 1 of a seed's list, on the CPU.
 
@@ -146,8 +156,9 @@ def sample_labels(rows: Mapping[str, int], classes: Sequence[str], n: int, seed:
         seed: Names the list.
         start: First image.
     """
-    names, ends = list(rows), list(accumulate(rows.values()))
-    table = torch.tensor([[float(name in row.split("|")) for name in classes] for row in names])
+    rows = rows_of(rows, classes)
+    ends = list(accumulate(rows.values()))
+    table = torch.tensor([[float(name in row.split("|")) for name in classes] for row in rows])
 
     def drawn(i: int) -> int:
         place = torch.randint(ends[-1], (), generator=seeded_generator("cpu", seed, i, "labels"))

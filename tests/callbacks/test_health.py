@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, assert_same_state, newest_checkpoint, tiny_config
+from conftest import ROOT, assert_same_state, newest_checkpoint, tiny, tiny_config
 
 from callbacks import health
 from callbacks.divergence import DivergedError
@@ -170,12 +170,14 @@ def test_scores_are_those_of_training_and_leave_no_trace(family, tmp_path):
     torch.testing.assert_close(scores, network(images))
 
 
-def test_family_that_does_not_say_how_it_scores_is_told_so(tmp_path):
-    from lightning_modules.synthesis import Synthesis
+def test_family_that_does_not_say_how_it_scores_is_refused_before_training(tmp_path, monkeypatch, capsys):
+    from experiments import run
+    from lightning_modules.dcgan import DCGAN
 
-    module = build(cfg.experiment(tiny_config("dcgan", tmp_path))).module
-    with pytest.raises(NotImplementedError, match=r"DCGAN has no critic_scores.*callbacks.health=null"):
-        Synthesis.critic_scores(module, torch.zeros(1))
+    monkeypatch.delattr(DCGAN, "critic_scores")
+    assert run.main(tiny("dcgan", tmp_path)) == 2
+    said = "callbacks.health: Health needs a family that judges, which DCGAN does not; set it to null"
+    assert said in capsys.readouterr().err
 
 
 def test_real_images_are_shown_at_the_stage_and_fade_of_the_clock(tmp_path):

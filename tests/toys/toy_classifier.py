@@ -71,5 +71,5 @@ class ToyAccuracy(L.Callback):
         if score.beats(self.best):
             self.best = value
         else:
-            pl_module.record.rate_drops.append((pl_module.images_seen, 0.1))
+            pl_module.record.drop_rates(pl_module.images_seen, 0.1)
         self.scores.add(trainer, pl_module, score, {"metric": "accuracy", "real": len(rows), "split": "val"})

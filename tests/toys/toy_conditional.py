@@ -60,6 +60,7 @@ class ToyConditional(Synthesis):
         classes: Names of the labels that it is told.
         image_channels: Channels of the images.
         noisy: Whether the generator draws numbers of its own.
+        relativistic: Whether the generator is compared with other real images than the discriminator (Huang 2024).
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class ToyConditional(Synthesis):
         classes: Sequence[str],
         image_channels: int = 1,
         noisy: bool = False,
+        relativistic: bool = False,
     ) -> None:
         super().__init__(schedule, seed, image_size, image_channels, latent_dim=4, gradient_clip_norm=None)
         self.classes = tuple(classes)
+        self.real_batches = 2 if relativistic else 1
         self.generator = Generator(4, image_size, image_channels, len(classes), noisy)
         self.generator_ema = frozen_copy(self.generator)
         self.discriminator = Discriminator(image_channels * image_size[0] * image_size[1], len(classes))
@@ -111,14 +114,16 @@ class ToyConditional(Synthesis):
         return observe(self.discriminator, images, labels)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
-        labels = self.labels_of(batch)
+        real, labels = (part.chunk(self.real_batches)[0] for part in (batch["image"], self.labels_of(batch)))
         with torch.no_grad():
             fake = torch.cat([self.fake("discriminator", labels)[:-2], self.pool.to(self.device)])
-        real_scores = self.discriminator(batch["image"], labels) - self.mean_score.to(self.device)
+        real_scores = self.discriminator(real, labels) - self.mean_score.to(self.device)
         adversarial = logistic_discriminator_loss(real_scores, self.discriminator(fake, labels))
         return {"adversarial": adversarial, "real_score": real_scores.mean()}
 
     def generator_losses(self, batch: Batch) -> dict[str, Tensor]:
-        labels = self.labels_of(batch)
-        fake = self.fake("generator", labels)
-        return {"adversarial": non_saturating_generator_loss(self.discriminator(fake, labels))}
+        real, labels = (part.chunk(self.real_batches)[-1] for part in (batch["image"], self.labels_of(batch)))
+        scores = self.discriminator(self.fake("generator", labels), labels)
+        if self.real_batches == 2:
+            scores = scores - self.discriminator(real, labels)
+        return {"adversarial": non_saturating_generator_loss(scores)}
