@@ -1,6 +1,7 @@
 """Checkpoints on the clock, written so that a kill, a full disk or a flipped bit never costs more than one interval."""
 
 import logging
+import math
 import os
 import time
 import zipfile
@@ -17,9 +18,11 @@ from callbacks.clock import check_cadence, crossed, reached
 from callbacks.divergence import assert_finite
 from callbacks.files import write_atomically
 from callbacks.state import MOST, State
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 log = logging.getLogger(__name__)
+
+GROWN = " grown"  # ends the name of a score of which only the grown network competes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -72,8 +75,9 @@ class PeriodicCheckpoint(Checkpoint):
         every_images: Images between two checkpoints.
         every_minutes: Also save when this much time has passed; None = by images only.
         keep: Newest checkpoints that are kept.
-        keep_best: Also keep the checkpoint with the lowest score of the run as ``best.ckpt``. Scores with different
-            fingerprints are not compared: of several, the one that was the last to fall below its own lowest counts.
+        keep_best: Also keep the checkpoint with the best score of the run as ``best.ckpt``. Scores with different
+            fingerprints are not compared: of several, the one that was the last to pass its own best counts. Of a
+            growing network only the final form competes: at the final size, blurred images of early stages score well.
         keep_at: Clocks whose checkpoint is kept for good as ``kept_<clock>.ckpt``, e.g. one that a paper reports.
     """
 
@@ -97,19 +101,24 @@ class PeriodicCheckpoint(Checkpoint):
             check_cadence("keep_at", clock)
         self.every_images, self.every_minutes, self.keep, self.keep_best = every_images, every_minutes, keep, keep_best
         self.keep_at, self._owed = keep_at, False  # owed: a checkpoint to keep could not be written
-        self.best: dict[str, float] = {}  # lowest value of each score, which are not compared with each other
+        self.best: dict[str, float] = {}  # best value of each score, which are not compared with each other
         self._scored_at = -1
         self._saved_at = time.monotonic()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Clocked) -> None:
         """Start the stopwatch; forget a best score whose checkpoint is gone, so that a later one takes its place."""
         self._saved_at = time.monotonic()
         best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
-        if not trainer.strategy.broadcast(best.is_file(), src=0):
+        clock = trainer.strategy.broadcast(_clock_of(best), src=0)
+        if clock is None:
             self.best = {}
+        elif pl_module.grows and pl_module.schedule.has_grown(clock):
+            # Older runs let every stage compete. Where the grown network has won, its score is still the one to beat.
+            old = {kind: value for kind, value in self.best.items() if not kind.endswith(GROWN)}
+            self.best = {kind + GROWN: value for kind, value in old.items()} | self.best
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save what is due. Lightning runs this after all other callbacks, so average and score are of this batch."""
         best = self._is_best(pl_module)
@@ -123,8 +132,9 @@ class PeriodicCheckpoint(Checkpoint):
         if wanted:
             self._owed = not self._save(trainer, directory / f"kept_{pl_module.images_seen:012d}.ckpt")
         if best and self._save(trainer, directory / "best.ckpt"):
-            name, _, value = pl_module.score
-            log.info("lowest score so far at images_seen=%d: %s %.4g", pl_module.images_seen, name, value)
+            score = pl_module.record.score
+            assert score is not None
+            log.info("best score so far at images_seen=%d: %s %.4g", pl_module.images_seen, score.name, score.value)
         if (
             due
             and self._save(trainer, directory / f"images_{pl_module.images_seen:012d}.ckpt")
@@ -145,18 +155,23 @@ class PeriodicCheckpoint(Checkpoint):
         self._scored_at = state_dict["scored_at"]
         self._owed = state_dict.get("owed", False)
 
-    def _is_best(self, module: GANModule) -> bool:
-        """Tell whether a score that was taken at this clock is the lowest of its kind yet, and remember it if so."""
-        if not self.keep_best or module.scored_at != module.images_seen or self._scored_at == module.scored_at:
+    def _is_best(self, module: Clocked) -> bool:
+        """Tell whether a score that was taken at this clock is the best of its kind yet, and remember it if so."""
+        score, clock = module.record.score, module.record.scored_at
+        if not self.keep_best or score is None or clock != module.images_seen or clock == self._scored_at:
             return False
-        self._scored_at = module.scored_at
-        kind, value = f"{module.score.name} {module.score.fingerprint}", module.score.value
-        if value >= self.best.get(kind, float("inf")):
+        if not module.schedule.has_grown(clock):
             return False
-        self.best[kind] = value
+        self._scored_at = clock
+        # Older runs let every stage of a growing network compete, and called the kind by name and fingerprint.
+        kind = f"{score.name} {score.fingerprint}" + (GROWN if module.grows else "")
+        worst = math.inf if score.better == "lower" else -math.inf
+        if not score.beats(self.best.get(kind, worst)):
+            return False
+        self.best[kind] = score.value
         return True
 
-    def _time_is_up(self, trainer: L.Trainer, module: GANModule, images_seen: int) -> bool:
+    def _time_is_up(self, trainer: L.Trainer, module: Clocked, images_seen: int) -> bool:
         if self.every_minutes is None or module.schedule.at(images_seen).batch_index % self._LOOK_EVERY_BATCHES:
             return False
         late = time.monotonic() - self._saved_at > 60.0 * self.every_minutes
@@ -171,6 +186,13 @@ class PeriodicCheckpoint(Checkpoint):
                 "could not write %s (%s); training goes on and the next checkpoint is tried as usual", path, error
             )
         return not error
+
+
+def _clock_of(path: Path) -> int | None:
+    """Return the clock of a checkpoint, or None if there is none that can be read."""
+    if not path.is_file() or not is_intact(path):
+        return None
+    return int(torch.load(path, map_location="meta", weights_only=True)["images_seen"])
 
 
 def is_intact(path: Path) -> bool:

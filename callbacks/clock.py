@@ -5,10 +5,10 @@ from typing import Any
 
 import lightning as L
 
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 
-def crossed(every_images: int, module: GANModule) -> bool:
+def crossed(every_images: int, module: Clocked) -> bool:
     """Tell whether the batch that just ended carried the clock over a multiple of ``every_images``, or to the end.
 
     A pure function of the clock: a resumed run does what the uninterrupted one did, at the same images.
@@ -19,24 +19,24 @@ def crossed(every_images: int, module: GANModule) -> bool:
     return now // every_images > _before(module) // every_images
 
 
-def reached(images: int, module: GANModule) -> bool:
+def reached(images: int, module: Clocked) -> bool:
     """Tell whether the batch that just ended carried the clock to so many images, or over them."""
     return _before(module) < images <= module.images_seen
 
 
-def _before(module: GANModule) -> int:
+def _before(module: Clocked) -> int:
     """Return the clock before the batch that just ended."""
     return module.images_seen - module.schedule.at(module.images_seen - 1).batch_size
 
 
 def log_numbers(
-    trainer: L.Trainer, module: GANModule, numbers: dict[str, float], words: dict[str, str] | None = None
+    trainer: L.Trainer, module: Clocked, numbers: dict[str, float], words: dict[str, str] | None = None
 ) -> None:
     """Write numbers, and words beside them, to every logger under the present clock.
 
-    The newest value of each number is kept in the module.
+    The newest value of each number is kept in the run's record.
     """
-    module.latest.update(numbers)
+    module.record.latest.update(numbers)
     # No step: Lightning's counts optimizer steps, and W&B refuses to go back to an earlier one after a resume.
     row: dict[str, Any] = {**numbers, **(words or {}), "images_seen": module.images_seen}
     for logger in trainer.loggers:

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 
 class DivergedError(RuntimeError):
@@ -34,7 +34,7 @@ class DivergenceWatch(L.Callback):
         self.every_batches, self.roll_backs = every_batches, roll_backs
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look every few batches and at the end."""
         index = pl_module.schedule.at(batch["images_seen"]).batch_index
@@ -42,7 +42,7 @@ class DivergenceWatch(L.Callback):
             assert_finite_losses(trainer, pl_module)
 
 
-def assert_finite_losses(trainer: L.Trainer, module: GANModule) -> None:
+def assert_finite_losses(trainer: L.Trainer, module: Clocked) -> None:
     """Raise DivergedError on every process if any process has seen a loss that is not finite."""
     bad = module.losses.first_bad()
     if not trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
@@ -51,7 +51,7 @@ def assert_finite_losses(trainer: L.Trainer, module: GANModule) -> None:
     raise DivergedError(f"training diverged: {what}. {newest_checkpoint_text(Path(trainer.default_root_dir))}")
 
 
-def assert_finite(trainer: L.Trainer, module: GANModule) -> None:
+def assert_finite(trainer: L.Trainer, module: Clocked) -> None:
     """Raise DivergedError on every process if a loss, a weight or a buffer of any process is not finite."""
     assert_finite_losses(trainer, module)
     tensors = [tensor.detach() for tensor in module.state_dict().values() if tensor.is_floating_point()]

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 
 from lightning_modules.ema import ema_decay, ema_update
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Averages
 
 
 class GeneratorEMA(L.Callback):
@@ -21,6 +21,8 @@ class GeneratorEMA(L.Callback):
             Only with ``half_life_images``.
         start_images: Until here the average equals the live generator.
     """
+
+    needs = Averages
 
     def __init__(
         self,
@@ -43,13 +45,13 @@ class GeneratorEMA(L.Callback):
         self.ramp_up, self.start_images = ramp_up, start_images
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Averages, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the average towards the generator if this batch had a generator step."""
         point = pl_module.schedule.at(batch["images_seen"])
         phase = next(phase for phase in pl_module.phases() if phase.name == "generator")
-        if phase.due(point.batch_index):
-            decay = self._decay(point.batch_size * phase.every, pl_module.images_seen)
+        if phase.cadence.due(point.batch_index):
+            decay = self._decay(point.batch_size * phase.cadence.cycle(point.batch_index), pl_module.images_seen)
             ema_update(pl_module.generator_ema, pl_module.generator, decay)
 
     def _decay(self, images: int, images_seen: int) -> float:

@@ -16,7 +16,7 @@ import lightning as L
 import torch
 
 from callbacks.files import training_goes_on, write_atomically
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class EnvironmentRecord(L.Callback):
     def __init__(self, path: Path, versions: Callable[[], Part]) -> None:
         self.path, self.versions = path, versions
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Clocked) -> None:
         """Compare and record; the first process speaks for all."""
         if not trainer.is_global_zero:
             return

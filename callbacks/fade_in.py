@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 from lightning_modules.schedules import Point
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class FadeIn(L.Callback):
     def __init__(self, reset_optimizers: bool = True) -> None:
         self.reset_optimizers = reset_optimizers
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Clocked) -> None:
         """Begin at the clock of the checkpoint."""
         point = pl_module.schedule.at(pl_module.images_seen)
         pl_module.set_point(point)
@@ -35,7 +35,7 @@ class FadeIn(L.Callback):
             self._begin_stage(trainer, point)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Set stage and alpha, pure functions of the clock, so that a resumed run needs nothing else.
 

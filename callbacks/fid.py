@@ -15,16 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from callbacks.checkpoint import is_intact
-from callbacks.clock import check_cadence, crossed, log_numbers
+from callbacks.clock import check_cadence, crossed
 from callbacks.divergence import assert_finite
-from callbacks.files import Rows, training_goes_on, write_atomically
+from callbacks.files import training_goes_on, write_atomically
 from callbacks.real_images import even_rows, real_images
+from callbacks.scores import ScoreLog
 from callbacks.version import code_version
-from lightning_modules.gan import GANModule, Score
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
 from lightning_modules.metrics.frechet import GaussianStatistics, frechet_distance
 from lightning_modules.metrics.torchmetrics_scores import FrechetDistance
+from lightning_modules.protocols import Samples
+from lightning_modules.run_record import Score
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ class FrechetScore(L.Callback):
         seconds: Time that scores have taken in this process, with loading the extractor and the real statistics.
     """
 
+    needs = Samples
+
     def __init__(
         self,
         every_images: int = 50_000,
@@ -82,9 +86,9 @@ class FrechetScore(L.Callback):
         self.seconds = 0.0
         self._real: GaussianStatistics | None = None
         self._generated_at: tuple[int, ...] = ()
-        self._rows: Rows | None = None
+        self._log = ScoreLog()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Samples) -> None:
         """Load the extractor on this process's device; fetch its weights once per machine."""
         self._began = time.monotonic()
         if trainer.local_rank == 0:
@@ -107,25 +111,25 @@ class FrechetScore(L.Callback):
             f"{self.every_images:,}",
         )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Samples) -> None:
         """Score the untrained generator, so that a falling score has a beginning."""
         if pl_module.images_seen == 0:
             self._score(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Samples, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Score on the clock."""
         if crossed(self.every_images, pl_module):
             assert_finite(trainer, pl_module)
             self._score(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Samples) -> None:
         """Say what scores have cost."""
         whole = time.monotonic() - self._began
         log.info("periodic scores took %.3g s, %.2g %% of %.3g s", self.seconds, 100 * self.seconds / whole, whole)
 
-    def _score(self, trainer: L.Trainer, module: GANModule) -> None:
+    def _score(self, trainer: L.Trainer, module: Samples) -> None:
         started = time.monotonic()
         self._take(trainer, module)
         ended = time.monotonic()
@@ -136,7 +140,7 @@ class FrechetScore(L.Callback):
             if warning:
                 log.warning("%s", warning)
 
-    def _take(self, trainer: L.Trainer, module: GANModule) -> None:
+    def _take(self, trainer: L.Trainer, module: Samples) -> None:
         if self._real is None:
             self._real = self._real_statistics(trainer, module)
         _broadcast_buffers(trainer, module)
@@ -145,15 +149,10 @@ class FrechetScore(L.Callback):
         fingerprint = self._fingerprint(trainer, module, fake.count)
         # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
         value, key = trainer.strategy.broadcast((frechet_distance(self._real, fake), _hash(fingerprint)[:8]), src=0)
-        module.scored_at, module.score = module.images_seen, Score(name, key, value)
-        log_numbers(trainer, module, {name: value})
-        if trainer.is_global_zero:
-            row = {"images_seen": module.images_seen, "value": value, "generated_at": list(self._generated_at)}
-            row |= fingerprint
-            self._rows = self._rows or Rows(Path(trainer.default_root_dir) / "scores.jsonl")
-            self._rows.append(row)
+        about = {"generated_at": list(self._generated_at), **fingerprint}
+        self._log.add(trainer, module, Score(name, key, value), about)
 
-    def _generated(self, trainer: L.Trainer, module: GANModule) -> Iterator[Tensor]:
+    def _generated(self, trainer: L.Trainer, module: Samples) -> Iterator[Tensor]:
         """Yield this process's share of images 0 .. count - 1 of the seed, at the final resolution."""
         per_process = -(-self.count // trainer.world_size)
         first = trainer.global_rank * per_process
@@ -163,14 +162,14 @@ class FrechetScore(L.Callback):
             self._generated_at = tuple(images.shape[2:])
             yield F.interpolate(images, module.image_size) if self._generated_at != module.image_size else images
 
-    def _statistics(self, module: GANModule, batches: Iterator[Tensor]) -> GaussianStatistics:
+    def _statistics(self, module: Samples, batches: Iterator[Tensor]) -> GaussianStatistics:
         """Return statistics over all processes."""
         metric = FrechetDistance(self.extractor).to(module.device)
         for images in batches:
             metric.update(images, real=False)
         return metric.statistics(real=False)
 
-    def _real_statistics(self, trainer: L.Trainer, module: GANModule) -> GaussianStatistics:
+    def _real_statistics(self, trainer: L.Trainer, module: Samples) -> GaussianStatistics:
         data = real_images(trainer)
         path = Path(data.cache_dir) / "statistics" / f"{self._real_key(trainer, module)}.pt"
         if data.size(self.split) < 2:
@@ -197,12 +196,12 @@ class FrechetScore(L.Callback):
         for start in range(0, len(share), self.batch_size):
             yield data.select(self.split, share[start : start + self.batch_size])
 
-    def _real_key(self, trainer: L.Trainer, module: GANModule) -> str:
+    def _real_key(self, trainer: L.Trainer, module: Samples) -> str:
         images = [real_images(trainer).fingerprint(self.split), "even rows", self.max_real]
         what = [*images, self.extractor.identity(), module.device.type]
         return _hash(what)[:20]
 
-    def _fingerprint(self, trainer: L.Trainer, module: GANModule, generated: int) -> dict[str, Any]:
+    def _fingerprint(self, trainer: L.Trainer, module: Samples, generated: int) -> dict[str, Any]:
         """Return what two scores must share to be compared."""
         assert self._real is not None
         data = real_images(trainer)
@@ -286,7 +285,7 @@ def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None
     return GaussianStatistics(mean, covariance, count)
 
 
-def _broadcast_buffers(trainer: L.Trainer, module: GANModule) -> None:
+def _broadcast_buffers(trainer: L.Trainer, module: Samples) -> None:
     """Give every process the first one's batch-norm statistics: each saw other images, only the first's are saved."""
     if trainer.world_size > 1:
         for buffer in module.generator_ema.buffers():

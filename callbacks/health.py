@@ -16,15 +16,15 @@ from torch import Tensor
 from callbacks.clock import check_cadence, log_numbers
 from callbacks.divergence import DivergedError, assert_finite
 from callbacks.files import training_goes_on, write_atomically
-from callbacks.real_images import real_images, spread
+from callbacks.real_images import even_rows, real_images, spread
 from callbacks.sample_grid import enlarged
 from callbacks.saturation import WINDOW, Scored, saturation
 from callbacks.state import Count, State
-from lightning_modules.gan import GANModule
 from lightning_modules.metrics.diversity import diversity
 from lightning_modules.metrics.features import RandomConvNet
 from lightning_modules.metrics.precision_recall import precision_recall
 from lightning_modules.metrics.separation import d_prime
+from lightning_modules.protocols import Judges
 
 log = logging.getLogger(__name__)
 
@@ -288,6 +288,7 @@ class Health(L.Callback):
     """
 
     state_model = Measurements
+    needs = Judges
 
     def __init__(self, every_images: int = 20_000, count: int = 64) -> None:
         check_cadence("every_images", every_images)
@@ -306,7 +307,7 @@ class Health(L.Callback):
 
     # Lightning's hooks ----------------------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Judges) -> None:
         """Put the extractor on this process's device; say what cannot be measured."""
         self.extractor.to(pl_module.device)
         if trainer.is_global_zero and not self._has_held_out(trainer):
@@ -316,11 +317,11 @@ class Health(L.Callback):
                 MIN_HELD_OUT,
             )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Judges) -> None:
         """Go on with the verdict of the checkpoint."""
-        pl_module.verdict = self._judge().name if self.recent else ""
+        pl_module.record.verdict = self._judge().name if self.recent else ""
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: GANModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Judges, batch: Any, batch_idx: int) -> None:
         """Keep the weights before a batch that will be measured."""
         if self._due(pl_module, pl_module.images_seen):
             self._before = {
@@ -329,10 +330,10 @@ class Health(L.Callback):
             }
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Judges, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure, judge and tell on the clock; take note of every score."""
-        if pl_module.scored_at == pl_module.images_seen:
+        if pl_module.record.scored_at == pl_module.images_seen:
             self._note_score(trainer, pl_module)
         if not self._due(pl_module, batch["images_seen"]):
             return
@@ -344,17 +345,17 @@ class Health(L.Callback):
         verdict = self._judge()
         if verdict.name != before.name:
             self.since = pl_module.images_seen
-        pl_module.verdict = verdict.name
+        pl_module.record.verdict = verdict.name
         numbers = {f"health/{name}": value for name, value in signals.items()}
         log_numbers(trainer, pl_module, numbers, {"health/verdict": verdict.name})
         if trainer.is_global_zero:
             self._tell(trainer, pl_module, verdict, changed=verdict.name != before.name)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: GANModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: Judges, exception: BaseException) -> None:
         """Keep a divergence that ended the run."""
         if isinstance(exception, DivergedError) and trainer.is_global_zero:
-            if pl_module.verdict != DIVERGING:
-                self.since, pl_module.verdict = pl_module.images_seen, DIVERGING
+            if pl_module.record.verdict != DIVERGING:
+                self.since, pl_module.record.verdict = pl_module.images_seen, DIVERGING
             self._write(trainer, pl_module, Verdict(DIVERGING, str(exception), ILLNESSES[0].advice))
 
     def state_dict(self) -> dict[str, Any]:
@@ -371,20 +372,21 @@ class Health(L.Callback):
 
     # The signals ----------------------------------------------------------------------------------------------------
 
-    def _due(self, module: GANModule, images_seen: int) -> bool:
+    def _due(self, module: Judges, images_seen: int) -> bool:
         """Tell whether the batch that starts at a clock is the first with a generator's step from a multiple on."""
         point = module.schedule.at(images_seen)
         phase = next(phase for phase in module.phases() if phase.name == "generator")
         after = images_seen + point.batch_size
-        before = after - point.batch_size * phase.every
-        return phase.due(point.batch_index) and after // self.every_images > before // self.every_images
+        before = after - point.batch_size * phase.cadence.cycle(point.batch_index)
+        return phase.cadence.due(point.batch_index) and after // self.every_images > before // self.every_images
 
     @torch.no_grad()
-    def _measure(self, trainer: L.Trainer, module: GANModule) -> Signals:
+    def _measure(self, trainer: L.Trainer, module: Judges) -> Signals:
         point = module.schedule.at(module.images_seen)
         size = max(1, point.batch_size // trainer.world_size)
         train, raw = self._real(trainer, module, "train"), self._generated(module, size)
-        train_scores, fake_scores = _scores(module, train, size), _scores(module, raw, size)
+        train_scores = _scores(module, train, self._labels(trainer, module, "train"), size)
+        fake_scores = _scores(module, raw, module.sample_labels(self.count, SEED), size)
         fake = raw.clamp(-1.0, 1.0)
         precision, recall = precision_recall(self._features(train, size), self._features(fake, size))
         signals = {
@@ -396,27 +398,36 @@ class Health(L.Callback):
             **self._steps(trainer, module),
         }
         if self._has_held_out(trainer):
-            held_out_scores = _scores(module, self._real(trainer, module, "val"), size)
+            held_out, labels = self._real(trainer, module, "val"), self._labels(trainer, module, "val")
+            held_out_scores = _scores(module, held_out, labels, size)
             gap, whole = (float(train_scores.mean() - other.mean()) for other in (held_out_scores, fake_scores))
             signals["margin"] = d_prime(held_out_scores, fake_scores)
             signals["overfitting"] = gap / whole if whole > 0.0 else 0.0
             signals["overfitting_margin"] = d_prime(train_scores, held_out_scores)
-        if "nearest/ratio" in module.latest:
-            signals["nearest_ratio"] = module.latest["nearest/ratio"]
+        if "nearest/ratio" in module.record.latest:
+            signals["nearest_ratio"] = module.record.latest["nearest/ratio"]
         return signals
 
-    def _real(self, trainer: L.Trainer, module: GANModule, split: str) -> Tensor:
+    def _real(self, trainer: L.Trainer, module: Judges, split: str) -> Tensor:
         return module.as_shown(spread(real_images(trainer), split, self.count).to(module.device))
 
-    def _generated(self, module: GANModule, size: int) -> Tensor:
+    def _labels(self, trainer: L.Trainer, module: Judges, split: str) -> Tensor | None:
+        """Return the labels of the images of ``_real``, or None where the family has none."""
+        if not module.classes:
+            return None
+        data = real_images(trainer)
+        labels = data.labels(split, even_rows(data.size(split), self.count))
+        return module.labels_of({"label": labels}).to(module.device)
+
+    def _generated(self, module: Judges, size: int) -> Tensor:
         """Return images that are not clamped: a discriminator may know generated ones by what lies outside [-1, 1]."""
         parts = [(start, min(size, self.count - start)) for start in range(0, self.count, size)]
-        return torch.cat([module.unclamped_sample(n, 1.0, SEED, False, start) for start, n in parts])
+        return torch.cat([module.unclamped_sample(n, seed=SEED, ema=False, start=start) for start, n in parts])
 
     def _features(self, images: Tensor, size: int) -> Tensor:
         return torch.cat([self.extractor(part.clamp(-1.0, 1.0)) for part in enlarged(images).split(size)])
 
-    def _steps(self, trainer: L.Trainer, module: GANModule) -> Signals:
+    def _steps(self, trainer: L.Trainer, module: Judges) -> Signals:
         """Return what the last steps did; a gradient stays with its parameter until the next step."""
         updates, gradients = {}, {}
         for name, parameters in _trained(trainer, module).items():
@@ -434,19 +445,18 @@ class Health(L.Callback):
 
     # The score ------------------------------------------------------------------------------------------------------
 
-    def _note_score(self, trainer: L.Trainer, module: GANModule) -> None:
+    def _note_score(self, trainer: L.Trainer, module: Judges) -> None:
         """Keep a score; say it once when the score has come to wander.
 
         While a network grows its score goes up and down with the stages: only scores of its last one are kept.
         """
-        point = module.schedule.at(module.images_seen)
-        if tuple(point.resolution) != module.image_size or point.alpha < 1.0:
+        score = module.record.score
+        if score is None or not module.schedule.has_grown(module.images_seen):
             return
-        kind, before = f"{module.score.name} {module.score.fingerprint}", saturation(self.scores)
+        kind, before = f"{score.name} {score.fingerprint}", saturation(self.scores)
         if kind != self.score_kind:
             self.score_kind, self.scores = kind, []
-        score = Scored(images_seen=module.images_seen, value=module.score.value)
-        self.scores = [*self.scores, score][-WINDOW:]
+        self.scores = [*self.scores, Scored(images_seen=module.images_seen, value=score.value)][-WINDOW:]
         said = saturation(self.scores)
         if said and not before and trainer.is_global_zero:
             log.info("images_seen %d: %s", module.images_seen, said)
@@ -456,14 +466,14 @@ class Health(L.Callback):
     def _judge(self) -> Verdict:
         return judge(self.recent, self.measured)
 
-    def _tell(self, trainer: L.Trainer, module: GANModule, verdict: Verdict, changed: bool) -> None:
+    def _tell(self, trainer: L.Trainer, module: Judges, verdict: Verdict, changed: bool) -> None:
         if changed and verdict.advice:
             log.warning("images_seen %d: %s; %s", module.images_seen, verdict.sentence, verdict.advice)
         elif changed:
             log.info("images_seen %d: health: %s", module.images_seen, verdict.name)
         self._write(trainer, module, verdict)
 
-    def _write(self, trainer: L.Trainer, module: GANModule, verdict: Verdict) -> None:
+    def _write(self, trainer: L.Trainer, module: Judges, verdict: Verdict) -> None:
         content = {
             "verdict": verdict.name,
             "since_images_seen": self.since,
@@ -481,16 +491,18 @@ class Health(L.Callback):
             write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _trained(trainer: L.Trainer, module: GANModule) -> dict[str, list[Tensor]]:
+def _trained(trainer: L.Trainer, module: Judges) -> dict[str, list[Tensor]]:
     """Return the parameters of each phase's optimizer."""
     groups = {phase.name: trainer.optimizers[phase.optimizer].param_groups for phase in module.phases()}
     return {name: [parameter for group in found for parameter in group["params"]] for name, found in groups.items()}
 
 
-def _scores(module: GANModule, images: Tensor, size: int) -> Tensor:
+def _scores(module: Judges, images: Tensor, labels: Tensor | None, size: int) -> Tensor:
     """Return scores in batches as large as in training: statistics of a batch depend on its size."""
     whole = min(size, len(images))
-    return torch.cat([module.critic_scores(part) for part in images.split(whole) if len(part) == whole])
+    starts = range(0, len(images) - whole + 1, whole)
+    parts = [slice(start, start + whole) for start in starts]
+    return torch.cat([module.critic_scores(images[part], None if labels is None else labels[part]) for part in parts])
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from callbacks.clock import check_cadence, crossed, log_numbers
 from callbacks.divergence import assert_finite_losses
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 
 class LossLog(L.Callback):
@@ -23,12 +23,12 @@ class LossLog(L.Callback):
         self.every_images = every_images
         self._since: tuple[float, int] | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Clocked) -> None:
         """Start the clock of the speed."""
         self._since = time.monotonic(), pl_module.images_seen
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log on the clock. The means wait for the device, which is why this is not done in every batch."""
         if not crossed(self.every_images, pl_module):
@@ -44,7 +44,7 @@ class LossLog(L.Callback):
         self._since = time.monotonic(), pl_module.images_seen
         numbers = {
             **means,
-            "learning_rate_scale": pl_module.schedule.at(batch["images_seen"]).learning_rate_scale,
+            "learning_rate_scale": pl_module.learning_rate_scale(pl_module.schedule.at(batch["images_seen"])),
             "speed/images_per_second": (pl_module.images_seen - images) / max(self._since[0] - started, 1e-9),
         }
         if pl_module.device.type == "cuda":

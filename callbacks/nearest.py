@@ -12,8 +12,8 @@ from callbacks.clock import check_cadence, crossed, log_numbers
 from callbacks.divergence import assert_finite
 from callbacks.real_images import real_images, spread
 from callbacks.sample_grid import enlarged, write_grid
-from lightning_modules.gan import GANModule
 from lightning_modules.metrics.neighbours import nearest_images
+from lightning_modules.protocols import Samples
 
 
 class NearestTraining(L.Callback):
@@ -32,6 +32,8 @@ class NearestTraining(L.Callback):
         split: Held-out images: "val" or "test".
     """
 
+    needs = Samples
+
     def __init__(
         self, every_images: int = 100_000, count: int = 32, columns: int = 4, seed: int = 0, split: str = "val"
     ) -> None:
@@ -44,7 +46,7 @@ class NearestTraining(L.Callback):
         self.seed, self.split = seed, split
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Samples, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the picture on the clock, unless training has diverged."""
         if crossed(self.every_images, pl_module):
@@ -52,7 +54,7 @@ class NearestTraining(L.Callback):
             self._write(trainer, pl_module)
 
     @rank_zero_only
-    def _write(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: Samples) -> None:
         data = real_images(trainer)
         images = F.interpolate(pl_module.sample(self.count, seed=self.seed), pl_module.image_size)
         held_out = spread(data, self.split, self.count).to(images.device) if data.size(self.split) else images[:0]

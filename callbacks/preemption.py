@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Preemption(L.Callback):
         self._pid = os.getpid()
         self._group: Any = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Clocked) -> None:
         """Take the signals over from Lightning, which puts back what was there before when training ends."""
         self._pid = os.getpid()
         if trainer.world_size > 1 and self._group is None:
@@ -52,7 +52,7 @@ class Preemption(L.Callback):
                 signal.signal(number, self._note)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Agree on stopping. This callback comes before the one that saves checkpoints, which saves when it stops."""
         if not self._any_process_noted():

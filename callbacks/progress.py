@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from callbacks.clock import check_cadence, crossed
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Progress(L.Callback):
         self._bar: tqdm | None = None
 
     @rank_zero_only
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Clocked) -> None:
         """Begin at the clock of the checkpoint."""
         self._started, self._first = time.monotonic(), pl_module.images_seen
         bar = tqdm(
@@ -46,7 +46,7 @@ class Progress(L.Callback):
 
     @rank_zero_only
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on; the numbers shown are the newest that were logged, so that nothing waits for the device."""
         if self._bar is not None:
@@ -70,23 +70,23 @@ class Progress(L.Callback):
             )
 
     @rank_zero_only
-    def teardown(self, trainer: L.Trainer, pl_module: GANModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: Clocked, stage: str) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
-def _will_grow(module: GANModule) -> bool:
+def _will_grow(module: Clocked) -> bool:
     return module.schedule.at(module.images_seen).stage < module.schedule.stages()[-1].stage
 
 
-def _status(module: GANModule) -> str:
+def _status(module: Clocked) -> str:
     """Return growth, health and the newest numbers."""
-    return "  ".join(part for part in (_growth(module), module.verdict, _numbers(module.latest)) if part)
+    return "  ".join(part for part in (_growth(module), module.record.verdict, _numbers(module.record.latest)) if part)
 
 
-def _growth(module: GANModule) -> str:
+def _growth(module: Clocked) -> str:
     """Return resolution and fade-in of a growing network, else nothing."""
     if not module.grows:
         return ""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from callbacks.clock import check_cadence, crossed
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Clocked
 
 
 class RankAgreement(L.Callback):
@@ -24,7 +24,7 @@ class RankAgreement(L.Callback):
         self.every_images = every_images
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Compare on the clock.
 
@@ -43,7 +43,7 @@ class RankAgreement(L.Callback):
             )
 
 
-def weight_checksum(module: GANModule) -> Tensor:
+def weight_checksum(module: Clocked) -> Tensor:
     """Return the sum of all parameters' bits, as one int64: equal weights have equal sums, exactly."""
     sums = [
         parameter.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for parameter in module.parameters()

@@ -26,6 +26,10 @@ class RealImages(Protocol):
         """Return images of a split (len(indices), C, H, W) in [-1, 1]."""
         ...
 
+    def labels(self, split: str, indices: np.ndarray) -> Tensor:
+        """Return the labels of images of a split, multi-hot (len(indices), K), a column for each of its classes."""
+        ...
+
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images."""
         ...

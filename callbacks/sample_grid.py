@@ -13,7 +13,7 @@ from torchvision.utils import make_grid
 from callbacks.clock import check_cadence, crossed
 from callbacks.files import training_goes_on, write_atomically
 from callbacks.real_images import real_images, spread
-from lightning_modules.gan import GANModule
+from lightning_modules.protocols import Samples
 
 SMALLEST = 32  # pixels a side of an image in a grid
 
@@ -29,6 +29,8 @@ class SampleGrid(L.Callback):
         truncation: Factor on the latents; 1 shows the generator as it is.
     """
 
+    needs = Samples
+
     def __init__(
         self, every_images: int = 20_000, count: int = 64, columns: int = 8, seed: int = 0, truncation: float = 1.0
     ) -> None:
@@ -39,7 +41,7 @@ class SampleGrid(L.Callback):
         self.seed, self.truncation = seed, truncation
 
     @rank_zero_only
-    def on_train_start(self, trainer: L.Trainer, pl_module: GANModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Samples) -> None:
         """Write the real images that generated ones can be compared with."""
         path = Path(trainer.default_root_dir) / "samples" / "real.png"
         if not path.exists():
@@ -47,7 +49,7 @@ class SampleGrid(L.Callback):
 
     @rank_zero_only
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: GANModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Samples, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write a grid on the clock."""
         if not crossed(self.every_images, pl_module):

@@ -61,6 +61,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     channels: int = 1
     intensity: Intensity
     range_settings: str = ""  # what declares the range that files' values are brought to, for users
+    real_batches: int = 1  # that the family is given at once; see ``ScheduleBatchSampler``
 
     def __init__(
         self,
@@ -170,6 +171,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             trainer.global_rank,
             trainer.world_size,
             clock=lambda: cast(int, trainer.lightning_module.images_seen),
+            times=self.real_batches,
         )
         return DataLoader(
             self.train_images(),
@@ -222,6 +224,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return a hash of the content of each image of a split, in order: of its file's bytes where it has one."""
         return [self._kept[row].content for row in self._rows[split]]
 
+    def labels(self, split: str, indices: np.ndarray) -> Tensor:
+        """Return the labels of images of a split, multi-hot (len(indices), K) float32 in the order of ``classes``."""
+        return torch.from_numpy(self._labels[self._rows[split][indices]])
+
+    def label_rows(self, split: str) -> dict[str, int]:
+        """Return how many images of a split have each combination of labels, which "|" joins in the order of classes.
+
+        Labels occur together: whoever draws them at random has to draw whole rows.
+        """
+        rows = self._labels[self._rows[split]]
+        names = ("|".join(name for name, has in zip(self.classes, row, strict=True) if has) for row in rows)
+        return dict(sorted(Counter(names).items()))
+
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
         digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())
@@ -241,6 +256,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "groups": {split: self.groups(split) for split in SPLITS},
             "fingerprint": {split: self.fingerprint(split) for split in SPLITS},
             "reading": sentences(self._rules(self._kept)),
+            **({"label_rows": self.label_rows("train")} if self.classes else {}),
         }
 
     def cache_bytes(self, images: int) -> dict[tuple[int, int], int]:
@@ -255,7 +271,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             images: Images of a batch, of this process.
             resolution: Height and width of the images.
         """
-        height, width = resolution
+        images, (height, width) = images * self.real_batches, resolution
         values = images * self.channels * height * width, images * len(self.classes)
         return shared_bytes(values, self.num_workers)
 

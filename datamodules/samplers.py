@@ -71,13 +71,23 @@ class ScheduleBatchSampler(Sampler[BatchRequest]):
         rank: This process.
         world_size: Number of processes; every batch size must be a multiple.
         clock: Returns ``images_seen``; asked when iteration starts, after a checkpoint has been loaded.
+        times: Batches that are drawn at once, one after the other in a process's share: 2 for a family whose
+            generator looks at other real images than its discriminator. The clock counts one of them.
     """
 
     def __init__(
-        self, size: int, schedule: Schedule, seed: int, rank: int, world_size: int, clock: Callable[[], int]
+        self,
+        size: int,
+        schedule: Schedule,
+        seed: int,
+        rank: int,
+        world_size: int,
+        clock: Callable[[], int],
+        times: int = 1,
     ) -> None:
         if size < 1:
             raise ValueError("there is no image to draw from")
+        self.times = times
         self.size, self.schedule, self.seed = size, schedule, seed
         self.rank, self.world_size, self.clock = rank, world_size, clock
 
@@ -93,7 +103,8 @@ class ScheduleBatchSampler(Sampler[BatchRequest]):
         point = self.schedule.at(images_seen)
         if point.batch_size % self.world_size:
             raise ValueError(f"a batch of {point.batch_size} images cannot be shared by {self.world_size} processes")
-        positions = np.arange(images_seen + self.rank, images_seen + point.batch_size, self.world_size)
+        first, count = self.times * images_seen, self.times * point.batch_size
+        positions = np.arange(first + self.rank, first + count, self.world_size)
         passes, within = np.divmod(positions, self.size)
         indices = np.empty(len(positions), dtype=np.int64)
         for number in np.unique(passes):

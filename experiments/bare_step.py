@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from lightning_modules.ema import ema_update
-from lightning_modules.gan import Batch, GANModule
+from lightning_modules.protocols import Averages, can
 from lightning_modules.schedules import Point
+from lightning_modules.step import PhasedModule
 
 
-def bare_step(module: GANModule, point: Point, batch_size: int, precision: str) -> Callable[[], None]:
-    """Return a function that trains one batch as ``GANModule.training_step`` and the callback ``GeneratorEMA`` do.
+def bare_step(module: PhasedModule, point: Point, batch_size: int, precision: str) -> Callable[[], None]:
+    """Return a function that trains one batch as ``PhasedModule.training_step`` and the callback ``GeneratorEMA`` do.
 
     All phases run, also those that are due in some batches only.
 
@@ -23,8 +24,7 @@ def bare_step(module: GANModule, point: Point, batch_size: int, precision: str) 
     """
     module.set_point(point)
     optimizers = module.configure_optimizers()
-    images = torch.rand(batch_size, module.image_channels, *point.resolution, device=module.device) * 2 - 1
-    batch: Batch = {"image": images, "images_seen": point.images_seen}
+    batch = module.example_batch(batch_size, point)
 
     def step() -> None:
         for phase in module.phases():
@@ -35,16 +35,21 @@ def bare_step(module: GANModule, point: Point, batch_size: int, precision: str) 
                 parameter.requires_grad_(False)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss = torch.stack(list(phase.losses(batch).values())).sum()
-            loss.backward()
+                terms = phase.losses(batch)
+            phase.minimised(terms).backward()
+            for group in optimizer.param_groups:
+                group.update(module.optimizer_values(phase, point))
             optimizer.step()
+            if phase.after is not None:
+                phase.after({name: term.detach() for name, term in terms.items()})
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        ema_update(module.generator_ema, module.generator, 0.999)
+        if can(module, Averages):
+            ema_update(module.generator_ema, module.generator, 0.999)
         module.images_seen += batch_size
 
     return step
 
 
-def _trainable(module: GANModule) -> list[nn.Parameter]:
+def _trainable(module: PhasedModule) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -14,10 +14,17 @@ from packaging.version import InvalidVersion, Version
 from pydantic import ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from callbacks.state import Count, State
+from callbacks.state import MOST, Count, State
 from experiments.config import ConfigError
-from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem, shown, weights_problem
-from lightning_modules.gan import GANModule
+from experiments.tensor_check import (
+    OptimizerState,
+    incomplete_problem,
+    optimizers_problem,
+    process_state_problem,
+    shown,
+    weights_problem,
+)
+from lightning_modules.step import PhasedModule, classes_problems
 
 # What a checkpoint holds besides its clock, and as what.
 PARTS = {
@@ -61,6 +68,7 @@ class Facts(State):
     images: dict[str, Count]
     intensity: Values
     reading: list[str] = []  # runs from before there were versions of reading have none
+    label_rows: dict[str, Annotated[Count, Field(ge=1)]] = {}  # only runs since there are conditional families
 
 
 class Layer(State, extra="forbid"):  # torch finds a switch here that puts tensors in the place of parameters
@@ -75,14 +83,18 @@ class Versions(State):
     versions: dict[str, Layer]
 
 
+Drop = Annotated[tuple[Count, Annotated[float, Field(gt=0, le=1)]], Strict(False)]
+
+
 class Sampled(State):
-    """What ``GANModule.on_load_checkpoint`` reads, whoever calls it."""
+    """What ``PhasedModule.on_load_checkpoint`` reads, whoever calls it."""
 
     images_seen: Count
     losses: dict[str, Loss]
     latest: dict[str, float]  # NaN, too: a ratio's divisor may be 0
     data_facts: Facts
     roll_backs: int = Field(0, ge=0, le=1000)  # older runs had none; far more leave no learning rate
+    rate_drops: list[Drop] = Field([], max_length=1000)
 
 
 class Events(State, extra="forbid"):  # Lightning makes attributes of all keys
@@ -182,7 +194,7 @@ class Resumable(Sampled):
         raise ValueError("is no version of Lightning from 2.0 on")
 
 
-def check_trained(checkpoint: Path, content: dict[str, Any], module: GANModule) -> Sampled:
+def check_trained(checkpoint: Path, content: dict[str, Any], module: PhasedModule) -> Sampled:
     """Check that all parts are there, and those that sampling needs: weights, clock, facts of the data.
 
     Args:
@@ -204,11 +216,16 @@ def check_trained(checkpoint: Path, content: dict[str, Any], module: GANModule) 
     trained = _validated(checkpoint, Sampled, content)
     _check_names(checkpoint, content["state_dict"])
     _refuse(checkpoint, weights_problem(content["state_dict"], module))
+    _refuse(checkpoint, _labels_problem(trained.data_facts, module.classes) if module.classes else None)
+    own = content.get("process_state", {})  # older runs had none
+    _check_plain(checkpoint, "process_state", own, tensors=True)
+    problem = process_state_problem(own, module.process_state()) if isinstance(own, dict) else "is no dictionary"
+    _refuse(checkpoint, f"process_state: {problem}" if problem else None)
     return trained
 
 
 def check_resumable(
-    checkpoint: Path, content: dict[str, Any], module: GANModule, callbacks: Sequence[L.Callback]
+    checkpoint: Path, content: dict[str, Any], module: PhasedModule, callbacks: Sequence[L.Callback]
 ) -> None:
     """Check all that training reads from a checkpoint, for networks, optimizers, loops and callbacks of this run.
 
@@ -234,6 +251,19 @@ def check_resumable(
     _refuse(checkpoint, optimizers_problem(run.optimizer_states, module.configure_optimizers()))
     if not module.grows:
         _refuse(checkpoint, incomplete_problem(run.optimizer_states))
+
+
+def _labels_problem(facts: Facts, classes: Sequence[str]) -> str | None:
+    """Say what keeps the facts of a data set from telling which labels a family's images have, or return None."""
+    if problems := classes_problems(facts.classes):
+        return f"data_facts.classes: {problems[0]}"
+    if unknown := set(classes) - set(facts.classes):
+        return f"data_facts.classes: lacks {min(unknown)}, which the run's family is told"
+    rows = facts.label_rows
+    if not rows or sum(rows.values()) > MOST:
+        return "data_facts.label_rows: does not say how many training images have which labels"
+    strange = {name for row in rows for name in row.split("|") if row} - set(facts.classes)
+    return f"data_facts.label_rows: {shown(min(strange))} is none of the classes" if strange else None
 
 
 def _check_plain(checkpoint: Path, part: str, value: Any, tensors: bool = False) -> None:

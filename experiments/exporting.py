@@ -24,18 +24,22 @@ from datamodules.writers import NOTICE
 from experiments import medigan, monai_bundle
 from experiments.config import ConfigError
 from experiments.evaluation.privacy import why_not_private
-from experiments.loading import Trained, generate, load_run
+from experiments.loading import Trained, generate, load_run, unfinished
 from experiments.model_card import loading_of, model_card
 from experiments.run_directory import refuse_links, versions, write_bytes
 from lightning_modules.networks.exported import (
     DESCRIPTION,
     FORMAT,
+    FORMAT_WITH_LABELS,
     WEIGHTS,
     ExportedGenerator,
     ExportError,
     describe,
     weights_of,
 )
+from lightning_modules.networks.latents import rows_of
+
+log = logging.getLogger(__name__)
 
 ONNX, CARD, SAMPLES = "generator.onnx", "README.md", "samples.png"
 OPSET = 18
@@ -122,13 +126,19 @@ def export(
     folder = (output or trained.directory / chosen.folder).absolute()
     _check_folder(folder, trained, chosen)
     module = trained.module
-    generator = ExportedGenerator(module.generator_ema, module.prior, module.normalises_latents)
+    if note := unfinished(module):
+        log.warning("%s: %s", trained.checkpoint.name, note)
     try:
+        rows = rows_of(module.data_facts["label_rows"], module.classes) if module.classes else None
+        generator = ExportedGenerator(module.generator_ema, module.prior, module.classes, rows)
         description = _description(trained, generator)
         images = samples(trained)
     except (ExportError, ValueError) as error:
         raise ConfigError([str(error)]) from error
-    onnx = onnx_of(generator) if with_onnx else None
+    try:
+        onnx = onnx_of(generator) if with_onnx else None
+    except ExportError as error:
+        raise ConfigError([str(error)]) from error
     parts = _Parts(trained, generator, description, _png(images), len(images), onnx, folder.name)
     files = chosen.files(parts)
 
@@ -234,17 +244,27 @@ def samples(trained: Trained) -> Tensor:
 
 
 def onnx_of(generator: ExportedGenerator) -> bytes:
-    """Return the generator as an ONNX file: latents (N, latent_dim) to images (N, C, H, W) in [-1, 1]."""
+    """Return the generator as an ONNX file: latents (N, latent_dim), and labels (N, K) if it takes any, to images
+    (N, C, H, W) in [-1, 1].
+
+    Raises:
+        ExportError: If the network draws random numbers inside, which a file cannot.
+    """
     from onnx import ModelProto, helper
 
-    latents = torch.zeros(2, generator.latent_dim)  # two: a batch of one would be taken for a constant
+    if generator.network.noisy:
+        raise ExportError("this network draws random numbers inside, which ONNX cannot: leave it out with --no-onnx")
+    inputs = {"latents": torch.zeros(2, generator.latent_dim)}  # two: a batch of one would be taken for a constant
+    if generator.classes:
+        inputs["labels"] = torch.zeros(2, len(generator.classes))
+    images = torch.export.Dim("N")
     with _quietly():
         program = torch.onnx.export(
             generator,
-            (latents,),
-            input_names=["latents"],
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=["images"],
-            dynamic_shapes={"latents": {0: torch.export.Dim("N")}},
+            dynamic_shapes={name: {0: images} for name in inputs},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -302,7 +322,7 @@ def _check_folder(folder: Path, trained: Trained, form: _Form) -> None:
 def _description(trained: Trained, generator: ExportedGenerator) -> dict[str, Any]:
     recorded = versions()
     return {
-        "format": FORMAT,
+        "format": FORMAT_WITH_LABELS if generator.classes else FORMAT,
         "synthetic": True,
         "notice": NOTICE,
         "name": trained.config["name"],

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--truncation", type=_factor, default=1.0, metavar="T", help="factor on the latents: below 1 less varied (1)"
     )
     found.add_argument(
-        "--labels", type=_names, default=(), metavar="A,B", help="classes to show (conditional families only)"
+        "--labels", type=_names, default=(), metavar="A,B", help="classes to show, or none (conditional families only)"
     )
     found.add_argument("--format", choices=("png8", "png16", "dicom"), default="png8", help="of the files (png8)")
     found.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/generated/FORMAT-seedS")

@@ -23,10 +23,11 @@ from tqdm import tqdm
 from datamodules.writers import DICOM_VERSION, NOTICE, write_dicom, write_png8, write_png16
 from experiments.config import ConfigError, did_you_mean
 from experiments.image_folder import ImageFolder, file_hash
-from experiments.loading import Trained, generate, load_run
+from experiments.loading import Trained, generate, load_run, unfinished
 from experiments.run_directory import refuse_links, versions
 from lightning_modules.networks.latents import chunk_size
 
+NO_LABEL = "none"  # asks for images that show no finding; without labels, images show what training images do
 CHANNELS = {"png8": (1, 3), "png16": (1,), "dicom": (1,)}
 
 
@@ -98,7 +99,7 @@ def generate_files(request: Request, stopped: Callable[[], bool] = lambda: False
         folder = _folder(request, trained)
         _check(request, maker)
         suffix = ".dcm" if request.format == "dicom" else ".png"
-        images = ImageFolder(folder, _settings(request, maker), suffix, request.count)
+        images = ImageFolder(folder, _settings(request, maker), suffix, request.count, maker.shown(request.count))
         made = 0
         with images.opened():
             missing = images.missing(lambda indices: tqdm(indices, "checking", unit="image", leave=False, disable=None))
@@ -108,7 +109,7 @@ def generate_files(request: Request, stopped: Callable[[], bool] = lambda: False
                     images.add(hashes)
                     made += len(hashes)
                     bar.update(len(hashes))
-    return Outcome(folder, made, len(missing) - made, maker.note())
+    return Outcome(folder, made, len(missing) - made, unfinished(maker.trained.module))
 
 
 class Maker:
@@ -117,8 +118,8 @@ class Maker:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.trained = load_run(request.path, request.device)
-        self.labels = _multi_hot(request.labels, self.trained.module.data_facts.get("classes"))
         module = self.trained.module
+        self.labels = _multi_hot(request.labels, module.classes or module.data_facts.get("classes"))
         self.resolution = module.schedule.at(module.images_seen).resolution
         self.chunk = chunk_size(self.resolution)
 
@@ -126,6 +127,14 @@ class Maker:
         """Yield images with the first index of each batch."""
         request = self.request
         return generate(self.trained.module, start, count, request.seed, request.truncation, self.labels)
+
+    def shown(self, count: int) -> list[str]:
+        """Return the labels that images 0 .. count - 1 show, each image's joined by "|"."""
+        module, asked = self.trained.module, "|".join(name for name in self.request.labels if name != NO_LABEL)
+        drawn = None if self.labels is not None else module.sample_labels(count, self.request.seed)
+        if drawn is None:
+            return [asked] * count
+        return ["|".join(name for name, has in zip(module.classes, row, strict=True) if has) for row in drawn.tolist()]
 
     def write(self, indices: list[int], file: Callable[[int], Path], stopped: Callable[[], bool]) -> dict[int, str]:
         """Write the images of some indices, and return the SHA-256 of each that was written before the stop."""
@@ -138,17 +147,6 @@ class Maker:
                 self._write(images[i % self.chunk], file(i), i)
                 hashes[i] = file_hash(file(i))
         return hashes
-
-    def note(self) -> str:
-        """Return what the user should know of the images, or nothing."""
-        point = self.trained.module.schedule.at(self.trained.module.images_seen)
-        final = self.trained.module.image_size
-        if point.resolution == final and point.alpha == 1.0:
-            return ""
-        now, then = ("x".join(map(str, size)) for size in (point.resolution, final))
-        fading = f", faded in by {point.alpha:.0%}" if point.alpha < 1.0 else ""
-        unfinished = f"; at the end they will be {then}" if now != then else ""
-        return f"the generator is at stage {point.stage}{fading}: its images are {now}{unfinished}"
 
     def _write(self, image: Tensor, path: Path, index: int) -> None:
         intensity = self.trained.intensity
@@ -175,12 +173,14 @@ def _folder(request: Request, trained: Trained) -> Path:
 
 
 def _multi_hot(labels: tuple[str, ...], classes: Any) -> Tensor | None:
-    """Return one row (K,), or None without labels."""
+    """Return one row (K,), or None without labels; columns are the family's classes, else the data set's."""
     if not labels:
         return None
-    known = [str(name) for name in classes] if isinstance(classes, list) else []
+    known = [str(name) for name in classes or ()]
     if not known:
         raise ConfigError([f"--labels {','.join(labels)}: the data set has no classes"])
+    if labels == (NO_LABEL,) and NO_LABEL not in known:
+        return torch.zeros(len(known))
     problems = [
         f"--labels: the data set has no class {name!r}{did_you_mean(name, known) or '; it has ' + ', '.join(known)}"
         for name in labels

@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ class ImageFolder:
         settings: What decides the contents of the files, as plain values.
         suffix: Of the files, e.g. ".png".
         count: Images that are wanted.
+        labels: What each of them shows (count,); for the table.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], suffix: str, count: int) -> None:
-        self.path, self.suffix, self.count = path, suffix, count
+    def __init__(self, path: Path, settings: dict[str, Any], suffix: str, count: int, labels: Sequence[str]) -> None:
+        self.path, self.suffix, self.count, self.labels = path, suffix, count, labels
         self.settings = json.loads(json.dumps({**settings, "count": count}))
         self._hashes: dict[int, str] = {}
 
@@ -131,9 +132,8 @@ class ImageFolder:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        seed, labels = self.settings["seed"], "|".join(self.settings["labels"])
-        for i in sorted(self._hashes):
-            writer.writerow([i, self.file(i).name, seed, self._hashes[i], labels])
+        for i in sorted(i for i in self._hashes if 0 <= i < self.count):  # a damaged table may hold others
+            writer.writerow([i, self.file(i).name, self.settings["seed"], self._hashes[i], self.labels[i]])
         write_text(self.path / TABLE, buffer.getvalue())
         (self.path / _JOURNAL).unlink(missing_ok=True)
 

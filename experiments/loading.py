@@ -16,9 +16,10 @@ from experiments import config as cfg
 from experiments.checkpoint_check import check_trained
 from experiments.config import ConfigError, Experiment, Node
 from experiments.run_directory import newest_usable_checkpoint, opened, recorded_config
-from lightning_modules.gan import GANModule
 from lightning_modules.networks.latents import chunk_size, in_chunks
+from lightning_modules.protocols import Samples, can
 from lightning_modules.schedules import Schedule
+from lightning_modules.step import PhasedModule, classes_problems
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Trained:
     directory: Path
     checkpoint: Path
     config: Node
-    module: GANModule
+    module: Samples
     intensity: Intensity
     weights_sha256: str
 
@@ -69,19 +70,32 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
     module.on_load_checkpoint(content)
     module.data_facts = content["data_facts"]
     module.eval().requires_grad_(False).to(device)
+    if not can(module, Samples):
+        raise ConfigError([f"{directory}: {type(module).__name__} makes no images from latents"])
     intensity = Intensity(**facts.intensity.model_dump())
     return Trained(directory, checkpoint, config, module, intensity, _hash(module))
 
 
-def untrained(config: Node) -> GANModule:
+def untrained(config: Node) -> PhasedModule:
     """Return the family as a run of this configuration begins: with the weights that its seed draws."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.experiment(config).seed)
         return _build(config)
 
 
+def unfinished(module: Samples) -> str:
+    """Return what whoever uses a generator that is still growing should know, or nothing."""
+    if module.schedule.has_grown(module.images_seen):
+        return ""
+    point = module.schedule.at(module.images_seen)
+    now, then = ("x".join(map(str, size)) for size in (point.resolution, module.image_size))
+    fading = f", faded in by {point.alpha:.0%}" if point.alpha < 1.0 else ""
+    at_the_end = f"; at the end they will be {then}" if now != then else ""
+    return f"the generator is at stage {point.stage}{fading}: its images are {now}{at_the_end}"
+
+
 def generate(
-    module: GANModule,
+    module: Samples,
     start: int,
     count: int,
     seed: int,
@@ -98,7 +112,7 @@ def generate(
         start: First image.
         count: Number of images.
         seed: Names the list.
-        truncation: See ``GANModule.sample``.
+        truncation: See ``Synthesis.sample``.
         labels: One multi-hot row (K,) that all images are given, or None.
     """
     size = chunk_size(module.schedule.at(module.images_seen).resolution)
@@ -141,18 +155,21 @@ def data_of(experiment: Experiment, changes: Node | None = None) -> ImageDataMod
     return data
 
 
-def _build(config: Node) -> GANModule:
+def _build(config: Node) -> PhasedModule:
     experiment = cfg.experiment(config)
     supplied = ("schedule", "seed")
     problems = cfg.check(experiment.schedule, "schedule", Schedule)
-    problems += cfg.check(experiment.module, "module", GANModule, supplied=supplied)
+    problems += cfg.check(experiment.module, "module", PhasedModule, supplied=supplied)
     if problems:
         raise ConfigError(problems)
     schedule = cfg.build(experiment.schedule, "schedule", Schedule)
-    return cfg.build(experiment.module, "module", GANModule, schedule=schedule, seed=experiment.seed)
+    module: PhasedModule = cfg.build(experiment.module, "module", PhasedModule, schedule=schedule, seed=experiment.seed)
+    if problems := classes_problems(module.classes):
+        raise ConfigError([f"module.classes: {problem}" for problem in problems])
+    return module
 
 
-def _hash(module: GANModule) -> str:
+def _hash(module: Samples) -> str:
     point = module.schedule.at(module.images_seen)
     digest = hashlib.sha256(f"{type(module).__name__} stage {point.stage} alpha {point.alpha}".encode())
     for name, tensor in module.generator_ema.state_dict().items():

@@ -79,6 +79,8 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
         ("run", description["run"]),
         ("SHA-256 of the weights", trained.weights_sha256),
     ]
+    if module.classes:
+        rows.insert(5, ("labels", f"{', '.join(module.classes)}; as often as among the training images unless given"))
     if len(stages) > 1:
         size = "final" if point.resolution == module.image_size else "not the final"
         stage = f"{point.stage} (of 0 to {len(stages) - 1}), faded in by {point.alpha:.0%}; {size} size"
@@ -108,17 +110,23 @@ def loading_of(description: dict[str, Any]) -> str:
     low, high = intensity["low"], intensity["high"]
     shape = f"{image['channels']}, {image['height']}, {image['width']}"
     unit = " ".join(str(intensity["unit"]).replace("`", "'").split())
+    labels = description.get("labels", {"classes": []})
+    classes = [" ".join(str(name).replace("`", "'").split()) for name in labels["classes"]]
     lines = [
         "```python",
+        *(["import torch", ""] if classes else []),
         "from lightning_modules.networks.exported import load_generator",
         "",
         'generator = load_generator("FOLDER")  # this folder; needs Mirage and torch, not Lightning',
         f"images = generator.sample(16, seed=0)  # (16, {shape}) in -1 to 1",
+        *([f"labels = torch.eye({len(classes)})[0]  # {classes[0]}, of {', '.join(classes)}"] if classes else []),
+        *(["images = generator.sample(16, seed=0, labels=labels)"] if classes else []),
         f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {unit}",
         "```",
     ]
     if "generator.onnx" in description["files"]:
         latents = description["latents"]
+        inputs = '{"latents": latents, "labels": labels}' if classes else '{"latents": latents}'
         _, draw, needed = _PRIORS[latents["prior"]]
         lines += [
             "",
@@ -130,7 +138,8 @@ def loading_of(description: dict[str, Any]) -> str:
             'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
             f"size = (16, {latents['length']})",
             f"latents = {draw}.astype(numpy.float32)",
-            'images = session.run(None, {"latents": latents})[0]',
+            *([f"labels = numpy.eye({len(classes)}, dtype=numpy.float32)[[0] * 16]"] if classes else []),
+            f"images = session.run(None, {inputs})[0]",
             "```",
         ]
     return "\n".join(lines)

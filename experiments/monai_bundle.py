@@ -47,7 +47,7 @@ def inference(description: dict[str, Any]) -> dict[str, Any]:
     Args:
         description: What ``generator.json`` of an export says.
     """
-    latents = description["latents"]
+    latents, labels = description["latents"], description.get("labels")
     return {
         "bundle_root": ".",
         "device": "$torch.device('cpu')",
@@ -60,7 +60,7 @@ def inference(description: dict[str, Any]) -> dict[str, Any]:
             "_target_": "lightning_modules.networks.exported.build",
             "network": description["network"],
             "prior": latents["prior"],
-            "normalises_latents": not latents["truncation"],
+            **({"classes": labels["classes"], "label_rows": labels["rows"]} if labels else {}),
         },
         "network": "$@network_def.to(@device)",
         "images": "$@network.sample(@num_samples, @truncation, @seed)",

@@ -25,7 +25,9 @@ from experiments import processes
 from experiments.bare_step import bare_step
 from experiments.config import ConfigError, Node
 from experiments.training import Parts, build, checked, problems_of_shape, problems_of_sharing
+from lightning_modules.protocols import Samples, can
 from lightning_modules.schedules import Point
+from lightning_modules.step import PhasedModule
 
 GIB, GB = 2**30, 10**9
 ADVICE_SECONDS = 60.0  # for measuring one stage after memory ran out
@@ -200,6 +202,15 @@ def _in_child(config: Node, row: Row, gpu: bool, share: int, available: float, s
     return found
 
 
+def _forward(module: PhasedModule, point: Point) -> None:
+    """Do a small part of a step, of a generator without a graph: a stage may not fit whose work is to be counted."""
+    if can(module, Samples):
+        module.sample(1, torch.zeros(1, len(module.classes)) if module.classes else None, ema=False)
+        return
+    for phase in module.phases():
+        phase.losses(module.example_batch(1, point))
+
+
 def _measure(
     sender: Connection,
     config: Node,
@@ -218,7 +229,7 @@ def _measure(
     if share > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // share))
     with FlopCounterMode(display=False) as counter:
-        module.sample(1, ema=False)
+        _forward(module, point)
     sender.send({"work": counter.get_total_flops()})
     if seconds <= 0:
         return

@@ -38,7 +38,7 @@ def write_report(directory: Path) -> Path:
         _samples(directory / "samples"),
         _health(directory / "health.json"),
         "<h2>Scores</h2>",
-        plot(comparable(scores), ["value"], "Frechet distance", scale="log"),  # falls by orders of magnitude
+        _score_plot(comparable(scores)),
         _score_table(scores),
         "<h2>Losses</h2>",
         plot(metrics, sorted({key for row in metrics for key in row if key.startswith("loss/")}), "loss"),
@@ -56,20 +56,31 @@ def score_lines(directory: Path) -> list[str]:
     scores = comparable(_scores(directory))
     if not scores:
         return ["no score was taken"]
-    best = min(scores, key=lambda row: row["value"])
-    lines = [f"{'':<6} {'images seen':>12} {'Frechet distance':>17}  extractor, generated / real images"]
+    grown = [row for row in scores if row.get("generated_at") in (None, row.get("resolution"))] or scores
+    best = (max if scores[-1].get("better") == "higher" else min)(grown, key=lambda row: row["value"])
+    what = "extractor, generated / real images" if _is_frechet(scores[-1]) else ""
+    lines = [f"{'':<6} {'images seen':>12} {metric_of(scores[-1]):>17}  {what}".rstrip()]
     for name, row in (("first", scores[0]), ("best", best), ("last", scores[-1])):
         extractor, generated, real, split = (
             text_of(row.get(key)) for key in ("extractor", "generated", "real", "split")
         )
-        what = f"{extractor}, {generated} / {real} ({split})"
-        lines.append(f"{name:<6} {row['images_seen']:>12} {row['value']:>17.4g}  {what}")
+        what = f"{extractor}, {generated} / {real} ({split})" if _is_frechet(row) else ""
+        lines.append(f"{name:<6} {row['images_seen']:>12} {row['value']:>17.4g}  {what}".rstrip())
     return lines
 
 
 def _scores(directory: Path) -> list[dict[str, Any]]:
     """Return the scores of a run that are numbers."""
     return [row for row in read_rows(directory / "scores.jsonl") if _is_number(row.get("value"))]
+
+
+def metric_of(row: dict[str, Any]) -> str:
+    """Return what a score measures, for people."""
+    return "Frechet distance" if _is_frechet(row) else text_of(row["metric"]).replace("_", " ")
+
+
+def _is_frechet(row: dict[str, Any]) -> bool:
+    return row.get("metric", "frechet_distance") == "frechet_distance"
 
 
 def _is_number(value: Any) -> bool:
@@ -174,13 +185,23 @@ def inline_figure(figure: "Figure") -> str:
     return f"<div class=plot>{inline_image(buffer.getvalue())}</div>"
 
 
+def _score_plot(scores: list[dict[str, Any]]) -> str:
+    if not scores:
+        return ""
+    scale = "log" if _is_frechet(scores[-1]) else "linear"  # it falls by orders of magnitude
+    return plot(scores, ["value"], metric_of(scores[-1]), scale)
+
+
 def _score_table(scores: list[dict[str, Any]]) -> str:
     if not scores:
         return "<p>No score was taken.</p>"
     keys = ["images_seen", "value", "extractor", "generated", "real", "split", "resolution", "generator"]
-    head = "".join(f"<th>{key.replace('_', ' ')}" for key in keys)
+    if not all(map(_is_frechet, scores)):
+        keys = list(dict.fromkeys(key for row in scores for key in row))
+    head = "".join(f"<th>{html.escape(text_of(key)).replace('_', ' ')}" for key in keys)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(text_of(row.get(key)))}" for key in keys) for row in scores)
-    return f"<table><tr>{head}{body}</table><p>Frechet distances of different extractors cannot be compared.</p>"
+    remark = "Frechet distances of different extractors cannot be compared." if any(map(_is_frechet, scores)) else ""
+    return f"<table><tr>{head}{body}</table><p>{remark}</p>"
 
 
 def text_of(value: Any) -> str:

@@ -119,8 +119,8 @@ def _train(config: dict) -> int:
     )
     from experiments.report import newest_samples, score_lines
     from experiments.training import train
-    from lightning_modules.gan import OtherDataError
     from lightning_modules.metrics.features import ExtractorError
+    from lightning_modules.step import OtherDataError
 
     # Lightning announces what it did not find and what one could buy, twice; its warnings still come through.
     logging.getLogger("lightning").handlers.clear()

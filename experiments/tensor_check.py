@@ -18,6 +18,7 @@ from callbacks.state import Count, State
 
 # What optimizers take roots of, and count.
 NOT_NEGATIVE = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "step"}
+MOST_PROCESSES = 2**16
 NOT_NEGATIVE_BUFFERS = ("running_var", "num_batches_tracked")
 
 
@@ -75,6 +76,23 @@ def _sharing_problem(held: Sequence[OptimizerState]) -> str | None:
                         f"optimizer_states.{index}: state of parameter {parameter}: {name} shares memory with another"
                     )
                 seen.add(memory)
+    return None
+
+
+def process_state_problem(held: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
+    """Say what keeps a checkpoint's states of processes, stacked, from being those of a run's, or return None."""
+    if held.keys() != expected.keys():
+        return f"holds {', '.join(map(shown, held)) or 'nothing'} instead of {', '.join(expected) or 'nothing'}"
+    counts = {len(value) if isinstance(value, Tensor) and value.dim() else 0 for value in held.values()}
+    if len(counts) > 1 or not all(0 < count <= MOST_PROCESSES for count in counts):
+        return f"holds states of {' and '.join(map(str, sorted(counts)))} processes"
+    for name, tensor in expected.items():
+        value = held[name]
+        # One that is not contiguous may claim more values than the file has.
+        if not _is_plain(value) or not value.is_contiguous() or _kind(value[0]) != _kind(tensor.detach().cpu()):
+            return f"{name} is {_kind(value)}, not one {_kind(tensor)} of every process"
+        if problem := _values_problem(value, not_negative=False):
+            return f"{name} {problem}"
     return None
 
 

@@ -35,9 +35,10 @@ from experiments.faults import FaultError, OutOfMemoryError, explain, is_out_of_
 from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, wandb_logger
-from lightning_modules.gan import GANModule
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
+from lightning_modules.protocols import Averages, can
 from lightning_modules.schedules import ProgressiveSchedule, Schedule
+from lightning_modules.step import PhasedModule, classes_problems
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Parts:
 
     schedule: Schedule
     data: ImageDataModule
-    module: GANModule
+    module: PhasedModule
     callbacks: list[L.Callback]
     settings: TrainerSettings
     pseudonyms: Pseudonyms
@@ -147,7 +148,7 @@ def build(experiment: Experiment) -> Parts:
     shared = {"schedule": schedule, "seed": experiment.seed}
     built: dict[str, Any] = {}
     for key, base, node, supplied in (
-        ("module", GANModule, experiment.module, shared),
+        ("module", PhasedModule, experiment.module, shared),
         ("data", ImageDataModule, experiment.data, shared),
         *((f"callbacks.{name}", L.Callback, node, {}) for name, node in callbacks.items()),
     ):
@@ -159,10 +160,33 @@ def build(experiment: Experiment) -> Parts:
         settings = cfg.build_plain(TrainerSettings, experiment.trainer, "trainer")
     except ConfigError as error:
         problems += error.problems
+    module = built.get("module")
+    problems += problems_of_family(module, built) if module is not None else []
     if problems:
         raise ConfigError(problems)
     pseudonyms = Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
-    return Parts(schedule, built.pop("data"), built.pop("module"), list(built.values()), settings, pseudonyms)
+    data, module = built.pop("data"), built.pop("module")
+    data.real_batches = module.real_batches
+    return Parts(schedule, data, module, list(built.values()), settings, pseudonyms)
+
+
+def problems_of_family(module: PhasedModule, built: Node) -> list[str]:
+    """Return what the callbacks ask of a family that it cannot do, and what is wrong with its classes.
+
+    Args:
+        module: The family.
+        built: The callbacks by their keys, and other objects.
+    """
+    family = type(module).__name__
+    problems = [
+        f"{key}: {type(callback).__name__} needs a family that {needs.__name__.lower()}, which {family} does not; set "
+        "it to null"
+        for key, callback in built.items()
+        if (needs := getattr(callback, "needs", None)) and not can(module, needs)
+    ]
+    if can(module, Averages) and all(phase.name != "generator" for phase in module.phases()):
+        problems.append(f'module: no phase of {family} is called "generator"; the average follows the one that is')
+    return problems + [f"module.classes: {problem}" for problem in classes_problems(module.classes)]
 
 
 def problems_of_nodes(nodes: Node) -> list[str]:
@@ -171,7 +195,7 @@ def problems_of_nodes(nodes: Node) -> list[str]:
     for key, base, supplied in (
         ("schedule", Schedule, ()),
         ("data", ImageDataModule, shared),
-        ("module", GANModule, shared),
+        ("module", PhasedModule, shared),
     ):
         problems += cfg.check(nodes[key], key, base, supplied) if key in nodes else []
     for name, node in nodes.get("callbacks", {}).items():
@@ -209,6 +233,12 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
             f"{parts.data.channels}"
         )
+    problems += [
+        f"module.classes: {type(parts.data).__name__} has no class {name!r}"
+        f"{cfg.did_you_mean(name, list(parts.data.classes)) or '; it has ' + (', '.join(parts.data.classes) or 'none')}"
+        for name in parts.module.classes
+        if name not in parts.data.classes
+    ]
     if launcher is None:  # else the processes of a machine must meet first: one fetches for all
         problems += _problems_of_extractors(parts)
     for check in (parts.data.check, parts.pseudonyms.check):
@@ -268,6 +298,8 @@ def _problems_of_growth(parts: Parts) -> list[str]:
 
 
 def _problems_of_average(parts: Parts) -> list[str]:
+    if not can(parts.module, Averages):
+        return []
     count = sum(isinstance(callback, GeneratorEMA) for callback in parts.callbacks)
     if count == 1:
         return []
@@ -425,16 +457,16 @@ def _fit_with_roll_backs(
             return
         except DivergedError as error:
             checkpoint = trainer.strategy.broadcast(run_directory.newest_usable_checkpoint(start.directory), src=0)
-            if parts.module.roll_backs >= allowed or checkpoint is None:
+            if parts.module.record.roll_backs >= allowed or checkpoint is None:
                 raise
             check_fits(checkpoint, parts)
-            parts.module.roll_backs += 1
+            parts.module.record.roll_backs += 1
             if first:
                 log.warning(
                     "%s Going back to it with %g times the learning rates (%d of %d)",
                     str(error).partition(" The newest")[0],
-                    parts.module.roll_back_factor**parts.module.roll_backs,
-                    parts.module.roll_backs,
+                    parts.module.roll_back_factor**parts.module.record.roll_backs,
+                    parts.module.record.roll_backs,
                     allowed,
                 )
                 run_directory.set_aside_overtaken(start.directory, run_directory.clock_of(checkpoint))

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
 from lightning_modules.losses import logistic_discriminator_loss, non_saturating_generator_loss
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
+from lightning_modules.step import Batch, Phase, check_rate, observe
+from lightning_modules.synthesis import Synthesis
 
 
-class DCGAN(GANModule):
+class DCGAN(Synthesis):
     """Deep convolutional GAN with the logistic, non-saturating loss.
 
     Args:
@@ -72,7 +73,7 @@ class DCGAN(GANModule):
             Phase("generator", 1, self.generator_losses),
         )
 
-    def critic_scores(self, images: Tensor) -> Tensor:
+    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the discriminator's score of each image."""
         return observe(self.discriminator, images)
 

@@ -12,14 +12,20 @@ default, and at 2 standard deviations when on.
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from lightning_modules.cadence import Every
 from lightning_modules.ema import frozen_copy
-from lightning_modules.losses import Precision
+from lightning_modules.losses import Precision, wasserstein_generator_loss, wasserstein_gp_critic_losses
+from lightning_modules.networks import dcgan
 from lightning_modules.networks.kidney import Generator, Norm, Skips
 from lightning_modules.schedules import Schedule
-from lightning_modules.wgan_gp import WGANGP
+from lightning_modules.step import Batch, Phase, check_rate, observe
+from lightning_modules.synthesis import Synthesis
 
 
-class KidneyGAN(WGANGP):
+class KidneyGAN(Synthesis):
     """WGAN-GP whose generator adds interpolated copies of earlier layers and convolves its first with a kernel.
 
     Args:
@@ -61,21 +67,48 @@ class KidneyGAN(WGANGP):
         learning_rate: float = 1e-4,
         gradient_clip_norm: float | None = None,
     ) -> None:
-        super().__init__(
-            schedule,
-            seed,
-            image_size,
-            image_channels,
-            latent_dim,
-            generator_channels,
-            discriminator_channels,
-            critic_steps,
-            penalty_weight,
-            penalty_precision,
-            learning_rate,
-            gradient_clip_norm,
-        )
+        super().__init__(schedule, seed, image_size, image_channels, latent_dim, gradient_clip_norm)
+        check_rate("learning_rate", learning_rate)
+        check_rate("penalty_weight", penalty_weight)
+        if critic_steps < 1:
+            raise ValueError(f"critic_steps={critic_steps}: must be at least 1")
         self.prior = prior
-        # In place of DCGAN's; optimizers and losses are those of WGAN-GP.
+        self.critic_steps, self.penalty_weight, self.penalty_precision = critic_steps, penalty_weight, penalty_precision
+        self.learning_rate = learning_rate
+        # Drawn and dropped: a seed keeps the weights that it has always drawn, those of runs that are reported.
+        dcgan.Generator(latent_dim, image_size, image_channels, generator_channels)
+        self.critic = dcgan.Discriminator(image_size, image_channels, discriminator_channels, norm="layer")
         self.generator = Generator(latent_dim, image_size, image_channels, generator_channels, skips, kernel, norm)
         self.generator_ema = frozen_copy(self.generator)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return Adam for the critic and Adam for the generator."""
+        return [
+            torch.optim.Adam(network.parameters(), self.learning_rate, (0.0, 0.9), fused=True)
+            for network in (self.critic, self.generator)
+        ]
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return a critic step in every batch and a generator step after ``critic_steps`` of them."""
+        return (
+            Phase("critic", 0, self.critic_losses),
+            Phase("generator", 1, self.generator_losses, Every(self.critic_steps)),
+        )
+
+    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the critic's score of each image."""
+        return observe(self.critic, images)
+
+    def critic_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the two terms of equation 2.7."""
+        real = batch["image"]
+        with torch.no_grad():
+            fake = self.generator(self.draw_latents(len(real), "critic")).float()
+        return wasserstein_gp_critic_losses(
+            self.critic, real, fake, self.random("penalty"), self.penalty_weight, self.penalty_precision
+        )
+
+    def generator_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the generator's side of the Wasserstein distance."""
+        fake = self.generator(self.draw_latents(len(batch["image"]), "generator"))
+        return {"wasserstein": wasserstein_generator_loss(self.critic(fake))}

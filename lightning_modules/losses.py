@@ -5,7 +5,7 @@ No backward, no logging, no ``.item()``. Logits are of any shape whose first dim
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -60,6 +60,36 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     return (norm - 1.0).square().mean()
 
 
+def wasserstein_gp_critic_losses(
+    critic: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    random: torch.Generator,
+    penalty_weight: float,
+    penalty_precision: Precision,
+) -> dict[str, Tensor]:
+    """Return the two terms of equation 3 of Gulrajani 2017. One forward scores real and generated images together.
+
+    Args:
+        critic: See ``gradient_penalty``.
+        real: Real images (N, C, H, W) in [-1, 1].
+        fake: Generated images (N, C, H, W), without graph.
+        random: Source of the mixing weights, on the images' device.
+        penalty_weight: Factor on the penalty.
+        penalty_precision: "float32" computes the penalty in float32 whatever the trainer's precision. "mixed" lets its
+            convolutions run in bf16 (norm, square and mean are float32 in any case).
+    """
+    real_scores, fake_scores = critic(torch.cat([real, fake])).chunk(2)
+    epsilon = torch.rand(len(real), 1, 1, 1, generator=random, device=real.device)
+    device = real.device.type
+    with nullcontext() if penalty_precision == "mixed" else torch.autocast(device, enabled=False):
+        penalty = gradient_penalty(critic, real, fake, epsilon)
+    return {
+        "wasserstein": wasserstein_critic_loss(real_scores, fake_scores),
+        "penalty": penalty_weight * penalty,
+    }
+
+
 def r1_penalty(scores: Tensor, real: Tensor) -> Tensor:
     """E[||grad D(x)||^2] at real images (Mescheder 2018, arXiv:1801.04406, eq. 9, without the factor of one half).
 
@@ -97,8 +127,15 @@ class AdversarialLoss(ABC):
         """
 
     @abstractmethod
-    def generator(self, fake_scores: Tensor) -> dict[str, Tensor]:
-        """Return what the generator minimises, given the scores (N,) of its images."""
+    def generator(self, scores: Scores, real: Tensor, fake: Tensor, random: torch.Generator) -> dict[str, Tensor]:
+        """Return what the generator minimises.
+
+        Args:
+            scores: The discriminator.
+            real: Real images (N, C, H, W), which relativistic losses compare with (Huang 2024).
+            fake: Generated images (N, C, H, W), with graph.
+            random: Source of randomness on the images' device.
+        """
 
 
 def _check_weight(name: str, value: float) -> None:
@@ -142,9 +179,9 @@ class WassersteinGP(AdversarialLoss):
             "drift": self.drift * real_scores.float().square().mean(),
         }
 
-    def generator(self, fake_scores: Tensor) -> dict[str, Tensor]:
+    def generator(self, scores: Scores, real: Tensor, fake: Tensor, random: torch.Generator) -> dict[str, Tensor]:
         """Return the generator's side of the Wasserstein distance."""
-        return {"wasserstein": wasserstein_generator_loss(fake_scores)}
+        return {"wasserstein": wasserstein_generator_loss(scores(fake))}
 
 
 @dataclass(frozen=True)
@@ -174,6 +211,6 @@ class LogisticR1(AdversarialLoss):
             "penalty": self.gamma / 2.0 * penalty,
         }
 
-    def generator(self, fake_scores: Tensor) -> dict[str, Tensor]:
+    def generator(self, scores: Scores, real: Tensor, fake: Tensor, random: torch.Generator) -> dict[str, Tensor]:
         """Return the non-saturating loss."""
-        return {"logistic": non_saturating_generator_loss(fake_scores)}
+        return {"logistic": non_saturating_generator_loss(scores(fake))}

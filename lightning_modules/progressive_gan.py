@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
 from lightning_modules.losses import AdversarialLoss, WassersteinGP
 from lightning_modules.networks.layers import base_grid
 from lightning_modules.networks.progressive import Discriminator, Generator, channel_counts, downsample, upsample
 from lightning_modules.schedules import Point, Schedule
+from lightning_modules.step import Batch, Phase, check_rate, observe
+from lightning_modules.synthesis import Synthesis
 
 
-class ProgressiveGAN(GANModule):
+class ProgressiveGAN(Synthesis):
     """Progressive growing GAN.
 
     Args:
@@ -40,7 +41,6 @@ class ProgressiveGAN(GANModule):
     """
 
     grows = True
-    normalises_latents = True
     generator: Generator
     generator_ema: Generator
 
@@ -105,7 +105,7 @@ class ProgressiveGAN(GANModule):
             )
         super().training_step(batch, batch_idx)
 
-    def critic_scores(self, images: Tensor) -> Tensor:
+    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the discriminator's score of each image."""
         return observe(self.discriminator, images)
 
@@ -122,8 +122,9 @@ class ProgressiveGAN(GANModule):
 
     def generator_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the generator's side of the loss."""
-        fake = self.generator(self.draw_latents(len(batch["image"]), "generator"))
-        return self.loss.generator(self.discriminator(fake))
+        real = fade(batch["image"], self.discriminator.alpha)
+        fake = self.generator(self.draw_latents(len(real), "generator"))
+        return self.loss.generator(self.discriminator, real, fake, self.random("generator_loss"))
 
 
 def fade(images: Tensor, alpha: float) -> Tensor:

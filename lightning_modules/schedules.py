@@ -57,6 +57,11 @@ class Schedule(ABC):
     def stages(self) -> tuple[Point, ...]:
         """Return the point at which each stage begins, in order; one where nothing grows."""
 
+    def has_grown(self, images_seen: int) -> bool:
+        """Tell whether the networks have their final form at this clock: the last stage, wholly faded in."""
+        point = self.at(images_seen)
+        return point.stage == self.stages()[-1].stage and point.alpha >= 1.0
+
 
 @dataclass(frozen=True)
 class ConstantSchedule(Schedule):

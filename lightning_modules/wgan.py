@@ -9,14 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_modules.cadence import Every
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
 from lightning_modules.losses import wasserstein_critic_loss, wasserstein_generator_loss
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
+from lightning_modules.step import Batch, Phase, check_rate, observe
+from lightning_modules.synthesis import Synthesis
 
 
-class WGAN(GANModule):
+class WGAN(Synthesis):
     """Wasserstein GAN with weight clipping.
 
     Args:
@@ -67,11 +69,11 @@ class WGAN(GANModule):
     def phases(self) -> tuple[Phase, ...]:
         """Return a clipped critic step in every batch and a generator step after ``critic_steps`` of them."""
         return (
-            Phase("critic", 0, self.critic_losses, after=self.clip_critic),
-            Phase("generator", 1, self.generator_losses, every=self.critic_steps),
+            Phase("critic", 0, self.critic_losses, after=lambda _: self.clip_critic()),
+            Phase("generator", 1, self.generator_losses, Every(self.critic_steps)),
         )
 
-    def critic_scores(self, images: Tensor) -> Tensor:
+    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the critic's score of each image."""
         return observe(self.critic, images)
 

@@ -6,24 +6,20 @@ Different: the networks are DCGAN's (one of the paper's architectures, section 5
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from lightning_modules.cadence import Every
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import Batch, GANModule, Phase, check_rate, observe
-from lightning_modules.losses import (
-    Precision,
-    gradient_penalty,
-    wasserstein_critic_loss,
-    wasserstein_generator_loss,
-)
+from lightning_modules.losses import Precision, wasserstein_generator_loss, wasserstein_gp_critic_losses
 from lightning_modules.networks.dcgan import Discriminator, Generator
 from lightning_modules.schedules import Schedule
+from lightning_modules.step import Batch, Phase, check_rate, observe
+from lightning_modules.synthesis import Synthesis
 
 
-class WGANGP(GANModule):
+class WGANGP(Synthesis):
     """Wasserstein GAN with gradient penalty.
 
     Args:
@@ -80,29 +76,21 @@ class WGANGP(GANModule):
         """Return a critic step in every batch and a generator step after ``critic_steps`` of them."""
         return (
             Phase("critic", 0, self.critic_losses),
-            Phase("generator", 1, self.generator_losses, every=self.critic_steps),
+            Phase("generator", 1, self.generator_losses, Every(self.critic_steps)),
         )
 
-    def critic_scores(self, images: Tensor) -> Tensor:
+    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the critic's score of each image."""
         return observe(self.critic, images)
 
     def critic_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the two terms of equation 3. One forward scores real and generated images together."""
+        """Return the two terms of equation 3."""
         real = batch["image"]
         with torch.no_grad():
             fake = self.generator(self.draw_latents(len(real), "critic")).float()
-        real_scores, fake_scores = self.critic(torch.cat([real, fake])).chunk(2)
-        epsilon = torch.rand(len(real), 1, 1, 1, generator=self.random("penalty"), device=self.device)
-        precision = (
-            nullcontext() if self.penalty_precision == "mixed" else torch.autocast(self.device.type, enabled=False)
+        return wasserstein_gp_critic_losses(
+            self.critic, real, fake, self.random("penalty"), self.penalty_weight, self.penalty_precision
         )
-        with precision:
-            penalty = gradient_penalty(self.critic, real, fake, epsilon)
-        return {
-            "wasserstein": wasserstein_critic_loss(real_scores, fake_scores),
-            "penalty": self.penalty_weight * penalty,
-        }
 
     def generator_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the generator's side of the Wasserstein distance."""

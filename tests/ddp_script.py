@@ -15,19 +15,22 @@ from callbacks.rank_agreement import RankAgreement
 from datamodules.phantoms import Phantoms
 from experiments.config import TrainerSettings
 from experiments.training import build_trainer
+from lightning_modules.cadence import Every
 from lightning_modules.ema import frozen_copy
-from lightning_modules.gan import GANModule, Phase, seeded_generator
 from lightning_modules.losses import (
     gradient_penalty,
     logistic_discriminator_loss,
     non_saturating_generator_loss,
 )
+from lightning_modules.networks.latents import seeded_generator
 from lightning_modules.schedules import ConstantSchedule
+from lightning_modules.step import Phase
+from lightning_modules.synthesis import Synthesis
 
 SIZE, BATCH, TOTAL = (8, 8), 8, 80
 
 
-class GivenNoiseGAN(GANModule):
+class GivenNoiseGAN(Synthesis):
     """Small networks without batch norm; each process takes its share of noise that the whole batch shares."""
 
     def __init__(self, schedule):
@@ -40,7 +43,7 @@ class GivenNoiseGAN(GANModule):
         return [torch.optim.SGD(network.parameters(), 0.05) for network in (self.critic, self.generator)]
 
     def phases(self):
-        return (Phase("critic", 0, self.critic_losses), Phase("generator", 1, self.generator_losses, every=2))
+        return (Phase("critic", 0, self.critic_losses), Phase("generator", 1, self.generator_losses, Every(2)))
 
     def share(self, use, *shape):
         whole = torch.rand(BATCH, *shape, generator=seeded_generator("cpu", self.images_seen, use))

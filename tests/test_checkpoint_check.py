@@ -19,7 +19,7 @@ from experiments.checkpoint_check import check_resumable, check_trained
 from experiments.config import ConfigError
 from experiments.run_directory import Start
 from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem
-from lightning_modules.gan import OtherDataError
+from lightning_modules.step import OtherDataError
 
 FAMILIES = {"dcgan": "exp_avg_sq", "wgan": "square_avg", "wgan_gp": "exp_avg_sq", "kidney_gan": "exp_avg_sq"}
 FAMILIES["progressive"] = "exp_avg_sq"
@@ -71,6 +71,8 @@ def content_of(parts, loops):
             "fingerprint": {"train": "a", "val": "b", "test": "c"},
         },
         "roll_backs": 0,
+        "rate_drops": [[8, 0.1]],
+        "process_state": {},
     }
 
 
@@ -420,6 +422,17 @@ RUN = {
     "roll-backs: True": (put_at("roll_backs", True), "roll_backs: input should be a valid integer"),
     "roll-backs: below zero": (put_at("roll_backs", -1), "roll_backs: input should be greater than or equal to 0"),
     "roll-backs: too many": (put_at("roll_backs", 10**6), "roll_backs: input should be less than or equal to 1000"),
+    "rate drops: a rise": (put_at("rate_drops", [[8, 2.0]]), "rate_drops.0.1: input should be less than or equal to 1"),
+    "rate drops: to nothing": (put_at("rate_drops", [[8, 0.0]]), "rate_drops.0.1: input should be greater than 0"),
+    "rate drops: NaN": (put_at("rate_drops", [[8, math.nan]]), "rate_drops.0.1: input should be less than"),
+    "rate drops: no clock": (put_at("rate_drops", [[0.5, 0.1]]), "rate_drops.0.0: input should be a valid integer"),
+    "rate drops: a number": (put_at("rate_drops", 3), "rate_drops: input should be a valid list"),
+    "own state: of another family": (
+        put_at("process_state", {"pool": torch.zeros(1, 2)}),
+        "process_state: holds pool instead of nothing",
+    ),
+    "own state: a list": (put_at("process_state", [1]), "process_state: is no dictionary"),
+    "own state: code": (put_at("process_state", {"pool": len}), "process_state: holds a value of type"),
     "losses: a number": (put_at("losses", "x", 3), "losses.x: input should be a valid tuple"),
     "losses: no count": (put_at("losses", "x", [[1.0]]), "losses.x.1: field required"),
     "losses: no sum": (put_at("losses", "x", [[], 1]), "losses.x.0: list should have at least 1 item"),
@@ -539,6 +552,7 @@ def test_what_older_runs_and_other_versions_wrote_is_accepted(made):
     parts, content = made("progressive")
     content = copy.deepcopy({**content, "state_dict": dict(content["state_dict"])})
     del content["roll_backs"], content["callbacks"]["PeriodicCheckpoint"]["owed"]
+    del content["rate_drops"], content["process_state"]
     content["callbacks"]["PeriodicCheckpoint"]["best"] = ["score/frechet_random_conv", 12.5]
     content["callbacks"] |= {"SomebodyElses": {"anything": [1]}, "Health": {}}
     content["something"] = {"of": "a later version"}

@@ -12,7 +12,8 @@ from experiments import run
 from experiments.config import CONFIGS, ConfigError, shipped
 from experiments.run_directory import changed_hyper_parameters
 from experiments.training import train
-from lightning_modules.gan import Score
+from lightning_modules.run_record import RunRecord, Score
+from lightning_modules.schedules import ConstantSchedule, ProgressiveSchedule
 
 SMALL = [
     "callbacks.score.count=4",
@@ -225,7 +226,7 @@ def test_networks_schedule_and_callbacks_must_change_together(tmp_path, capsys):
         "os.system",
         "subprocess.Popen",
         "builtins.eval",
-        "lightning_modules.gan.hashlib.blake2b",
+        "lightning_modules.networks.latents.hashlib.blake2b",
         "callbacks.checkpoint.os.remove",
         "datamodules.base.np.load",
         "experiments.run.main",
@@ -415,32 +416,63 @@ def test_images_too_small_for_the_extractor_are_one_sentence(tmp_path, capsys):
     assert "callbacks.score.extractor=RandomConvNet: cannot measure 1 channels of 8x8 pixels" in message
 
 
+class Scored:
+    """What the choice of the best checkpoint asks of a module that has just been scored."""
+
+    def __init__(self, clock, score, schedule=None):
+        self.images_seen, self.record = clock, RunRecord(score=score, scored_at=clock)
+        self.schedule = schedule or ConstantSchedule((8, 8), 1, 100)
+        self.grows = schedule is not None
+
+
 def test_best_checkpoint_starts_anew_with_another_score():
     from callbacks.checkpoint import PeriodicCheckpoint
 
-    class Module:
-        images_seen, scored_at, score = 8, 8, Score("score/fid", "1a", 50.0)
-
+    module = Scored(8, Score("score/fid", "1a", 50.0))
     callback = PeriodicCheckpoint()
     callback.load_state_dict({"best": {"score/frechet_random_conv 2b": 0.3}, "scored_at": 0})
-    assert callback._is_best(Module())
+    assert callback._is_best(module)
     assert callback.best == {"score/frechet_random_conv 2b": 0.3, "score/fid 1a": 50.0}
     older = PeriodicCheckpoint()
     older.load_state_dict({"best": ["score/fid", 0.3], "scored_at": 0})
-    assert older._is_best(Module())
+    assert older._is_best(module)
 
 
 def test_two_scores_are_each_compared_with_their_own_kind():
     from callbacks.checkpoint import PeriodicCheckpoint
 
-    class Module:
-        images_seen, scored_at, score = 0, 0, Score("", "", 0.0)
+    kinds = [("a", 5.0), ("b", 50.0), ("a", 6.0), ("b", 51.0), ("b", 49.0), ("a", 4.0), ("a", float("nan"))]
+    callback = PeriodicCheckpoint()
+    best = [callback._is_best(Scored(clock, Score("score/fid", *kind))) for clock, kind in enumerate(kinds)]
+    assert best == [True, True, False, False, True, True, False]
 
-    callback, module, best = PeriodicCheckpoint(), Module(), []
-    for clock, score in enumerate([("a", 5.0), ("b", 50.0), ("a", 6.0), ("b", 51.0), ("b", 49.0), ("a", 4.0)]):
-        module.images_seen, module.scored_at, module.score = clock, clock, Score("score/fid", *score)
-        best.append(callback._is_best(module))
-    assert best == [True, True, False, False, True, True]
+
+def test_of_a_score_where_higher_is_better_the_highest_is_the_best():
+    from callbacks.checkpoint import PeriodicCheckpoint
+
+    callback = PeriodicCheckpoint()
+    scores = [0.5, 0.4, float("nan"), 0.7, 0.6]
+    best = [
+        callback._is_best(Scored(clock, Score("score/auc", "a", value, "higher"))) for clock, value in enumerate(scores)
+    ]
+    assert best == [True, False, False, True, False]
+
+
+def test_early_stage_of_a_growing_network_is_never_the_best_checkpoint():
+    """Blurred images score well at the final size."""
+    from callbacks.checkpoint import PeriodicCheckpoint
+
+    schedule = ProgressiveSchedule((16, 16), batch_sizes=8, fade_images=16, stable_images=32)  # 4, 8 and 16 pixels
+    callback = PeriodicCheckpoint()
+    clocks, values = [16, 48, 80, 88, 96, 128], [1.0, 0.5, 2.0, 0.1, 9.0, 8.0]  # 88 fades in at a half
+    found = [
+        callback._is_best(Scored(clock, Score("score/fid", "a", value), schedule))
+        for clock, value in zip(clocks, values, strict=True)
+    ]
+    assert found == [False, False, False, False, True, True]
+    older = PeriodicCheckpoint()  # which has taken an early stage for the best
+    older.load_state_dict({"best": {"score/fid a": 0.1}, "scored_at": 0})
+    assert older._is_best(Scored(128, Score("score/fid", "a", 8.0), schedule))
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     assert moved > 1e-3  # it did train
 
 
+@pytest.mark.slow
 def test_processes_with_different_weights_are_stopped(tmp_path):
     done = run_script(tmp_path, "disagree", 2)
     assert done.returncode != 0

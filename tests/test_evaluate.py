@@ -133,6 +133,7 @@ def test_data_that_is_read_by_other_rules_is_refused_with_them(run, suite, capsy
     assert "files are read by other rules since then: resizing 2: means are exact" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_experiments_data_can_be_named(run, suite, tmp_path):
     config = tmp_path / "others.yaml"
     config.write_text(f"extends: {ROOT / 'tests' / 'tiny.yaml'}\ndata: {{kind: chest_xray, count: 160}}\n")
@@ -142,7 +143,14 @@ def test_another_experiments_data_can_be_named(run, suite, tmp_path):
     assert other["value"] != own["frechet_random_conv"]["value"]
 
 
-@pytest.mark.parametrize(("form", "apart"), [("png8", 1e-5), ("png16", 0.01), ("dicom", 1e-5)])  # 16 bits: less rounded
+@pytest.mark.parametrize(
+    ("form", "apart"),
+    [
+        ("png8", 1e-5),
+        pytest.param("png16", 0.01, marks=pytest.mark.slow),  # less rounded
+        pytest.param("dicom", 1e-5, marks=pytest.mark.slow),
+    ],
+)
 def test_files_of_a_generator_score_as_the_generator_does(run, suite, tmp_path, form, apart):
     few = [f"scores.{name}=null" for name in ("moments", "copies", "ratio", "precision_recall")]
     whole = scores(evaluate(str(run), load_suite(suite, [*few, f"output={tmp_path / 'run'}"])))
@@ -181,6 +189,7 @@ def test_copies_in_a_folder_are_named(suite, tmp_path):
     assert scores(output)["copied_share"]["verdict"] == "worse than the floor"
 
 
+@pytest.mark.slow
 def test_listed_copies_are_those_that_the_score_counts(suite, tmp_path):
     names = ("real", "held_out", "judged")
     real, held_out, judged = (write_pngs(tmp_path / name, 100, seed) for seed, name in enumerate(names))

@@ -215,7 +215,7 @@ time.sleep(8)
     assert codes == [0, -signal.SIGKILL]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_dead_rank_ends_the_others_and_is_named(tmp_path, victim):
     process = started(*tiny("dcgan", tmp_path, "trainer.devices=2", FOREVER, "callbacks.losses.every_images=8"))
     try:
@@ -403,6 +403,7 @@ def test_full_shared_memory_is_no_full_disk(monkeypatch):
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_would_fit(tmp_path):
     """The limit stands in for a full device; the advice is measured in a process of its own."""
     script = (
@@ -449,7 +450,7 @@ class Poison(training.L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         here = trainer.global_rank == self.only_rank
-        if here and pl_module.images_seen == self.clock and pl_module.roll_backs < self.times:
+        if here and pl_module.images_seen == self.clock and pl_module.record.roll_backs < self.times:
             batch["image"].fill_(float("nan"))
 
 

@@ -272,7 +272,7 @@ def test_damaged_record_costs_only_time(run, whole, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"truncation": 0.5}, "ProgressiveGAN normalises its latents"),
+        ({"truncation": 0.5}, "this network normalises its latents"),
         ({"labels": ("Cyst",)}, "ProgressiveGAN is unconditional: it cannot generate given labels"),
         ({"labels": ("Cist",)}, "has no class 'Cist'; did you mean 'Cyst'"),
     ],

@@ -1,6 +1,8 @@
 """Imports point down: experiments -> callbacks -> lightning_modules; data and modules never know each other."""
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +63,42 @@ def test_packages_are_empty_but_for_a_docstring():
     for path in FILES:
         if path.name == "__init__.py":
             assert len(ast.parse(path.read_text()).body) == 1, path
+
+
+def families() -> dict[str, tuple[type, Path]]:
+    """Return the classes of the core and of the families, with their files."""
+    from lightning_modules.step import PhasedModule
+
+    found = {}
+    for path in (ROOT / "lightning_modules").glob("*.py"):
+        module = importlib.import_module(f"lightning_modules.{path.stem}")
+        own = [cls for cls in vars(module).values() if inspect.isclass(cls) and cls.__module__ == module.__name__]
+        found |= {cls.__name__: (cls, path) for cls in own if issubclass(cls, PhasedModule)}
+    return found
+
+
+def test_nothing_asks_which_family_it_has():
+    """What callbacks, scores and verbs do for a family follows from what it can do (``protocols.can``)."""
+    from lightning_modules import protocols
+
+    known = {name: path for name, (_, path) in families().items()}
+    assert {"DCGAN", "WGANGP", "WGAN", "KidneyGAN", "ProgressiveGAN", "Synthesis", "PhasedModule"} <= set(known)
+    # isinstance does not see a module's networks through a Protocol, from Python 3.12 on.
+    known |= {name: Path() for name, cls in vars(protocols).items() if getattr(cls, "_is_protocol", False)}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                parts = [getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node.args[1])]
+                asked = {part for part in parts if part in known and known[part] != path}
+                assert not asked, f"{path}:{node.lineno}: {asked}"
+
+
+def test_families_are_three_levels_deep_at_most():
+    """The step, synthesis or translation, the family."""
+    from lightning_modules.step import PhasedModule
+
+    for name, (cls, _) in families().items():
+        assert sum(issubclass(base, PhasedModule) for base in cls.__mro__) <= 3, name
 
 
 def test_no_loss_is_differentiated_behind_the_strategys_back():

@@ -94,7 +94,7 @@ def test_second_ctrl_c_ends_at_once(tmp_path, with_callback):
     assert read_status(directory)["state"] == "running"  # as after a kill
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_signal_before_training_ends_with_the_exit_code_for_it(tmp_path, number):
     arguments = tiny("dcgan", tmp_path, "data.count=200000")
     process = subprocess.Popen([sys.executable, "-m", "experiments.run", *arguments], cwd=ROOT, stderr=subprocess.PIPE)

@@ -193,7 +193,7 @@ def arguments_of(case, tmp_path):
     return names, [str(yaml), f"runs_dir={tmp_path / 'runs'}", f"data.cache_dir={tmp_path / 'cache'}", *rest]
 
 
-@pytest.mark.parametrize("case", DATA)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "chest")) for case in DATA])
 def test_no_patient_and_no_file_of_the_data_is_named(case, tmp_path):
     names, arguments = arguments_of(case, tmp_path)
     private = tmp_path / "private"

@@ -105,11 +105,11 @@ def test_small_scale_is_what_the_study_needs(tmp_path):
     study = load_study("sahakyan2024", ["scale=small", f"runs_dir={tmp_path}"])
     for run in study.runs:
         parts = build(cfg.experiment(study.configs[run]))
-        every = next(phase.every for phase in parts.module.phases() if phase.name == "generator")
+        cadence = next(phase.cadence for phase in parts.module.phases() if phase.name == "generator")
         small = parts.schedule.resolutions()[-1] == (64, 64)
         assert parts.schedule.total_images == (384_000 if small else 192_000)
         if small:
-            assert parts.schedule.total_images // parts.schedule.at(0).batch_size // every >= 3_000
+            assert cadence.steps(parts.schedule.total_images // parts.schedule.at(0).batch_size) >= 3_000
     assert {(run.row, run.seed) for run in study.runs} == {(row, seed) for row in study.rows for seed in (0, 1)}
 
 

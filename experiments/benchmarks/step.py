@@ -25,7 +25,7 @@ def _module() -> WGANGP:
 
 
 def mirage_step(precision: str) -> Callable[[], int]:
-    """Return a function that runs one critic and one generator step as WGANGP and GANModule do."""
+    """Return a function that runs one critic and one generator step as WGANGP and PhasedModule do."""
     module = _module()
     return repeated(bare_step(module, module.schedule.at(0), BATCH, precision), STEPS, BATCH)
 

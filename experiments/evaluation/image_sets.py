@@ -137,15 +137,14 @@ class GeneratedImages(ImageSet):
         trained: The generator.
         count: Number of images.
         seed: Names the list.
-        truncation: See ``GANModule.sample``.
+        truncation: See ``Synthesis.sample``.
     """
 
     def __init__(self, trained: Trained, count: int, seed: int, truncation: float = 1.0) -> None:
         self.trained, self.seed, self.truncation = trained, seed, truncation
         self.names = [f"generated {i}" for i in range(count)]
         self.groups = self.names
-        height, width = trained.module.image_size
-        self.size = (height, width)
+        self.size = trained.module.image_size
         family, clock = type(trained.module).__name__, trained.module.images_seen
         self.what = f"{trained.config['name']} ({family}), {clock:,} images seen"
 

@@ -160,8 +160,7 @@ def _differences(data: ImageDataModule, trained: Trained) -> str:
 
 
 def _size_of(trained: Trained) -> tuple[int, int]:
-    height, width = trained.module.image_size
-    return height, width
+    return trained.module.image_size
 
 
 def _check_held_out(train: FolderImages, held_out: FolderImages, groups: Path | None) -> None:

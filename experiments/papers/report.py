@@ -207,10 +207,16 @@ def _run_table(study: Study, findings: Findings) -> str:
         for one in found:
             module = one.trained.module
             clock, batch = module.images_seen, module.schedule.at(0).batch_size
-            every = next(phase.every for phase in module.phases() if phase.name == "generator")
+            cadence = next(phase.cadence for phase in module.phases() if phase.name == "generator")
             height, width = module.schedule.resolutions()[-1]
             passes = clock / module.data_facts["images"]["train"]
-            cells = [f"{height}x{width}", f"{batch}", f"{clock:,}", f"{passes:,.0f}", f"{clock // batch // every:,}"]
+            cells = [
+                f"{height}x{width}",
+                f"{batch}",
+                f"{clock:,}",
+                f"{passes:,.0f}",
+                f"{cadence.steps(clock // batch):,}",
+            ]
             explained = [one.scores.get(f"{score}_{label}", {}).get("value") for score in EXPLAINING]
             cells += ["-" if value is None else text_of(value) for value in explained]
             rows.append([study.rows[name].title, str(one.run.seed), *cells])

@@ -30,10 +30,10 @@ from callbacks.sample_grid import write_grid
 from experiments import config as cfg
 from experiments.tracking import JSONLinesLogger, read_rows
 from experiments.training import build, build_trainer
-from lightning_modules.dcgan import DCGAN
-from lightning_modules.gan import Batch, GANModule
+from lightning_modules.cadence import Every
 from lightning_modules.losses import gradient_penalty
-from lightning_modules.wgan_gp import WGANGP
+from lightning_modules.protocols import Clocked, Judges, can
+from lightning_modules.step import Batch
 
 IMAGES, BATCH = 9_600, 16
 EVERY = IMAGES // 40  # images between two measurements
@@ -82,13 +82,13 @@ class Failure:
     """
 
     verdict: str
-    make: Callable[[GANModule], None]
+    make: Callable[[Any], None]
     begins: float = 0.0
 
 
-def collapse(module: GANModule) -> None:
+def collapse(module: Any) -> None:
     """Reward the generator for images that are alike, from 30 % of the run on: its weights do collapse."""
-    losses: Callable[[Batch], dict[str, Tensor]] = module.generator_losses  # type: ignore[assignment]
+    losses: Callable[[Batch], dict[str, Tensor]] = module.generator_losses
 
     def alike(batch: Batch) -> dict[str, Tensor]:
         terms = losses(batch)
@@ -97,45 +97,47 @@ def collapse(module: GANModule) -> None:
         images = module.generator(module.draw_latents(len(batch["image"]), "generator"))
         return {**terms, "alike": 1000.0 * images.var(dim=0).mean()}
 
-    module.generator_losses = alike  # type: ignore[assignment]
+    module.generator_losses = alike
 
 
-def constant_labels(module: GANModule) -> None:
+def constant_labels(module: Any) -> None:
     """Label generated images as real for the discriminator."""
-    if isinstance(module, DCGAN):
-        module.discriminator_losses = lambda batch: _constant_logistic(module, batch)  # type: ignore[method-assign]
-    elif isinstance(module, WGANGP):
-        module.critic_losses = lambda batch: _constant_wasserstein(module, batch)  # type: ignore[method-assign]
+    if hasattr(module, "critic"):
+        module.critic_losses = lambda batch: _constant_wasserstein(module, batch)
+    else:
+        module.discriminator_losses = lambda batch: _constant_logistic(module, batch)
 
 
-def high_rate(module: GANModule) -> None:
+def high_rate(module: Any) -> None:
     """Multiply both learning rates by a hundred."""
-    assert isinstance(module, DCGAN | WGANGP)
     module.learning_rate *= 100.0
 
 
-def many_critic_steps(module: GANModule) -> None:
+def many_critic_steps(module: Any) -> None:
     """Train the discriminator ten times as often as it should be."""
     phases = module.phases()
-    slower = tuple(replace(phase, every=10 * phase.every) if phase.name == "generator" else phase for phase in phases)
-    module.phases = lambda: slower  # type: ignore[method-assign]
+    slower = tuple(
+        replace(phase, cadence=Every(10 * phase.cadence.batches(1))) if phase.name == "generator" else phase
+        for phase in phases
+    )
+    module.phases = lambda: slower
 
 
-def _constant_logistic(module: DCGAN, batch: Batch) -> dict[str, Tensor]:
+def _constant_logistic(module: Any, batch: Batch) -> dict[str, Tensor]:
     real, fake = _real_and_fake(module, batch)
     return {
         "adversarial": F.softplus(-module.discriminator(real)).mean() + F.softplus(-module.discriminator(fake)).mean()
     }
 
 
-def _constant_wasserstein(module: WGANGP, batch: Batch) -> dict[str, Tensor]:
+def _constant_wasserstein(module: Any, batch: Batch) -> dict[str, Tensor]:
     real, fake = _real_and_fake(module, batch)
     epsilon = torch.rand(len(real), 1, 1, 1, generator=module.random("penalty"), device=module.device)
     penalty = module.penalty_weight * gradient_penalty(module.critic, real, fake, epsilon)
     return {"wasserstein": -module.critic(real).mean() - module.critic(fake).mean(), "penalty": penalty}
 
 
-def _real_and_fake(module: GANModule, batch: Batch) -> tuple[Tensor, Tensor]:
+def _real_and_fake(module: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         return batch["image"], module.generator(module.draw_latents(len(batch["image"]), "critic"))
 
@@ -185,7 +187,7 @@ class StopAt(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop at the clock."""
-        assert isinstance(pl_module, GANModule)
+        assert can(pl_module, Clocked)
         trainer.should_stop = trainer.should_stop or pl_module.images_seen >= self.images_seen
 
 
@@ -193,10 +195,11 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     """Train one run and return its row: what it was, and its signals."""
     name, overrides = FAMILIES[case.family]
     parts = build(cfg.experiment(cfg.load(name, [*COMMON, *overrides, f"seed={case.seed}"])))
-    callbacks = parts.callbacks
+    callbacks, module = parts.callbacks, parts.module
+    assert can(module, Judges)
     if case.failure in FAILURES:
         failure = FAILURES[case.failure]
-        failure.make(parts.module)
+        failure.make(module)
         # What comes later is not looked at.
         callbacks = [*callbacks, StopAt(int((failure.begins + 1.25 * IN_TIME) * parts.schedule.total_images))]
     started, diverged_at = time.monotonic(), None
@@ -214,7 +217,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         rows = read_rows(directory / "metrics.jsonl")
     picture = folder / f"{case.failure} {case.family} {case.seed}.png".replace(" ", "_")
     if diverged_at is None:
-        write_grid(parts.module.sample(32, ema=False), picture, columns=8)
+        write_grid(module.sample(32, ema=False), picture, columns=8)
     signals = [
         {"images_seen": row["images_seen"]}
         | {key.removeprefix("health/"): value for key, value in row.items() if isinstance(value, float)}

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.networks.latents import LatentGenerator
 from lightning_modules.networks.layers import base_grid, check_shape, init_normal
 
 MAX_CHANNELS = 1024  # The widest layer of figure 1; sizes above 64 do not widen it.
@@ -23,7 +24,7 @@ def channel_counts(base_channels: int, doublings: int) -> list[int]:
     return [min(base_channels * 2**i, MAX_CHANNELS) for i in range(doublings)]
 
 
-class Generator(nn.Module):
+class Generator(LatentGenerator):
     """Linear projection to the base grid, then transposed convolutions with batch norm and ReLU, then tanh.
 
     Args:
@@ -31,9 +32,6 @@ class Generator(nn.Module):
         image_size: Height and width in pixels; see ``base_grid``.
         image_channels: Channels of the image, 1 to 4.
         base_channels: Channels of the layer before the image; doubled towards the base grid up to 1024.
-
-    Attributes:
-        arguments: The constructor's arguments as plain values, from which an exported network is built again.
     """
 
     def __init__(self, latent_dim: int, image_size: Sequence[int], image_channels: int, base_channels: int) -> None:

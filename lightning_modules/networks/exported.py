@@ -14,7 +14,7 @@ imported where a file of it is read or written.
 
 import hashlib
 import json
-import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,15 +22,26 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks import dcgan, kidney, progressive
-from lightning_modules.networks.latents import Prior, chunk_size, in_chunks, sample_latents
+from lightning_modules.networks.latents import (
+    Grows,
+    LatentGenerator,
+    Noise,
+    Prior,
+    chunk_size,
+    in_chunks,
+    rows_of,
+    sample_labels,
+    sample_latents,
+    sample_noise,
+)
 
-FORMAT = 1  # of the folder
+FORMAT, FORMAT_WITH_LABELS = 1, 2  # of the folder; readers of 1 would not know what to do with labels
 WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
-GENERATORS: dict[str, type[nn.Module]] = {
+GENERATORS: dict[str, type[LatentGenerator]] = {
     f"{network.__module__}.{network.__qualname__}": network
     for network in (dcgan.Generator, kidney.Generator, progressive.Generator)
 }
-_LARGEST_DESCRIPTION = 2**16  # bytes
+_LARGEST_DESCRIPTION = 2**20  # bytes
 _LARGEST_SIDE = 2**14  # pixels
 
 
@@ -44,15 +55,25 @@ class ExportedGenerator(nn.Module):
     Args:
         network: The generator, at its stage.
         prior: Distribution of its latents.
-        normalises_latents: Whether it divides latents by their length, so that a factor on them is lost.
+        classes: Names of the labels that it is given, in the order of its columns; empty = it is given none.
+        label_rows: How many training images have each combination of labels; see ``sample_labels``.
         description: What ``generator.json`` says: intensity range, data set, versions ...
     """
 
     def __init__(
-        self, network: nn.Module, prior: Prior, normalises_latents: bool, description: dict[str, Any] | None = None
+        self,
+        network: LatentGenerator,
+        prior: Prior,
+        classes: Sequence[str] = (),
+        label_rows: Mapping[str, int] | None = None,
+        description: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.prior, self.normalises_latents = network, prior, normalises_latents
+        if len(classes) != network.label_count or bool(classes) != bool(label_rows):
+            said = f"{len(classes)}{'' if label_rows else ' without rows'}"
+            raise ExportError(f"the network takes {network.label_count} labels, described are {said}")
+        self.network, self.prior = network, prior
+        self.classes, self.label_rows = tuple(classes), dict(label_rows or {})
         self.description = description or {}
         self.eval().requires_grad_(False)
 
@@ -64,41 +85,52 @@ class ExportedGenerator(nn.Module):
     @property
     def resolution(self) -> tuple[int, int]:
         """Height and width of the images at the present stage, in pixels."""
-        if isinstance(self.network, progressive.Growing):
-            return self.network.resolution
-        height, width = arguments_of(self.network)["image_size"]
-        return height, width
+        return self.network.resolution
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Map latents (N, latent_dim) to images (N, C, H, W) float32 in [-1, 1]."""
-        return self.network(latents).float().clamp(-1.0, 1.0)
+    def forward(self, latents: Tensor, labels: Tensor | None = None, noise: Noise | None = None) -> Tensor:
+        """Map latents (N, latent_dim), and labels (N, K) where there are any, to images (N, C, H, W) in [-1, 1]."""
+        return self.network.from_latents(latents, labels, noise=noise).float().clamp(-1.0, 1.0)
 
     @torch.no_grad()
-    def sample(self, n: int, truncation: float = 1.0, seed: int = 0, start: int = 0) -> Tensor:
+    def sample(
+        self, n: int, truncation: float = 1.0, seed: int = 0, start: int = 0, labels: Tensor | None = None
+    ) -> Tensor:
         """Generate images start .. start + n - 1 of the endless list that belongs to a seed.
 
         On a CPU these are, bit for bit, the images that ``python -m experiments.generate`` writes for the seed.
 
         Args:
             n: Number of images.
-            truncation: Factor on the latents: 1 keeps the prior, 0 gives the image of the mean latent.
+            truncation: See ``LatentGenerator.from_latents``.
             seed: Names the list of images.
             start: First image of the list.
+            labels: Multi-hot labels (K,) that all images are given, in the order of ``classes``; None = rows of the
+                training images, drawn as often as they occur there.
 
         Returns:
             Images (n, C, H, W) float32 in [-1, 1] on the network's device.
 
         Raises:
-            ValueError: If ``n`` is below 1, or ``truncation`` is not 1 and would change nothing.
+            ValueError: If ``n`` is below 1, the network cannot truncate, or it takes no such labels.
         """
         if n < 1:
             raise ValueError(f"n={n}: must be at least 1")
-        if truncation != 1.0 and self.normalises_latents:
-            raise ValueError(f"truncation={truncation}: this network normalises its latents; no factor changes them")
+        if labels is not None and labels.shape != (len(self.classes),):
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: the network takes ({len(self.classes)},)")
         size, device = chunk_size(self.resolution), next(self.network.parameters()).device
 
+        def labels_from(first: int) -> Tensor | None:
+            if not self.classes:
+                return None
+            if labels is not None:
+                return labels.float().expand(size, -1).to(device)
+            return sample_labels(self.label_rows, self.classes, size, seed, first).to(device)
+
         def make(first: int) -> Tensor:
-            return self(sample_latents(self.prior, size, self.latent_dim, seed, first).to(device) * truncation)
+            latents = sample_latents(self.prior, size, self.latent_dim, seed, first).to(device)
+            noise = sample_noise(size, seed, first, device)
+            images = self.network.from_latents(latents, labels_from(first), truncation, noise)
+            return images.float().clamp(-1.0, 1.0)
 
         return torch.cat([images for _, images in in_chunks(make, start, n, size)])
 
@@ -120,21 +152,22 @@ def describe(generator: ExportedGenerator) -> dict[str, Any]:
     """Return what ``load_generator`` needs besides the weights, as plain values."""
     network, (height, width) = generator.network, generator.resolution
     arguments = arguments_of(network)
-    growing = isinstance(network, progressive.Growing)
+    stage, alpha = (network.stage, network.alpha) if isinstance(network, Grows) else (None, None)
     return {
         "network": {
             "class": f"{type(network).__module__}.{type(network).__qualname__}",
             "arguments": arguments,
-            "stage": network.stage if growing else None,
-            "alpha": network.alpha if growing else None,
+            "stage": stage,
+            "alpha": alpha,
         },
         "image": {"height": height, "width": width, "channels": arguments["image_channels"], "low": -1.0, "high": 1.0},
         "latents": {
             "length": generator.latent_dim,
             "prior": generator.prior,
-            "truncation": not generator.normalises_latents,
+            "truncation": generator.network.truncates,
         },
         "chunk": chunk_size(generator.resolution),
+        **({"labels": {"classes": list(generator.classes), "rows": generator.label_rows}} if generator.classes else {}),
     }
 
 
@@ -145,18 +178,26 @@ def weights_of(generator: ExportedGenerator) -> bytes:
     return save({name: tensor.cpu().contiguous().clone() for name, tensor in generator.network.state_dict().items()})
 
 
-def build(network: dict[str, Any], prior: Prior, normalises_latents: bool) -> ExportedGenerator:
+def build(
+    network: dict[str, Any],
+    prior: Prior,
+    classes: Sequence[str] = (),
+    label_rows: Mapping[str, int] | None = None,
+    normalises_latents: bool | None = None,
+) -> ExportedGenerator:
     """Return a generator as it was described, at its stage, with random weights.
 
     Args:
         network: What ``describe`` says of it: class, arguments, stage, alpha.
         prior: Distribution of its latents.
-        normalises_latents: See ``ExportedGenerator``.
+        classes: See ``ExportedGenerator``.
+        label_rows: See ``ExportedGenerator``.
+        normalises_latents: Older bundles say it; the network knows.
 
     Raises:
         ExportError: If the class is none of ``GENERATORS``, or it has no such stage.
     """
-    return ExportedGenerator(_built(network, "the description"), prior, normalises_latents)
+    return ExportedGenerator(_built(network, "the description"), prior, classes, label_rows)
 
 
 def load_generator(folder: str | Path) -> ExportedGenerator:
@@ -178,21 +219,35 @@ def load_generator(folder: str | Path) -> ExportedGenerator:
     except OSError as error:
         raise ExportError(f"{folder}: holds no exported generator ({error})") from error
     try:
-        if said["format"] != FORMAT:
-            raise ExportError(f"{folder / DESCRIPTION}: has format {said['format']!r}, this version reads {FORMAT}")
+        if type(said["format"]) is not int or said["format"] not in (FORMAT, FORMAT_WITH_LABELS):
+            read = f"{FORMAT} and {FORMAT_WITH_LABELS}"
+            raise ExportError(f"{folder / DESCRIPTION}: has format {said['format']!r}, this version reads {read}")
         digest = hashlib.sha256(content).hexdigest()
         if said["files"][WEIGHTS] != digest:
             raise ExportError(f"{folder / WEIGHTS}: is not the file that {DESCRIPTION} describes (SHA-256 {digest})")
         network = _network(said["network"], load(content), folder / WEIGHTS)
-        prior, truncation = said["latents"]["prior"], said["latents"]["truncation"]
-        if prior not in get_args(Prior) or not isinstance(truncation, bool):
+        prior = said["latents"]["prior"]
+        if prior not in get_args(Prior):
             raise ExportError(f"{folder / DESCRIPTION}: does not say how latents are drawn ({said['latents']})")
+        generator = ExportedGenerator(network, prior, *_labels_of(said, folder / DESCRIPTION), said)
     except ExportError:
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, SafetensorError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ExportError(f"{folder}: is no exported generator ({what[:300]})") from error
-    return ExportedGenerator(network, prior, not truncation, said)
+    return generator
+
+
+def _labels_of(said: dict[str, Any], path: Path) -> tuple[list[str], dict[str, int]]:
+    """Return classes and rows of a description; nothing of a network without labels."""
+    labels = said.get("labels", {"classes": [], "rows": {}})
+    classes, rows = labels["classes"], labels["rows"]
+    are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    counted = isinstance(rows, dict) and all(type(n) is int and n > 0 for n in rows.values())
+    known = are_names and counted and set(rows) == set(rows_of(rows, classes)) and len(set(classes)) == len(classes)
+    if not known or sum(rows.values()) > 2**53 or bool(classes) != (said["format"] == FORMAT_WITH_LABELS):
+        raise ExportError(f"{path}: does not say which labels there are")
+    return classes, rows
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -207,7 +262,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     return said
 
 
-def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
+def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> LatentGenerator:
     """Build the network that is described. First without memory, to see whether the weights are its own."""
     cls, arguments = _class_of(said, path.parent), said["arguments"]
     if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
@@ -223,20 +278,20 @@ def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn
     return network
 
 
-def _built(said: dict[str, Any], where: Path | str) -> nn.Module:
+def _built(said: dict[str, Any], where: Path | str) -> LatentGenerator:
     """Build the network that is described, at its stage."""
     cls = _class_of(said, where)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         network = cls(**said["arguments"])
-    if isinstance(network, progressive.Growing):
-        stage, alpha = int(said["stage"]), float(said["alpha"])
-        if not (0 <= stage < len(network.channels) and 0.0 <= alpha <= 1.0 and math.isfinite(alpha)):
-            raise ExportError(f"{where}: stage={stage}, alpha={alpha}: the network has no such stage")
-        network.set_stage(stage, alpha)
+    if isinstance(network, Grows):
+        try:
+            network.set_stage(int(said["stage"]), float(said["alpha"]))
+        except ValueError as error:
+            raise ExportError(f"{where}: {error}") from error
     return network
 
 
-def _class_of(said: dict[str, Any], where: Path | str) -> type[nn.Module]:
+def _class_of(said: dict[str, Any], where: Path | str) -> type[LatentGenerator]:
     cls = GENERATORS.get(said["class"])
     if cls is None:
         raise ExportError(f"{where}: network {said['class']!r} is none of {', '.join(GENERATORS)}")

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.networks.dcgan import channel_counts
+from lightning_modules.networks.latents import LatentGenerator
 from lightning_modules.networks.layers import base_grid
 
 Skips = Literal["none", "previous", "previous_twice", "previous_two"]
@@ -80,7 +81,7 @@ class Block(nn.Module):
         return total
 
 
-class Generator(nn.Module):
+class Generator(LatentGenerator):
     """Linear layer to one channel on the base grid, an optional kernel, then blocks that see earlier layers.
 
     Args:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lightning_modules.networks.latents import LatentGenerator, Noise
 from lightning_modules.networks.layers import (
     EqualizedConv2d,
     EqualizedLinear,
@@ -73,7 +74,13 @@ class Growing(nn.Module):
         self.set_stage(doublings, 1.0)
 
     def set_stage(self, stage: int, alpha: float) -> None:
-        """Work at a stage from now on, its newest layers weighted by alpha."""
+        """Work at a stage from now on, its newest layers weighted by alpha.
+
+        Raises:
+            ValueError: If the network has no such stage.
+        """
+        if not (0 <= stage < len(self.channels) and 0.0 <= alpha <= 1.0):
+            raise ValueError(f"stage={stage}, alpha={alpha}: the network has no such stage")
         self.stage, self.alpha = stage, alpha
 
     @property
@@ -87,7 +94,7 @@ class Growing(nn.Module):
         return block(features)
 
 
-class Generator(Growing):
+class Generator(Growing, LatentGenerator):
     """Latent vectors to images.
 
     Args:
@@ -96,10 +103,9 @@ class Generator(Growing):
         image_channels: Channels of the image, 1 to 4.
         channels: Channels of each stage, smallest resolution first.
         checkpoint_from: See ``Growing``.
-
-    Attributes:
-        arguments: The constructor's arguments as plain values, from which an exported network is built again.
     """
+
+    truncates = False
 
     def __init__(
         self,
@@ -131,6 +137,18 @@ class Generator(Growing):
         if self.stage > 0 and self.alpha < 1.0:
             images = torch.lerp(upsample(self.to_image[self.stage - 1](before).float()), images, self.alpha)
         return images
+
+    def from_latents(
+        self, latents: Tensor, labels: Tensor | None = None, truncation: float = 1.0, noise: Noise | None = None
+    ) -> Tensor:
+        """Return images of latents, which are divided by their length: no factor on them changes anything.
+
+        Raises:
+            ValueError: If ``truncation`` is not 1.
+        """
+        if truncation != 1.0:
+            raise ValueError(f"truncation={truncation}: this network normalises its latents, so no factor changes them")
+        return self.given(latents, labels, noise)
 
 
 class Discriminator(Growing):

@@ -19,10 +19,11 @@ from datamodules.phantoms import Phantoms
 from datamodules.samplers import BatchRequest
 from experiments.tracking import read_rows
 from experiments.training import train
-from lightning_modules.gan import LossRecord
 from lightning_modules.metrics.features import RandomConvNet
 from lightning_modules.metrics.frechet import FeatureSums, frechet_distance
+from lightning_modules.run_record import RunRecord
 from lightning_modules.schedules import ConstantSchedule
+from lightning_modules.step import LossRecord
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,7 @@ def test_generator_that_copies_has_a_ratio_of_zero(tmp_path):
     logged, read = {}, []
 
     class Module:
-        images_seen, image_size, latest, losses = 8, (8, 8), logged, LossRecord()
+        images_seen, image_size, record, losses = 8, (8, 8), RunRecord(latest=logged), LossRecord()
         schedule = ConstantSchedule((8, 8), 8, 8)
 
         def sample(self, n, seed):

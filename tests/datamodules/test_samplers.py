@@ -52,6 +52,20 @@ def test_processes_share_a_batch_without_loss_or_repeat(size, world, share, batc
         assert merged.tolist() == alone[k].tolist()
 
 
+@settings(deadline=None, max_examples=50)
+@given(size=st.integers(1, 40), world=st.integers(1, 3), share=st.integers(1, 6), clock=st.integers(0, 9))
+def test_two_batches_at_once_are_two_of_the_stream(size, world, share, clock):
+    """Nothing is lost or shown twice, and each half of a process's share belongs to one of the two batches."""
+    batch = world * share
+    stream = order(size, batch, 2 * (clock + 1))[2 * clock * batch :]
+    schedule = ConstantSchedule((8, 8), batch, 10**9)
+    for rank in range(world):
+        two = ScheduleBatchSampler(size, schedule, 0, rank, world, lambda: 0, times=2).request(clock * batch)
+        first, second = two.indices[:share], two.indices[share:]
+        assert first.tolist() == stream[:batch][rank::world].tolist()
+        assert second.tolist() == stream[batch:][rank::world].tolist()
+
+
 def test_requests_carry_clock_and_resolution():
     requests = list(islice(sampler(10, 4, clock=8), 3))
     assert [request.images_seen for request in requests] == [8, 12, 16]

@@ -1,16 +1,19 @@
 """The adversarial step: what a phase trains, what it leaves alone, and where its randomness comes from."""
 
 import copy
+import itertools
 
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
+from lightning_modules.cadence import CriticSteps, Every
 from lightning_modules.dcgan import DCGAN
-from lightning_modules.gan import LossRecord, Phase, seeded_generator
 from lightning_modules.kidney_gan import KidneyGAN
+from lightning_modules.networks.latents import seeded_generator
 from lightning_modules.schedules import ConstantSchedule
+from lightning_modules.step import LossRecord, Phase
 from lightning_modules.wgan import WGAN
 from lightning_modules.wgan_gp import WGANGP
 
@@ -101,10 +104,31 @@ def test_generator_follows_five_critic_steps():
     assert module.losses._counts == {"critic/wasserstein": 10, "critic/penalty": 10, "generator/wasserstein": 2}
 
 
+@pytest.mark.parametrize("cadence", [Every(1), Every(3), CriticSteps(5, many=100, first=25, again=100)])
+def test_steps_due_and_cycle_are_what_counting_batches_gives(cadence):
+    ends = [cadence.batches(step + 1) - 1 for step in range(300)]  # index of the batch of each step
+    assert cadence.batches(0) == 0 and all(a < b for a, b in itertools.pairwise(ends))
+    for index in range(ends[-1]):
+        assert cadence.due(index) == (index in ends)
+        assert cadence.steps(index) == sum(end < index for end in ends)
+        before = max((end for end in ends if end < index), default=-1)
+        assert cadence.cycle(index) == min(end for end in ends if end >= index) - before
+
+
+def test_critic_steps_of_va_gan():
+    """100 critic steps in the first 25 steps of the generator and in every 100th, else 5."""
+    cadence = CriticSteps(5, many=100, first=25, again=100)
+    lengths = [cadence.batches(step + 1) - cadence.batches(step) for step in range(350)]
+    assert lengths == [100 if step < 25 or step % 100 == 0 else 5 for step in range(350)]
+    never = CriticSteps(5, many=100, first=0, again=7)
+    assert [never.batches(step + 1) - never.batches(step) for step in range(9)] == [100, *[5] * 6, 100, 5]
+    with pytest.raises(ValueError, match="usual=0: must be at least 1"):
+        CriticSteps(0, many=1, first=0, again=1)
+
+
 def test_phase_is_due_in_the_last_batch_of_each_n():
-    phase = Phase("x", 0, dict, every=3)
-    assert [index for index in range(9) if phase.due(index)] == [2, 5, 8]
-    assert all(Phase("x", 0, dict).due(index) for index in range(3))
+    assert [index for index in range(9) if Every(3).due(index)] == [2, 5, 8]
+    assert all(Phase("x", 0, dict).cadence.due(index) for index in range(3))
 
 
 def test_phase_leaves_no_gradient_on_the_other_network():
@@ -150,7 +174,7 @@ def test_learning_rate_follows_the_clock():
     fit(module, 2)
     scaled = ConstantSchedule(SIZE, BATCH, 100, decay_from_images=0)
     module.schedule = scaled
-    module._run(module.phases()[0], batch_at(module), scaled.at(50).learning_rate_scale)
+    module._run(module.phases()[0], batch_at(module), scaled.at(50))
     assert module._optimizers()[0].param_groups[0]["lr"] == pytest.approx(0.5e-3)
 
 

@@ -229,7 +229,7 @@ def test_the_average_begins_as_the_generator_it_belongs_to():
 @pytest.mark.parametrize("skips, kernel, norm", [("previous", None, "none"), ("previous_two", 3, "batch")])
 def test_exported_generator_makes_the_same_images(tmp_path, skips, kernel, norm):
     module = make(skips=skips, kernel=kernel, norm=norm, prior="truncated_normal", image_size=(40, 32))
-    exported = ExportedGenerator(module.generator_ema, module.prior, module.normalises_latents)
+    exported = ExportedGenerator(module.generator_ema, module.prior)
     content = weights_of(exported)
     said = {**describe(exported), "format": 1, "files": {"generator.safetensors": sha256(content).hexdigest()}}
     (tmp_path / "generator.safetensors").write_bytes(content)

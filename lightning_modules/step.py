@@ -1,22 +1,27 @@
-"""The adversarial step. A family declares phases; ``GANModule`` runs them on one clock.
+"""The step of every family. A family declares phases; ``PhasedModule`` runs them on one clock.
 
 Read a family file (``dcgan.py`` is the shortest) for what is trained; read this file for how a step is carried out.
+``synthesis.py`` adds what makes images from latents.
 """
 
+import math
+import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
-from lightning_modules.networks.latents import Prior, draw, sample_latents, seeded_generator
+from lightning_modules.cadence import EVERY_BATCH, Cadence
+from lightning_modules.networks.latents import seeded_generator
 from lightning_modules.networks.layers import check_shape
+from lightning_modules.run_record import RunRecord
 from lightning_modules.schedules import Point, Schedule
 
 Batch = dict[str, Any]
@@ -26,37 +31,31 @@ class OtherDataError(RuntimeError):
     """A checkpoint was trained on other images than those at hand."""
 
 
-class Score(NamedTuple):
-    """A periodic score: its name, a hash of what two scores must share to be compared, and its value."""
-
-    name: str
-    fingerprint: str
-    value: float
-
-
 @dataclass(frozen=True)
 class Phase:
-    """One optimizer step of an adversarial batch.
+    """One optimizer step of a batch.
 
     Attributes:
-        name: Names the phase in the record; the phase that trains the generator is called "generator".
+        name: Names the phase in the record; the phase that trains a generator is called "generator".
         optimizer: Index into ``configure_optimizers()``. Only this optimizer's parameters are trained, all
             others are frozen while the phase runs.
         losses: Maps a batch to named, weighted scalars; their sum is minimised. A pure function of batch and clock.
-        every: Run in every n-th batch, the last of each n: with a critic at 1 and a generator at 5, the generator
-            follows five critic steps (n_critic, lazy regularisation).
-        after: Called after the optimizer's step, e.g. to clip weights.
+        cadence: In which batches the phase runs.
+        observed: Names of what ``losses`` returns beside the losses: recorded, given to ``after``, not minimised.
+        after: Called after the optimizer's step with all that ``losses`` returned, detached: the place to clip weights
+            and to write state, which ``losses`` may not.
     """
 
     name: str
     optimizer: int
     losses: Callable[[Batch], dict[str, Tensor]]
-    every: int = 1
-    after: Callable[[], None] | None = None
+    cadence: Cadence = EVERY_BATCH
+    observed: tuple[str, ...] = ()
+    after: Callable[[dict[str, Tensor]], None] | None = None
 
-    def due(self, batch_index: int) -> bool:
-        """Tell whether the phase runs in this batch."""
-        return (batch_index + 1) % self.every == 0
+    def minimised(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the sum of what ``losses`` returned, without what is only observed."""
+        return torch.stack([term for name, term in terms.items() if name not in self.observed]).sum()
 
 
 class LossRecord:
@@ -117,14 +116,14 @@ class LossRecord:
 
 
 @torch.no_grad()
-def observe(network: nn.Module, images: Tensor) -> Tensor:
+def observe(network: nn.Module, *inputs: Tensor) -> Tensor:
     """Return what a network answers in its present mode, without moving its buffers.
 
     A discriminator's batch norm takes its statistics from the batch while it trains; its running ones mix real and
     generated images and say nothing. So it is asked in training mode, with copies of the buffers to write to.
     """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    return functional_call(network, buffers, (images,)).float()
+    return functional_call(network, buffers, inputs).float()
 
 
 def _quoted(fact: Any) -> str:
@@ -133,47 +132,48 @@ def _quoted(fact: Any) -> str:
     return f"{text} ..." if len(str(fact)) > 400 else text
 
 
+def classes_problems(classes: Sequence[str]) -> list[str]:
+    """Return what is wrong with names of labels, which "|" joins in tables and which other tools' files hold."""
+    odd = [name for name in classes if not re.fullmatch(r"\w[\w .,()/+:'-]{0,99}", name)]
+    problems = [f"{_quoted(name)!r}: letters, digits, spaces and .,()/+:'-_ make a name" for name in odd]
+    return problems + [f"{_quoted(name)!r} is there twice" for name, count in Counter(classes).items() if count > 1]
+
+
 def check_rate(name: str, value: float) -> None:
     """Raise ValueError unless a learning rate or a weight is a positive, finite number."""
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}={value}: must be a positive number")
 
 
-class GANModule(L.LightningModule, ABC):
-    """Base of every family: runs the phases, keeps the clock, draws the noise, samples.
+class PhasedModule(L.LightningModule, ABC):
+    """Base of everything that is trained: runs the phases, keeps the clock, draws what is random, saves all of it.
 
-    A subclass sets ``generator`` and ``generator_ema`` and writes ``configure_optimizers``, ``phases`` and its losses.
+    A subclass writes ``phases``, ``configure_optimizers`` and its losses.
 
     Args:
         schedule: What depends on time; the same object that the data module holds.
         seed: Seed of every random draw of a step, together with clock, rank and use.
         image_size: Height and width of the images at the end of training, in pixels.
         image_channels: Channels of the images, 1 to 4.
-        latent_dim: Length of a latent vector.
         gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
 
     Attributes:
         grows: Whether the networks follow the schedule's stages.
-        prior: Distribution of the latents.
-        normalises_latents: Whether the generator divides latents by their length, so that a factor on them is lost.
+        real_batches: Batches of real images that a step is given at once: with 2, ``batch["image"]`` holds twice the
+            schedule's batch, of which each half is a batch; the clock counts one.
         images_seen: The clock: real images shown, over all processes; part of the checkpoint.
         losses: Running means of the losses, read and reset by the loss log.
-        latest: Newest value of every logged number, for the progress bar and the choice of the best checkpoint.
-        scored_at: Clock of the newest score, -1 before the first.
-        score: The newest score.
-        verdict: What the health watch says of the run, in a few words; empty until it has spoken.
+        record: What callbacks measure of the run.
+        classes: Names of the labels that the family is told, in the order of its columns; empty = it is told none.
         data_facts: Plain facts of the data set (intensity range, classes, fingerprint) that travel in the checkpoint.
         accept_other_data: Load a checkpoint although it was trained on other images.
-        roll_backs: How often the run has gone back to a checkpoint; each time multiplies all learning rates by
-            ``roll_back_factor``.
+        roll_back_factor: Factor on all learning rates for each time that the run has gone back to a checkpoint.
     """
 
     grows = False
-    prior: Prior = "normal"
-    normalises_latents = False
+    real_batches = 1
+    classes: tuple[str, ...] = ()
     roll_back_factor = 0.5
-    generator: nn.Module
-    generator_ema: nn.Module
 
     def __init__(
         self,
@@ -181,7 +181,6 @@ class GANModule(L.LightningModule, ABC):
         seed: int,
         image_size: Sequence[int],
         image_channels: int,
-        latent_dim: int,
         gradient_clip_norm: float | None,
     ) -> None:
         super().__init__()
@@ -189,23 +188,19 @@ class GANModule(L.LightningModule, ABC):
             raise ValueError(f"image_size={list(image_size)}: give height and width")
         if not 1 <= image_channels <= 4:
             raise ValueError(f"image_channels={image_channels}: must be 1 to 4")
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim={latent_dim}: must be at least 1")
         if gradient_clip_norm is not None and gradient_clip_norm <= 0:
             raise ValueError(f"gradient_clip_norm={gradient_clip_norm}: must be positive, or null for no clipping")
         self.automatic_optimization = False  # several optimizers with their own cadence
         self.schedule = schedule
         self.seed = seed
-        self.image_size, self.image_channels, self.latent_dim = tuple(image_size), image_channels, latent_dim
+        height, width = image_size
+        self.image_size, self.image_channels = (height, width), image_channels
         self.gradient_clip_norm = gradient_clip_norm
         self.images_seen = 0
         self.losses = LossRecord()
-        self.latest: dict[str, float] = {}
-        self.scored_at, self.score = -1, Score("", "", float("inf"))
-        self.verdict = ""
+        self.record = RunRecord()
         self.data_facts: dict[str, Any] = {}
         self.accept_other_data = False
-        self.roll_backs = 0
 
     # What a family writes -------------------------------------------------------------------------------------------
 
@@ -217,23 +212,33 @@ class GANModule(L.LightningModule, ABC):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return the optimizers that the phases refer to by index."""
 
+    def check_batch(self, batch: Batch, point: Point) -> None:
+        """Raise ValueError unless a batch holds images of the family's channels at the point's resolution."""
+        check_shape(batch["image"], self.image_channels, point.resolution)
+
+    def example_batch(self, n: int, point: Point) -> Batch:
+        """Return a batch of n random images, with labels if it is told any: for measuring what a step takes."""
+        images = torch.rand(self.real_batches * n, self.image_channels, *point.resolution, device=self.device) * 2 - 1
+        labels = torch.zeros(len(images), len(self.data_facts.get("classes", self.classes)), device=self.device)
+        return {"image": images, "label": labels, "images_seen": point.images_seen}
+
     def set_point(self, point: Point) -> None:
         """Bring networks that change with time to a point of the schedule; most families have none."""
 
-    def critic_scores(self, images: Tensor) -> Tensor:
-        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
+    def process_state(self) -> dict[str, Tensor]:
+        """Return what each process has of its own, e.g. a pool of earlier images: of one shape and type on all.
 
-        Higher means more real. A family answers with ``observe(its discriminator, images)``.
+        Shapes and types stay the same over the whole run. A checkpoint holds that of all processes. On resuming,
+        process r takes that of process r, or of r modulo their number where there were fewer.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no critic_scores, which the health watch needs: write it, or set "
-            "callbacks.health=null"
-        )
+        return {}
 
-    def as_shown(self, images: Tensor) -> Tensor:
-        """Return real images (N, C, H, W) of the final resolution as the discriminator is shown them at this clock."""
-        resolution = self.schedule.at(self.images_seen).resolution
-        return F.interpolate(images, resolution, mode="area") if images.shape[2:] != resolution else images
+    def load_process_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what ``process_state`` returned when the checkpoint was written, on the CPU."""
+
+    def optimizer_values(self, phase: Phase, point: Point) -> dict[str, Any]:
+        """Return what else changes with the clock in a phase's optimizer besides its rate, e.g. ``{"betas": ...}``."""
+        return {}
 
     # The step -------------------------------------------------------------------------------------------------------
 
@@ -245,13 +250,18 @@ class GANModule(L.LightningModule, ABC):
                 "sampler and module have lost each other"
             )
         point = self.schedule.at(self.images_seen)
-        check_shape(batch["image"], self.image_channels, point.resolution)
+        self.check_batch(batch, point)
         for phase in self.phases():
-            if phase.due(point.batch_index):
-                self._run(phase, batch, point.learning_rate_scale * self.roll_back_factor**self.roll_backs)
+            if phase.cadence.due(point.batch_index):
+                self._run(phase, batch, point)
         self.images_seen += point.batch_size
         if self.images_seen >= self.schedule.total_images:
             self.trainer.should_stop = True
+
+    def learning_rate_scale(self, point: Point) -> float:
+        """Return the factor on every optimizer's learning rate: the schedule's, of roll-backs, and of drops so far."""
+        drops = [factor for clock, factor in self.record.rate_drops if clock <= point.images_seen]
+        return point.learning_rate_scale * self.roll_back_factor**self.record.roll_backs * math.prod(drops)
 
     def on_train_start(self) -> None:
         """Let the configuration decide what it names: a loaded optimizer state brings its old rates and betas along.
@@ -267,82 +277,37 @@ class GANModule(L.LightningModule, ABC):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def _run(self, phase: Phase, batch: Batch, learning_rate_scale: float) -> None:
+    def _run(self, phase: Phase, batch: Batch, point: Point) -> None:
         optimizer = self._optimizers()[phase.optimizer]
+        rate = optimizer.defaults["lr"] * self.learning_rate_scale(point)
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * learning_rate_scale
+            group.update(lr=rate, **self.optimizer_values(phase, point))
         with self.toggled_optimizer(optimizer):
             optimizer.zero_grad(set_to_none=True)
-            losses = phase.losses(batch)
+            terms = phase.losses(batch)
             # Lightning calls the step under autocast; a backward pass follows the types of its forward pass by itself.
             with torch.autocast(self.device.type, enabled=False):
-                self.manual_backward(torch.stack(list(losses.values())).sum())
+                self.manual_backward(phase.minimised(terms))
             if self.gradient_clip_norm is not None:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
             optimizer.step()
+        terms = {name: term.detach() for name, term in terms.items()}
         if phase.after is not None:
-            phase.after()
-        for name, loss in losses.items():
-            self.losses.add(f"{phase.name}/{name}", loss.detach(), self.images_seen)
+            phase.after(terms)
+        for name, term in terms.items():
+            self.losses.add(f"{phase.name}/{name}", term, self.images_seen)
 
-    # Randomness and sampling ----------------------------------------------------------------------------------------
+    def labels_of(self, batch: Batch) -> Tensor:
+        """Return the labels (N, K) of a batch in the order of ``classes``."""
+        of_data: Sequence[str] = self.data_facts.get("classes", self.classes)
+        return batch["label"][:, [of_data.index(name) for name in self.classes]]
+
+    # Randomness -----------------------------------------------------------------------------------------------------
 
     def random(self, use: str) -> torch.Generator:
         """Return the generator for one use in the present step, different on every rank."""
         return seeded_generator(self.device, self.seed, self.images_seen, self.global_rank, use)
-
-    def draw_latents(self, n: int, use: str) -> Tensor:
-        """Draw latents (n, latent_dim) for one use in the present step."""
-        return draw(self.prior, n, self.latent_dim, self.random(f"{use}/latents"))
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        truncation: float = 1.0,
-        seed: int = 0,
-        ema: bool = True,
-        start: int = 0,
-    ) -> Tensor:
-        """Generate images start .. start + n - 1 of the endless list that belongs to a seed.
-
-        Image i depends on (seed, i) alone, so processes can share the work and get the images that one would get.
-
-        Args:
-            n: Number of images.
-            labels: Multi-hot labels (n, K); only a conditional family takes them.
-            truncation: Factor on the latents: 1 keeps the prior, 0 gives the image of the mean latent.
-            seed: Names the list of images.
-            ema: Use the averaged generator, else the live one.
-            start: First image of the list.
-
-        Returns:
-            Images (n, C, H, W) float32 in [-1, 1] on the module's device; a growing network's are as large as its
-            present stage.
-
-        Raises:
-            ValueError: If the family cannot do what is asked for.
-        """
-        if labels is not None:
-            raise ValueError(f"{type(self).__name__} is unconditional: it cannot generate given labels")
-        if truncation != 1.0 and self.normalises_latents:
-            raise ValueError(
-                f"truncation={truncation}: {type(self).__name__} normalises its latents, so no factor changes them"
-            )
-        return self.unclamped_sample(n, truncation, seed, ema, start).clamp(-1.0, 1.0)
-
-    @torch.no_grad()
-    def unclamped_sample(self, n: int, truncation: float, seed: int, ema: bool, start: int) -> Tensor:
-        """Generate the images of ``sample`` as the discriminator sees them: a linear last layer leaves [-1, 1]."""
-        latents = sample_latents(self.prior, n, self.latent_dim, seed, start)
-        generator = self.generator_ema if ema else self.generator
-        was_training = generator.training
-        generator.eval()
-        images = generator(latents.to(self.device) * truncation)
-        generator.train(was_training)
-        return images.float()
 
     # Checkpoint -----------------------------------------------------------------------------------------------------
 
@@ -354,9 +319,11 @@ class GANModule(L.LightningModule, ABC):
         """Add the clock and what belongs to it, as plain numbers."""
         checkpoint["images_seen"] = self.images_seen
         checkpoint["losses"] = self.losses.state_dict(self.all_gather)  # type: ignore[arg-type]
-        checkpoint["latest"] = dict(self.latest)
+        checkpoint["latest"] = dict(self.record.latest)
         checkpoint["data_facts"] = self.data_facts
-        checkpoint["roll_backs"] = self.roll_backs
+        checkpoint["roll_backs"] = self.record.roll_backs
+        checkpoint["rate_drops"] = [list(drop) for drop in self.record.rate_drops]
+        checkpoint["process_state"] = {name: self._of_all(tensor) for name, tensor in self.process_state().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue at the clock of the checkpoint.
@@ -366,6 +333,8 @@ class GANModule(L.LightningModule, ABC):
         """
         before = checkpoint["data_facts"]
         changed = [key for key in before if key != "reading" and before[key] != self.data_facts.get(key)]
+        if changed != ["label_rows"] or not self.classes:  # other images have other labels; few families are told any
+            changed = [key for key in changed if key != "label_rows"]
         if self.data_facts and changed and not self.accept_other_data:
             differences = "; ".join(
                 f"{_quoted(key)}: was {_quoted(before[key])}, is {_quoted(self.data_facts.get(key))}" for key in changed
@@ -379,6 +348,15 @@ class GANModule(L.LightningModule, ABC):
         self.images_seen = checkpoint["images_seen"]
         self.set_point(self.schedule.at(self.images_seen))
         self.losses.load_state_dict(checkpoint["losses"], self.global_rank)
-        self.latest = dict(checkpoint["latest"])
+        self.record.latest = dict(checkpoint["latest"])
         # A run that is going back has counted it already; the checkpoint is from before.
-        self.roll_backs = max(self.roll_backs, checkpoint.get("roll_backs", 0))
+        self.record.roll_backs = max(self.record.roll_backs, checkpoint.get("roll_backs", 0))
+        self.record.rate_drops = [(clock, factor) for clock, factor in checkpoint.get("rate_drops", [])]
+        if states := checkpoint.get("process_state", {}):
+            self.load_process_state({name: all_[self.global_rank % len(all_)] for name, all_ in states.items()})
+
+    def _of_all(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of every process, stacked, on the CPU."""
+        gathered = self.all_gather(tensor)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(self.trainer.world_size, *tensor.shape).cpu()
