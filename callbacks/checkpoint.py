@@ -109,13 +109,14 @@ class PeriodicCheckpoint(Checkpoint):
         """Start the stopwatch; forget a best score whose checkpoint is gone, so that a later one takes its place."""
         self._saved_at = time.monotonic()
         best = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
-        clock = trainer.strategy.broadcast(_clock_of(best), src=0)
-        if clock is None:
+        if not trainer.strategy.broadcast(best.is_file(), src=0):
             self.best = {}
-        elif pl_module.grows and pl_module.schedule.has_grown(clock):
-            # Older runs let every stage compete. Where the grown network has won, its score is still the one to beat.
-            old = {kind: value for kind, value in self.best.items() if not kind.endswith(GROWN)}
-            self.best = {kind + GROWN: value for kind, value in old.items()} | self.best
+        # Older runs let every stage compete. Where the grown network has won, its score is still the one to beat.
+        old = {kind: value for kind, value in self.best.items() if pl_module.grows and not kind.endswith(GROWN)}
+        if old:
+            clock = trainer.strategy.broadcast(_clock_of(best) if trainer.is_global_zero else 0, src=0)
+            if pl_module.schedule.has_grown(clock):
+                self.best = {kind + GROWN: value for kind, value in old.items()} | self.best
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Clocked, outputs: Any, batch: Any, batch_idx: int
@@ -188,10 +189,8 @@ class PeriodicCheckpoint(Checkpoint):
         return not error
 
 
-def _clock_of(path: Path) -> int | None:
-    """Return the clock of a checkpoint, or None if there is none that can be read."""
-    if not path.is_file() or not is_intact(path):
-        return None
+def _clock_of(path: Path) -> int:
+    """Return the clock of a checkpoint, without its tensors."""
     return int(torch.load(path, map_location="meta", weights_only=True)["images_seen"])
 
 

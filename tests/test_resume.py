@@ -109,6 +109,21 @@ def test_checkpoint_of_an_older_version_goes_on_to_the_same_bits(whole_run, tmp_
     assert torch.load(part / "checkpoints" / "best.ckpt", weights_only=True)["images_seen"] == 96
 
 
+def test_best_checkpoint_of_an_older_version_that_had_grown_stays_the_one_to_beat(whole_run, tmp_path):
+    whole = whole_run("progressive", 1)
+    part = tmp_path / "runs" / "progressive" / whole.name
+    shutil.copytree(whole, part)
+    checkpoint = part / "checkpoints" / "images_000000000088.ckpt"  # faded in since 84
+    content = torch.load(checkpoint, weights_only=True)
+    newest = torch.load(newest_checkpoint(whole), weights_only=True)
+    (kind,) = newest["callbacks"]["PeriodicCheckpoint"]["best"]
+    content["callbacks"]["PeriodicCheckpoint"]["best"] = {kind.removesuffix(" grown"): 1e-9}
+    torch.save(content, checkpoint)
+    shutil.copy(checkpoint, part / "checkpoints" / "best.ckpt")
+    run("progressive", tmp_path, 1, f"resume={checkpoint}")
+    assert torch.load(part / "checkpoints" / "best.ckpt", weights_only=True)["images_seen"] == 88
+
+
 def test_pass_of_the_tiny_run_is_forty_images(whole_run):
     lines = (whole_run("dcgan", 1) / "log.txt").read_text().splitlines()
     assert next(line for line in lines if line.lstrip().startswith("train ")).split()[1] == "40"

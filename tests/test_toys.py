@@ -30,7 +30,6 @@ from lightning_modules.schedules import ConstantSchedule
 from lightning_modules.step import Phase
 
 toys.found()
-from lightning_modules.toy_classifier import ToyClassifier  # noqa: E402
 
 NOISY = ["module.noisy=true"]
 COUNT = 20
@@ -195,6 +194,8 @@ def test_images_without_a_finding_can_be_asked_for(runs, tmp_path):
 
 @pytest.mark.parametrize("can_do", [Averages, Samples, Judges])
 def test_what_a_family_can_do(runs, can_do):
+    from lightning_modules.toy_classifier import ToyClassifier
+
     assert can(load_run(runs["conditional"]).module, can_do)
     assert not can(torch.nn.Linear(1, 1), can_do)
     assert not can(ToyClassifier(ConstantSchedule((8, 8), 8, 80), 0, (8, 8), ["Cyst"]), can_do)
