@@ -178,6 +178,14 @@ def _assert_equal(a, b, where: str) -> None:
         assert a == b, where
 
 
+@pytest.fixture(scope="session")
+def translator_run(tmp_path_factory) -> Path:
+    """A tiny run of the toy translator: 12 steps of 8 pairs, of which 18 are held out. Copy it before changing it."""
+    from toy_runs import trained
+
+    return trained("translator", tmp_path_factory.mktemp("translator"))
+
+
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[_middle(path)] ^= 1
