@@ -254,7 +254,7 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
 
 
 def problems_of_pairs(parts: Parts) -> list[str]:
-    """Return what keeps a translator from its sources: data without any, with other channels, or not paired."""
+    """Return what keeps a translator from its sources: there are none, of other channels, or not of the targets."""
     family, data = type(parts.module).__name__, type(parts.data).__name__
     translates, has_sources = can(parts.module, Translates), hasattr(parts.data, "source_channels")
     if translates != has_sources:
@@ -263,11 +263,12 @@ def problems_of_pairs(parts: Parts) -> list[str]:
     if not translates:
         return []
     pairs = cast(RealPairs, parts.data)
+    asking = [("data", family)] if parts.module.needs_pairs else []
+    asking += [("callbacks", "PairedError") for callback in parts.callbacks if isinstance(callback, PairedError)]
     problems = [
-        f"callbacks: a callbacks.paired_error.PairedError needs pairs, and those of {data} do not belong together; use "
-        "callbacks.fid.FrechetScore"
-        for callback in parts.callbacks
-        if isinstance(callback, PairedError) and not pairs.paired
+        f"{key}: {what} needs pairs, and sources and targets of {data} do not belong together"
+        for key, what in asking
+        if not pairs.paired
     ]
     if parts.module.source_channels != pairs.source_channels:
         problems.append(

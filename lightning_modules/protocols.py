@@ -121,6 +121,7 @@ class Translates(Averages, Protocol):
     """Makes images from images."""
 
     source_channels: int
+    needs_pairs: bool
     generator: Translator
     generator_ema: Translator
 

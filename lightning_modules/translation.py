@@ -29,8 +29,12 @@ class Translation(PhasedModule):
         source_channels: Channels of the sources, 1 to 4.
         image_channels: Channels of the targets, 1 to 4.
         gradient_clip_norm: Largest 2-norm of a phase's gradient; None = no clipping.
+
+    Attributes:
+        needs_pairs: Whether source i has to belong to target i.
     """
 
+    needs_pairs = False
     generator: Translator
     generator_ema: Translator
 

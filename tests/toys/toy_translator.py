@@ -43,18 +43,18 @@ class Generator(Translator):
 
 
 class Discriminator(nn.Module):
-    """A linear score of an image beside its source."""
+    """A linear score of an image, or of an image beside its source."""
 
     def __init__(self, pixels: int) -> None:
         super().__init__()
         self.score = nn.Linear(pixels, 1)
 
-    def forward(self, images, sources):
-        return self.score(torch.cat([images, sources], dim=1).flatten(1))[:, 0].float()
+    def forward(self, *images):
+        return self.score(torch.cat(images, dim=1).flatten(1))[:, 0].float()
 
 
 class ToyTranslator(Translation):
-    """A small pix2pix with a way back.
+    """A small pix2pix with a way back, or without pairs a small CycleGAN of one cycle.
 
     Args:
         schedule: What depends on time.
@@ -63,6 +63,7 @@ class ToyTranslator(Translation):
         source_channels: Channels of the sources.
         image_channels: Channels of the targets.
         noisy: Whether the generator draws numbers of its own.
+        needs_pairs: Whether the losses look at pairs.
     """
 
     def __init__(
@@ -73,11 +74,14 @@ class ToyTranslator(Translation):
         source_channels: int = 1,
         image_channels: int = 1,
         noisy: bool = False,
+        needs_pairs: bool = True,
     ) -> None:
         super().__init__(schedule, seed, image_size, source_channels, image_channels, gradient_clip_norm=None)
         self.generator = Generator(image_size, source_channels, image_channels, noisy)
         self.generator_ema = frozen_copy(self.generator)
-        self.discriminator = Discriminator((source_channels + image_channels) * image_size[0] * image_size[1])
+        self.needs_pairs = needs_pairs
+        looked_at = image_channels + (source_channels if needs_pairs else 0)
+        self.discriminator = Discriminator(looked_at * image_size[0] * image_size[1])
         self.pool = torch.zeros(2, image_channels, *image_size)  # the newest translations of this process
         self.filled = torch.zeros((), dtype=torch.int64)
 
@@ -106,21 +110,28 @@ class ToyTranslator(Translation):
         return self.generator.from_sources(sources, self.draw_noise(len(sources), use))
 
     def critic_scores(self, images: Tensor, told: Tensor | None = None) -> Tensor:
-        return observe(self.discriminator, images, told)
+        return observe(self.discriminator, *self.shown(images, told))
+
+    def shown(self, images: Tensor, sources: Tensor | None) -> tuple[Tensor, ...]:
+        """Return what the discriminator is shown."""
+        return (images, sources) if self.needs_pairs else (images,)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = self.fake("discriminator", batch["source"])
             fake[: int(self.filled)] = self.pool[: int(self.filled)].to(fake.device)
-        real_scores = self.discriminator(batch["target"], batch["source"])
-        return {"adversarial": logistic_discriminator_loss(real_scores, self.discriminator(fake, batch["source"]))}
+        real_scores = self.discriminator(*self.shown(batch["target"], batch["source"]))
+        fake_scores = self.discriminator(*self.shown(fake, batch["source"]))
+        return {"adversarial": logistic_discriminator_loss(real_scores, fake_scores)}
 
     def generator_losses(self, batch: Batch) -> dict[str, Tensor]:
         source, fake = batch["source"], self.fake("generator", batch["source"])
         back = self.generator.translated(self.generator.back, fake, self.draw_noise(len(fake), "back"), "back")
+        scores = self.discriminator(*self.shown(fake, source))
+        of_pairs = {"l1": F.l1_loss(fake, batch["target"])} if self.needs_pairs else {}
         return {
-            "adversarial": 0.1 * non_saturating_generator_loss(self.discriminator(fake, source)),
-            "l1": F.l1_loss(fake, batch["target"]),
+            "adversarial": 0.1 * non_saturating_generator_loss(scores),
+            **of_pairs,
             "cycle": F.l1_loss(back, source),
             "newest": fake.mean(),
         }
