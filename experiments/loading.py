@@ -1,7 +1,7 @@
 """What a run has trained, from a run directory or one of its checkpoints, and the images that it makes."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,20 @@ from experiments.checkpoint_check import check_trained
 from experiments.config import ConfigError, Experiment, Node
 from experiments.run_directory import newest_usable_checkpoint, opened, recorded_config
 from lightning_modules.networks.latents import chunk_size, in_chunks
-from lightning_modules.protocols import Averages, Samples, Translates, can
+from lightning_modules.protocols import Averages, Clocked, Samples, Translates, can
 from lightning_modules.schedules import Schedule
 from lightning_modules.step import PhasedModule, classes_problems
 
-Family = TypeVar("Family", bound=Averages)
-# What a family that lacks it is told.
+Family = TypeVar("Family", bound=Averages, covariant=True)
+# What is said of a family that lacks it, and what another that could do the work is called.
 _LACKS: dict[type, str] = {
     Samples: "makes no images from latents",
     Translates: "translates no images",
     Averages: "makes no images",
+}
+_INSTEAD: dict[type, tuple[type, str]] = {
+    Samples: (Translates, "; python -m experiments.translate translates images with it"),
+    Translates: (Samples, "; python -m experiments.generate makes images with it"),
 }
 
 
@@ -86,7 +90,8 @@ def load_trained(path: Path, device: torch.device | str, what: type[Family]) -> 
     module.data_facts = content["data_facts"]
     module.eval().requires_grad_(False).to(device)
     if not can(module, what):
-        raise ConfigError([f"{directory}: {type(module).__name__} {_LACKS[what]}"])
+        other, said = _INSTEAD.get(what, (Clocked, ""))
+        raise ConfigError([f"{directory}: {type(module).__name__} {_LACKS[what]}{said if can(module, other) else ''}"])
     intensity = Intensity(**facts.intensity.model_dump())
     return Trained(directory, checkpoint, config, module, intensity, _hash(module))
 
@@ -138,6 +143,24 @@ def generate(
             return module.sample(size, repeated, truncation, seed, start=first)
 
     yield from in_chunks(make, start, count, size)
+
+
+def translated(module: Translates, sources: Iterable[Tensor], seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Yield the translation (C, H, W) of each source (source_channels, H, W) in [-1, 1], on the CPU.
+
+    They are the averaged generator's. Always in float32 and one by one, since sources may differ in size: image i is a
+    function of (seed, i, source).
+
+    Args:
+        module: The family, in evaluation mode.
+        sources: The sources.
+        seed: Of what a noisy network draws.
+        start: Place of the first source in its list.
+    """
+    for place, source in enumerate(sources, start):
+        with torch.autocast(module.device.type, enabled=False), same_bits_each_time(module.device):
+            image = module.translate(source[None], seed, start=place)[0].cpu()
+        yield image
 
 
 def same_bits_each_time(device: torch.device) -> AbstractContextManager:

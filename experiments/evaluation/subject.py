@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from datamodules.base import ImageDataModule
 from datamodules.value_range import ends_of, share_used, unlike_shares
 from experiments import config as cfg
 from experiments.config import ConfigError
-from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages
+from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages, TranslatedImages
 from experiments.evaluation.scoring import Sets
 from experiments.evaluation.settings import Suite
 from experiments.folders import image_cache, overlap
-from experiments.loading import Trained, data_of, load_run
+from experiments.loading import Trained, data_of, load_trained
 from experiments.run_directory import recorded_config, refuse_links
+from lightning_modules.protocols import Averages, Translates, can
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +33,11 @@ class Subject:
 
     Attributes:
         path: As the user named it.
-        trained: The run's generator; None = a folder.
+        trained: What the run has trained, a generator or a translator; None = a folder.
     """
 
     path: Path
-    trained: Trained | None
+    trained: Trained[Averages] | None
 
 
 def subject_of(path: Path, device: torch.device) -> Subject:
@@ -45,7 +47,7 @@ def subject_of(path: Path, device: torch.device) -> Subject:
         ConfigError: If it is neither a run nor a folder, or the run directory leads elsewhere.
     """
     if path.is_file() or (path / "config.yaml").is_file():
-        trained = load_run(path, device)
+        trained = load_trained(path, device, Averages)
         refuse_links(trained.directory)
         return Subject(path, trained)
     if path.is_dir():
@@ -119,7 +121,7 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _refuse(suite, "these are for a folder that is evaluated", "generated_value_range", "generated_labels")
         if isinstance(data, ImageDataModule):
             _refuse(suite, "this is for folders of images", "pad")
-        generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
+        generated = _made(suite, subject.trained, real)
     else:
         value_range = suite.generated_value_range
         labels = Path(suite.generated_labels) if suite.generated_labels else None
@@ -129,9 +131,27 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)
     warnings = _warnings(real, generated, held_out)
+    if isinstance(generated, TranslatedImages) and generated.split == "train":
+        warnings += ("the translator was trained on these sources: split=val or test shows what it does to new ones",)
     for warning in warnings:
         log.warning("warning: %s", warning)
     return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None, warnings)
+
+
+def _made(suite: Suite, trained: Trained[Any], real: ImageSet) -> ImageSet:
+    """Return what a run makes: as many images as there are real ones, or translations."""
+    if not can(trained.module, Translates):
+        return GeneratedImages(trained, len(real), suite.seed, suite.truncation)
+    if suite.truncation != 1.0:
+        raise ConfigError([f"truncation={suite.truncation:g}: a translator has no latents to truncate"])
+    if not isinstance(real, RealImages) or not hasattr(real.data, "source_size"):
+        raise ConfigError(
+            [
+                f"against={suite.against}: holds no sources for a translator; translate images with "
+                "python -m experiments.translate, and evaluate the folder that it writes"
+            ]
+        )
+    return TranslatedImages(trained, real, suite.seed)
 
 
 def cache_dir(data: ImageDataModule | Path) -> Path:
@@ -148,7 +168,7 @@ def _refuse(suite: Suite, why: str, *names: str) -> None:
         raise ConfigError([f"{', '.join(given)}: {why}"])
 
 
-def _differences(data: ImageDataModule, trained: Trained) -> str:
+def _differences(data: ImageDataModule, trained: Trained[Any]) -> str:
     """Return in what a data set is not the one that a run was trained on, or nothing."""
     before, now = trained.module.data_facts, data.facts()
     changed = [key for key in ("data_set", "images", "fingerprint") if before.get(key) != now[key]]
@@ -159,7 +179,7 @@ def _differences(data: ImageDataModule, trained: Trained) -> str:
     return "; ".join(said)
 
 
-def _size_of(trained: Trained) -> tuple[int, int]:
+def _size_of(trained: Trained[Any]) -> tuple[int, int]:
     return trained.module.image_size
 
 
