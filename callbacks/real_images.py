@@ -38,7 +38,8 @@ class RealImages(Protocol):
 class RealPairs(RealImages, Protocol):
     """The real images of a translator's run: as real images its targets, and the sources.
 
-    A batch holds ``source`` and ``target`` in place of ``image``.
+    A batch holds ``source`` and ``target`` in place of ``image``. The facts of the data (``facts()``) say ``source``
+    (channels, intensity, fingerprint of each split) and ``paired``, so that no run is resumed on other sources.
     """
 
     source_channels: int

@@ -21,7 +21,7 @@ _MARKS = re.compile(r"([\\`*\[\]|])")
 _LONGEST = 1_000  # characters of a value
 
 
-def model_card(trained: Trained, description: dict[str, Any], sample_count: int, loading: str) -> str:
+def model_card(trained: Trained[Any], description: dict[str, Any], sample_count: int, loading: str) -> str:
     """Return the model card.
 
     It names no file, no path and no patient, and of the configuration only settings that cannot hold free text.
@@ -29,14 +29,11 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int,
     Args:
         trained: The run and its generator.
         description: What ``generator.json`` says.
-        sample_count: Images in ``samples.png``.
+        sample_count: Images in ``samples.png``; 0 = there is none.
         loading: How the files are used, in Markdown.
     """
     parts = [
-        f"# {_said(description['name'])}: a generator of synthetic images",
-        "Every image that it makes is synthetic and shows no patient. Not for diagnosis or any clinical decision.",
-        f"![{sample_count} generated images](samples.png)",
-        f"Images 0 to {sample_count - 1} of seed 0, not selected.",
+        *(_head_of_translator if "source" in description else _head)(_said(description["name"]), sample_count),
         _overview(trained, description),
         "## Loading",
         loading,
@@ -51,18 +48,47 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int,
         "## Health of the training",
         _health(trained),
         "## Intended use",
-        "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
-        "studies of generative models. How well the images serve a purpose has to be shown for that purpose.",
+        _intended_use(description),
         "## Limits",
-        _limits(trained.directory),
+        _limits(trained.directory, "source" in description),
         "## Licence",
         f"Of these weights: {_said(description['licence'])}. Of Mirage's code: Apache-2.0.",
     ]
     return redacted("\n\n".join(parts) + "\n")
 
 
-def _overview(trained: Trained, description: dict[str, Any]) -> str:
-    module, image, latents = trained.module, description["image"], description["latents"]
+def _head(name: str, sample_count: int) -> list[str]:
+    return [
+        f"# {name}: a generator of synthetic images",
+        "Every image that it makes is synthetic and shows no patient. Not for diagnosis or any clinical decision.",
+        f"![{sample_count} generated images](samples.png)",
+        f"Images 0 to {sample_count - 1} of seed 0, not selected.",
+    ]
+
+
+def _head_of_translator(name: str, sample_count: int) -> list[str]:
+    return [
+        f"# {name}: a translator of images",
+        "Every image that it makes is synthetic, and is made of an image of a patient: it is that patient's data. Not "
+        "for diagnosis or any clinical decision: findings of the source may be missing in it, others may be invented.",
+        "No samples are shown: they would be made of patients' images.",
+    ]
+
+
+def _intended_use(description: dict[str, Any]) -> str:
+    if "source" in description:
+        return (
+            "Research on image-to-image translation. How far a translation can be trusted has to be shown for the "
+            "purpose, on patients whose true target is known, finding by finding."
+        )
+    return (
+        "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
+        "studies of generative models. How well the images serve a purpose has to be shown for that purpose."
+    )
+
+
+def _overview(trained: Trained[Any], description: dict[str, Any]) -> str:
+    module, image = trained.module, description["image"]
     point, stages = module.schedule.at(module.images_seen), module.schedule.stages()
     total, intensity = module.schedule.total_images, trained.intensity
     paper = " ".join((inspect.getdoc(inspect.getmodule(type(module))) or UNKNOWN).partition("\n\n")[0].split())
@@ -72,8 +98,7 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
         ("images", f"{image['height']} x {image['width']} pixels (height x width), {_channels(image['channels'])}"),
         ("values", f"-1 is {intensity.low:g}, 1 is {intensity.high:g} {intensity.unit} ({intensity.meaning})"),
         ("bits of the training images", intensity.bits),
-        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']][0]}"),
-        ("truncation", "a factor on the latents" if latents["truncation"] else "none: latents are normalised"),
+        *(_input_of_translator if "source" in description else _input)(description, module.data_facts),
         ("parameters", f"{sum(p.numel() for p in module.generator_ema.parameters()):,}"),
         ("trained with", f"{module.images_seen:,} of {total:,} planned images (state of the run: {_said(state)})"),
         ("run", description["run"]),
@@ -86,6 +111,24 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
         stage = f"{point.stage} (of 0 to {len(stages) - 1}), faded in by {point.alpha:.0%}; {size} size"
         rows.insert(5, ("stage of growth", stage))
     return _table(("", ""), rows)
+
+
+def _input(description: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    latents = description["latents"]
+    return [
+        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']][0]}"),
+        ("truncation", "a factor on the latents" if latents["truncation"] else "none: latents are normalised"),
+    ]
+
+
+def _input_of_translator(description: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    values = facts.get("source", {}).get("intensity")
+    meaning = values and f"-1 is {values['low']:g}, 1 is {values['high']:g} {values['unit']} ({values['meaning']})"
+    return [
+        ("sources", f"images of any size that the network takes, {_channels(description['source']['channels'])}"),
+        ("values of the sources", meaning),
+        ("trained on pairs", ("yes" if facts["paired"] else "no") if "paired" in facts else None),
+    ]
 
 
 # In words, and as a draw with what it needs besides numpy.
@@ -145,6 +188,40 @@ def loading_of(description: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def loading_of_translator(description: dict[str, Any]) -> str:
+    """Return how ``generator.safetensors`` and ``generator.onnx`` of a translator are used."""
+    image, channels = description["image"], description["source"]["channels"]
+    size, intensity = f"{image['height']}, {image['width']}", description["intensity"]
+    low, high = intensity["low"], intensity["high"]
+    unit = " ".join(str(intensity["unit"]).replace("`", "'").split())
+    lines = [
+        "```python",
+        "import torch",
+        "",
+        "from lightning_modules.networks.exported import load_translator",
+        "",
+        'translator = load_translator("FOLDER")  # this folder; needs Mirage and torch, not Lightning',
+        f"sources = torch.zeros(4, {channels}, {size})  # yours, in -1 to 1",
+        f"images = translator.translate(sources)  # (4, {image['channels']}, {size}) in -1 to 1",
+        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {unit}",
+        "```",
+    ]
+    if "generator.onnx" in description["files"]:
+        lines += [
+            "",
+            f"Or without Mirage and torch, for images of {image['height']} x {image['width']} pixels:",
+            "",
+            "```python",
+            "import numpy, onnxruntime",
+            "",
+            'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
+            f"sources = numpy.zeros((4, {channels}, {size}), dtype=numpy.float32)  # yours",
+            'images = session.run(None, {"sources": sources})[0]',
+            "```",
+        ]
+    return "\n".join(lines)
+
+
 def _data(facts: dict[str, Any]) -> str:
     classes = facts.get("classes")
     names = ", ".join(map(str, classes)) if isinstance(classes, list) else None
@@ -163,7 +240,7 @@ def _entry(values: Any, key: str) -> Any:
     return values.get(key) if isinstance(values, dict) else None
 
 
-def _training(trained: Trained) -> str:
+def _training(trained: Trained[Any]) -> str:
     config, recorded = trained.config, read_object(trained.directory / "versions.json")
     trainer = config.get("trainer", {})
     rows: list[tuple[Any, Any]] = []
@@ -187,7 +264,7 @@ def _at(config: dict[str, Any], key: str) -> Any:
     return node if isinstance(node, dict) else {}
 
 
-def _scores(trained: Trained) -> list[str]:
+def _scores(trained: Trained[Any]) -> list[str]:
     """Return the newest score that training took, and what evaluations of these weights have found."""
     clock = trained.module.images_seen
     taken = [row for row in read_rows(trained.directory / "scores.jsonl") if row["images_seen"] <= clock]
@@ -201,7 +278,7 @@ def _scores(trained: Trained) -> list[str]:
     return parts or [f"Scores: {UNKNOWN}."]
 
 
-def _privacy(trained: Trained) -> list[str]:
+def _privacy(trained: Trained[Any]) -> list[str]:
     """Return the verdicts of the privacy evaluations of these weights."""
     parts = []
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
@@ -261,7 +338,7 @@ def _range(row: dict[str, Any], prefix: str) -> str | None:
     return None if low is None or high is None else f"{_text(low)} to {_text(high)}"
 
 
-def _health(trained: Trained) -> str:
+def _health(trained: Trained[Any]) -> str:
     said, clock = read_object(trained.directory / "health.json"), trained.module.images_seen
     if not said:
         return f"Health: {UNKNOWN}."
@@ -274,7 +351,7 @@ def _health(trained: Trained) -> str:
     return f"Measured at another time of the run than these weights, which have seen {clock:,} images.\n\n{table}"
 
 
-def _limits(directory: Path) -> str:
+def _limits(directory: Path, translates: bool) -> str:
     evaluated = any(directory.glob("evaluation/*/scores.json"))
     memory = (
         "Read the memorisation scores above before images or weights leave the institution."
@@ -282,6 +359,17 @@ def _limits(directory: Path) -> str:
         else "No evaluation was found in the run: whether it does has not been assessed. Assess it before images or "
         "weights leave the institution."
     )
+    if translates:
+        return "\n".join(
+            (
+                "- No clinical use: a translation is no evidence of any anatomy or disease. What the targets of "
+                "training seldom show may be removed, what they often show may be added.",
+                f"- A network can repeat training images. {memory}",
+                "- It knows sources like those of its data set: other scanners, protocols, populations and value "
+                "ranges give images that look right and are not.",
+                "- Scores compare translators on one data set; they do not say whether one image can be trusted.",
+            )
+        )
     return "\n".join(
         (
             "- No clinical use: the images are no evidence of any anatomy or disease, and none was read by a "

@@ -23,6 +23,12 @@ table { border-collapse: collapse } td, th { padding: .2rem .8rem; border-bottom
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto }
 """
 
+# What the columns of a translator's grids are: of real images, and of what it makes.
+_TRANSLATED = (
+    "Source and target in each row",
+    "Source, translation and, of pairs, target and difference (grey = none, lighter = the translation is) in each row",
+)
+
 
 def write_report(directory: Path) -> Path:
     """Write ``report.html`` and ``scores.csv`` from what lies in a run directory, and return the report's path."""
@@ -35,7 +41,7 @@ def write_report(directory: Path) -> Path:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: "
         f"{html.escape(str(status.get('images_seen', 'unknown')))}</p>",
-        _samples(directory / "samples"),
+        _samples(directory),
         _health(directory / "health.json"),
         "<h2>Scores</h2>",
         _score_plot(comparable(scores)),
@@ -101,11 +107,14 @@ def newest_samples(directory: Path) -> Path | None:
     return max((directory / "samples").glob("images_*.png"), default=None)
 
 
-def _samples(folder: Path) -> str:
+def _samples(directory: Path) -> str:
+    folder = directory / "samples"
     grids = sorted(path for path in folder.glob("images_*.png") if path.stem.removeprefix("images_").isdecimal())
     if not grids:
         return "<p>No samples were written.</p>"
-    figures = [("Real images", folder / "real.png"), (f"Generated, {_clock(grids[-1])} images seen", grids[-1])]
+    translates = "callbacks.translation_grid.TranslationGrid" in (directory / "config.yaml").read_text()
+    real, made = _TRANSLATED if translates else ("Real images", "Generated")
+    figures = [(real, folder / "real.png"), (f"{made}, {_clock(grids[-1])} images seen", grids[-1])]
     figures += [
         ("Generated images, each followed by its nearest training image", path)
         for path in sorted(folder.glob("nearest_*.png"))[-1:]

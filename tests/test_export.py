@@ -377,7 +377,7 @@ def test_network_that_there_is_not_is_not_built(exports, change):
 @pytest.mark.parametrize("name", ["generator.json", "generator.safetensors"])
 def test_missing_file_is_said(copied, name):
     (copied / name).unlink()
-    with pytest.raises(ExportError, match="holds no exported generator"):
+    with pytest.raises(ExportError, match="holds no exported network"):
         load_generator(copied)
 
 
@@ -391,7 +391,7 @@ def test_damaged_weights_are_refused(copied):
 def test_other_classes_are_refused(copied, name):
     said = json.loads((copied / "generator.json").read_text())
     change(copied, network={**said["network"], "class": name})
-    with pytest.raises(ExportError, match=r"is none of|is no exported generator"):
+    with pytest.raises(ExportError, match=r"is none of|is no exported network"):
         load_generator(copied)
 
 
@@ -435,7 +435,7 @@ def test_weights_of_another_shape_type_or_without_end_are_refused(copied):
             load_generator(copied)
     (copied / "generator.safetensors").write_bytes(b"\xff" * 100)
     change(copied, files={"generator.safetensors": hashlib.sha256(b"\xff" * 100).hexdigest()})
-    with pytest.raises(ExportError, match="is no exported generator"):
+    with pytest.raises(ExportError, match="is no exported network"):
         load_generator(copied)
 
 

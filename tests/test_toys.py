@@ -311,7 +311,7 @@ def test_onnx_of_a_network_that_draws_inside_is_refused(runs, tmp_path, monkeypa
         (lambda labels: labels.update(rows={}), "the network takes 2 labels, described are 2 without rows"),
         (lambda labels: labels.update(classes=[1, 2]), "does not say which labels there are"),
         (lambda labels: labels["rows"].update(Cyst=-1), "does not say which labels there are"),
-        (lambda labels: labels.pop("rows"), "is no exported generator"),
+        (lambda labels: labels.pop("rows"), "is no exported network"),
         (lambda labels: labels.update(rows=[3]), "does not say which labels there are"),
     ],
 )

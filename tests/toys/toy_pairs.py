@@ -1,5 +1,6 @@
 """Pairs in their smallest form: phantoms as targets, and as sources the phantoms inverted and darkened."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.phantoms import Phantoms
+from datamodules.records import Intensity
+from datamodules.splits import SPLITS
+
+SOURCE = Intensity(0.0, 1.0, 8, "grey level / 255", "phantom inverted and darkened")
 
 
 def source_of(target: Tensor) -> Tensor:
@@ -42,6 +47,11 @@ class ToyPairs(Phantoms):
 
     def source_fingerprint(self, split: str) -> str:
         return f"{self.fingerprint(split)}-inverted-{self.paired}"
+
+    def facts(self) -> dict[str, Any]:
+        prints = {split: self.source_fingerprint(split) for split in SPLITS}
+        source = {"channels": self.source_channels, "intensity": asdict(SOURCE), "fingerprint": prints}
+        return {**super().facts(), "source": source, "paired": self.paired}
 
     def train_images(self) -> Dataset:
         return _Pairs(super().train_images(), self.paired)
