@@ -18,7 +18,7 @@ from callbacks.checkpoint import is_intact
 from callbacks.clock import check_cadence, crossed
 from callbacks.divergence import assert_finite
 from callbacks.files import training_goes_on, write_atomically
-from callbacks.generated import generated, how_many, real_pairs
+from callbacks.generated import broadcast_buffers, generated, how_many, real_pairs
 from callbacks.real_images import even_rows, real_images
 from callbacks.scores import ScoreLog
 from callbacks.version import code_version
@@ -144,7 +144,7 @@ class FrechetScore(L.Callback):
     def _take(self, trainer: L.Trainer, module: Averages) -> None:
         if self._real is None:
             self._real = self._real_statistics(trainer, module)
-        _broadcast_buffers(trainer, module)
+        broadcast_buffers(trainer, module)
         fake = self._statistics(module, self._generated(trainer, module))
         name = f"score/{self.extractor.score_name}"
         fingerprint = self._fingerprint(trainer, module, fake.count)
@@ -176,10 +176,10 @@ class FrechetScore(L.Callback):
     def _real_statistics(self, trainer: L.Trainer, module: Averages) -> GaussianStatistics:
         data = real_images(trainer)
         path = Path(data.cache_dir) / "statistics" / f"{self._real_key(trainer, module)}.pt"
-        if data.size(self.split) < 2:
+        if (size := min(data.size(self.split), how_many(trainer, module, self.split, self.count))) < 2:
             raise ExtractorError(
-                f"callbacks.score.split={self.split!r}: the split has {data.size(self.split)} images, a score needs at "
-                f"least 2; raise data.{self.split}_fraction or score against train"
+                f"callbacks.score.split={self.split!r}: the split has {size} images, a score needs at least 2; raise "
+                f"data.{self.split}_fraction or score against train"
             )
         # All processes must take the same way, also where every machine has a cache of its own.
         stored = _stored_statistics(path, self.extractor.dimensions)
@@ -291,10 +291,3 @@ def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None
         log.warning("%s cannot be used (%s); the statistics are computed again", path, type(error).__name__)
         return None
     return GaussianStatistics(mean, covariance, count)
-
-
-def _broadcast_buffers(trainer: L.Trainer, module: Averages) -> None:
-    """Give every process the first one's batch-norm statistics: each saw other images, only the first's are saved."""
-    if trainer.world_size > 1:
-        for buffer in module.generator_ema.buffers():
-            torch.distributed.broadcast(buffer, src=0)

@@ -3,6 +3,7 @@
 from typing import cast
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from callbacks.real_images import RealPairs, even_rows, real_images
@@ -69,3 +70,10 @@ def told_of_real(trainer: L.Trainer, module: Averages, split: str, count: int) -
         pairs = real_pairs(trainer)
         return pairs.sources(split, rows).to(module.device) if pairs.paired else None
     return module.labels_of({"label": data.labels(split, rows)}).to(module.device) if module.classes else None
+
+
+def broadcast_buffers(trainer: L.Trainer, module: Averages) -> None:
+    """Give every process the first one's batch-norm statistics: each saw other images, only the first's are saved."""
+    if trainer.world_size > 1:
+        for buffer in module.generator_ema.buffers():
+            torch.distributed.broadcast(buffer, src=0)

@@ -312,7 +312,7 @@ class Health(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Judges) -> None:
         """Put the extractor on this process's device; say what cannot be measured."""
         self.extractor.to(pl_module.device)
-        if trainer.is_global_zero and not self._has_held_out(trainer):
+        if trainer.is_global_zero and not self._has_held_out(trainer, pl_module):
             log.warning(
                 "health: fewer than %d held-out images (data.val_fraction): the margin is taken on training images, "
                 "and a discriminator that memorises them will not be noticed",
@@ -399,7 +399,7 @@ class Health(L.Callback):
             "alpha": point.alpha,
             **self._steps(trainer, module),
         }
-        if self._has_held_out(trainer):
+        if self._has_held_out(trainer, module):
             held_out = self._real(trainer, module, "val")
             held_out_scores = _scores(module, held_out, told_of_real(trainer, module, "val", self.count), size)
             gap, whole = (float(train_scores.mean() - other.mean()) for other in (held_out_scores, fake_scores))
@@ -415,7 +415,7 @@ class Health(L.Callback):
 
     def _generated(self, trainer: L.Trainer, module: Judges, size: int) -> tuple[Tensor, Tensor | None]:
         """Return images that are not clamped: a discriminator may know generated ones by what lies outside [-1, 1]."""
-        split = "val" if self._has_held_out(trainer) else "train"
+        split = "val" if self._has_held_out(trainer, module) else "train"
         count = how_many(trainer, module, split, self.count)
         parts = [
             generated(trainer, module, split, count, SEED, start, min(start + size, count), ema=False)
@@ -440,8 +440,9 @@ class Health(L.Callback):
         generator = max(gradients.pop("generator"), 1e-12)
         return {"update": max(updates.values()), "gradient_ratio": math.hypot(*gradients.values()) / generator}
 
-    def _has_held_out(self, trainer: L.Trainer) -> bool:
-        return real_images(trainer).size("val") >= MIN_HELD_OUT
+    def _has_held_out(self, trainer: L.Trainer, module: Judges) -> bool:
+        enough = min(real_images(trainer).size("val"), how_many(trainer, module, "val", MIN_HELD_OUT))
+        return enough >= MIN_HELD_OUT
 
     # The score ------------------------------------------------------------------------------------------------------
 

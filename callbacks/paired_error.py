@@ -11,7 +11,7 @@ from torch import Tensor
 
 from callbacks.clock import check_cadence, crossed
 from callbacks.divergence import assert_finite
-from callbacks.generated import check_sources, real_pairs
+from callbacks.generated import broadcast_buffers, check_sources, real_pairs
 from callbacks.real_images import RealPairs, even_rows
 from callbacks.scores import ScoreLog
 from callbacks.version import code_version
@@ -72,6 +72,7 @@ class PairedError(L.Callback):
             self._score(trainer, pl_module)
 
     def _score(self, trainer: L.Trainer, module: Translates) -> None:
+        broadcast_buffers(trainer, module)
         data, intensity = real_pairs(trainer), module.data_facts["intensity"]
         pairs = even_rows(data.size(self.split), self.max_pairs or data.size(self.split))
         # Each process's errors at their places, so that their sum does not depend on the number of processes.
