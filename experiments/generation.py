@@ -1,7 +1,7 @@
 """Generating files: each image is a function of generator, seed and index, in whatever company it is made."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -81,6 +81,10 @@ class Maker:
         self.labels = _multi_hot(request.labels, module.classes or module.data_facts.get("classes"))
         self.resolution = module.schedule.at(module.images_seen).resolution
         self.chunk = chunk_size(self.resolution)
+
+    def again(self) -> Callable[[], "Maker"]:
+        """Return what builds this maker in another process."""
+        return partial(Maker, replace(self.request, path=self.trained.checkpoint))
 
     def images(self, start: int, count: int) -> Iterator[tuple[int, Tensor]]:
         """Yield images with the first index of each batch."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from callbacks.files import append_rows, sweep_temporaries
 from experiments.config import ConfigError
+from experiments.report import csv_cell
 from experiments.run_directory import flat, refuse_links, write_text
 
 SETTINGS, TABLE = "manifest.json", "manifest.csv"
@@ -135,7 +136,7 @@ class ImageFolder:
         writer.writerow([*_COLUMNS, *self.told])
         for i in sorted(i for i in self._hashes if 0 <= i < self.count):  # a damaged table may hold others
             more = [column[i] for column in self.told.values()]
-            writer.writerow([i, self.names[i], self.settings["seed"], self._hashes[i], *more])
+            writer.writerow([i, csv_cell(self.names[i]), self.settings["seed"], self._hashes[i], *more])
         write_text(self.path / TABLE, buffer.getvalue())
         (self.path / _JOURNAL).unlink(missing_ok=True)
 

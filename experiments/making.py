@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.synchronize import Event
@@ -28,10 +28,14 @@ from experiments.run_directory import versions
 
 
 class Maker(Protocol):
-    """Makes files of one checkpoint; built from the request alone, in every process."""
+    """Makes files of one checkpoint."""
 
     request: Any  # a dataclass with ``path``, a run or a checkpoint, and ``processes``
     trained: Trained[Any]
+
+    def again(self) -> "Callable[[], Maker]":
+        """Return what builds this maker in another process, from the checkpoint that was loaded."""
+        ...
 
     def write(self, indices: Sequence[int], file: Callable[[int], Path], stopped: Callable[[], bool]) -> dict[int, str]:
         """Write the files of some indices, and return the SHA-256 of each that was written before the stop."""
@@ -131,12 +135,20 @@ def check_format(name: str, channels: int) -> None:
     raise ConfigError([f"--format {name}: holds no images of {channels} channels{what}"])
 
 
-def write_image(image: Tensor, path: Path, name: str, intensity: Intensity, description: str, index: int) -> None:
+def write_image(
+    image: Tensor,
+    path: Path,
+    name: str,
+    intensity: Intensity,
+    description: str,
+    index: int,
+    of_image: bool = False,
+) -> None:
     """Write an image (C, H, W) in [-1, 1] in a format; the file says that it is synthetic and what its values mean."""
     if name == "dicom":
-        write_dicom(image, path, intensity, description, index)
+        write_dicom(image, path, intensity, description, index, of_image)
     else:
-        (write_png16 if name == "png16" else write_png8)(image, path, intensity)
+        (write_png16 if name == "png16" else write_png8)(image, path, intensity, of_image)
 
 
 def settings_of(request: Any, trained: Trained[Any]) -> dict[str, Any]:
@@ -186,9 +198,7 @@ def _device_name(device: str) -> str:
 class _Work:
     """What a process is told when it starts."""
 
-    kind: Callable[[Any], Maker]
-    request: Any
-    checkpoint: Path
+    build: Callable[[], Maker]
     weights_sha256: str
     images: ImageFolder
     stop: Event
@@ -203,7 +213,7 @@ def _run_in_processes(
 ) -> Iterator[dict[int, str]]:
     context = get_context("spawn")
     stop = context.Event()
-    work = _Work(type(maker), maker.request, maker.trained.checkpoint, maker.trained.weights_sha256, images, stop)
+    work = _Work(maker.again(), maker.trained.weights_sha256, images, stop)
     processes = min(maker.request.processes, len(tasks))
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(work,)) as pool:
         pending = {pool.submit(_write_task, task) for task in tasks}
@@ -241,8 +251,8 @@ def _write_task(indices: list[int]) -> dict[int, str]:
     if _work.stop.is_set():
         return {}
     if _maker is None:
-        maker = _work.kind(replace(_work.request, path=_work.checkpoint))
+        maker = _work.build()
         if maker.trained.weights_sha256 != _work.weights_sha256:
-            raise ProcessLostError(f"{_work.checkpoint}: has changed while images were made from it")
+            raise ProcessLostError(f"{maker.trained.checkpoint}: has changed while images were made from it")
         _maker = maker
     return _maker.write(indices, _work.images.file, _work.stop.is_set)

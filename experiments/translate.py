@@ -15,7 +15,8 @@ examples:
   python -m experiments.translate RUN /data/ct --output translated --format png16 --value-range 0 4095 --processes 4
 
 Each file below INPUT (grey PNG, JPEG, TIFF, BMP, DICOM) is translated at its own size and written below FOLDER under
-its name. The same command continues what was interrupted and makes damaged files again.
+its name. The same command continues what was interrupted and makes damaged files again. Translations and their names
+may show patients: keep FOLDER as you keep INPUT.
 
 exit codes: 0 all images are there, 2 cannot be done as asked, 85 stopped by a signal (the same command goes on),
   1 anything else
@@ -46,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="values of the files that are black and white; default: what the files say",
+        help="values of the files that are black and white, of CT in HU; default: what the files say, of DICOM as a "
+        "viewer shows it",
     )
     found.add_argument("--format", choices=("png8", "png16", "dicom"), default="png8", help="of the files (png8)")
     found.add_argument("--processes", type=at_least_1, default=1, metavar="P", help="changes no image (1)")

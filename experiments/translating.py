@@ -1,22 +1,29 @@
 """Translating files: each is a function of translator, seed, source and its place, whoever makes it."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, from_numpy
+from tqdm import tqdm
 
 from datamodules.cache import content_hashes
-from datamodules.errors import DataError
+from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import find_files
 from datamodules.value_range import Range
+from datamodules.versions import name_ending, rules_of
+from datamodules.writers import OF_IMAGE
 from experiments.config import ConfigError
 from experiments.folders import SUFFIXES as READ
-from experiments.folders import image_cache, read_image, sizes_of
+from experiments.folders import Size, image_cache, read_image, text_of_size
 from experiments.image_folder import ImageFolder, file_hash
 from experiments.loading import load_trained, translated, unfinished
 from experiments.making import SUFFIXES, Outcome, check_format, make_missing, one_thread, settings_of, write_image
+from experiments.report import csv_cell
 from lightning_modules.protocols import Translates
 
 TOGETHER = 16  # files between two looks at signals and the record
@@ -47,8 +54,25 @@ class Request:
     device: str = "cpu"
 
 
+@dataclass(frozen=True)
+class Source:
+    """A file that is translated.
+
+    Attributes:
+        path: The file.
+        name: Its path below the folder.
+        sha256: Hash of its bytes.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+
+
 def translate_files(request: Request, stopped: Callable[[], bool] = lambda: False) -> Outcome:
     """Translate what a folder lacks of the images of another.
+
+    Every source is read, and one of each size translated, before anything is written.
 
     Args:
         request: What is to be translated.
@@ -63,44 +87,69 @@ def translate_files(request: Request, stopped: Callable[[], bool] = lambda: Fals
     request = replace(request, input=request.input.absolute(), output=request.output.absolute())
     _check_folders(request)
     with one_thread():
-        maker = Maker(request)
-        check_format(request.format, maker.trained.module.image_channels)
-        sources = [path.relative_to(request.input).as_posix() for path in maker.files]
+        sources = _sources(request.input)
         names = _names(sources, SUFFIXES[request.format])
-        contents = content_hashes(maker.files, image_cache() / "hashes" / "folders.json")
-        sizes_of(request.input, maker.files)
-        maker.image(0)  # what the translator refuses is refused before any file
-        settings = settings_of(request, maker.trained) | {
-            "value_range": request.value_range,
-            "sources_sha256": hashlib.sha256("".join(sources + contents).encode()).hexdigest(),
+        maker = Maker(request, sources)
+        maker.check()
+        told = {
+            "source": [csv_cell(source.name) for source in sources],
+            "source_sha256": [source.sha256 for source in sources],
         }
-        images = ImageFolder(request.output, settings, names, {"source": sources, "source_sha256": contents})
+        images = ImageFolder(request.output, _settings(maker), names, told)
         return make_missing(maker, images, _tasks, stopped, unfinished(maker.trained.module))
 
 
 class Maker:
-    """Translates the files of a folder."""
+    """Translates files.
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    Args:
+        request: What is to be translated.
+        sources: The files, in order.
+
+    Raises:
+        ConfigError: If the run cannot be loaded, or is no translator of grey images.
+    """
+
+    def __init__(self, request: Request, sources: Sequence[Source]) -> None:
+        self.request, self.sources = request, sources
         self.trained = load_trained(request.path, request.device, Translates)
-        self.files = find_files(request.input, READ)
-        if not self.files:
-            raise ConfigError([f"{request.input}: holds no image ({', '.join(sorted(READ))})"])
         channels = self.trained.module.source_channels
         if channels != 1:
             raise ConfigError([f"{request.path}: its sources have {channels} channels, files are read as grey images"])
 
+    def again(self) -> Callable[[], "Maker"]:
+        """Return what builds this maker in another process."""
+        return partial(Maker, replace(self.request, path=self.trained.checkpoint), self.sources)
+
+    def check(self) -> None:
+        """Refuse what cannot be done, before any file is written.
+
+        Raises:
+            ConfigError: If the format does not fit, the output lies in the run directory, or images are not finite.
+            DataError: If a source cannot be read, or one of its size not be translated.
+        """
+        check_format(self.request.format, self.trained.module.image_channels)
+        if self.request.output.resolve().is_relative_to(self.trained.directory.resolve()):
+            raise ConfigError(
+                [
+                    f"--output {self.request.output}: lies in the run directory, which can be handed on, and "
+                    "translations and their names may show patients; name a folder elsewhere"
+                ]
+            )
+        for place in self._place_of_each_size().values():
+            self.image(place)
+
     def image(self, index: int) -> Tensor:
         """Return the translation (C, H, W) of a file, in [-1, 1]."""
-        path = self.files[index]
-        source = from_numpy(read_image(path, self.request.value_range, "--value-range")).clamp(-1.0, 1.0)
+        source, module = self._read(index), self.trained.module
+        size = text_of_size(source.shape[1:])
+        what = f"{self.sources[index].name}: the translator, trained at {text_of_size(module.image_size)} pixels,"
         try:
-            image = next(translated(self.trained.module, [source], self.request.seed, index))
+            image = next(translated(module, [source], self.request.seed, index))
         except (ValueError, RuntimeError) as error:  # e.g. sides that it cannot halve
-            height, width = source.shape[1:]
-            what = " ".join(str(error).split())[:300]
-            raise DataError(f"{path}: {height}x{width} pixels cannot be translated ({what})") from error
+            raise DataError(f"{what} cannot take {size} ({' '.join(str(error).split())[:300]})") from error
+        if image.shape[1:] != source.shape[1:]:
+            raise DataError(f"{what} makes {text_of_size(image.shape[1:])} of {size}: it cannot take this size")
         if not image.isfinite().all():
             raise ConfigError([f"{self.trained.checkpoint}: its generator makes values that are not finite"])
         return image
@@ -111,10 +160,36 @@ class Maker:
         for i in indices:
             if stopped():
                 break
-            file(i).parent.mkdir(parents=True, exist_ok=True)
-            write_image(self.image(i), file(i), self.request.format, self.trained.intensity, self._description(), i)
+            if file_hash(self.sources[i].path) != self.sources[i].sha256:
+                raise DataError(f"{self.sources[i].name}: has changed while the folder was translated; begin anew")
+            write_image(
+                self.image(i), file(i), self.request.format, self.trained.intensity, self._description(), i, True
+            )
             hashes[i] = file_hash(file(i))
         return hashes
+
+    def _read(self, index: int) -> Tensor:
+        path = self.sources[index].path
+        return from_numpy(read_image(path, self.request.value_range, "--value-range")).clamp(-1.0, 1.0)
+
+    def _place_of_each_size(self) -> dict[Size, int]:
+        """Read every source, and return where the first one of each height and width is."""
+
+        def size(index: int) -> Size | UnreadableImageError:
+            try:
+                _, height, width = self._read(index).shape
+                return height, width
+            except UnreadableImageError as error:
+                return error
+
+        count = len(self.sources)
+        with ThreadPoolExecutor() as pool:
+            read = pool.map(size, range(count))
+            found = list(tqdm(read, "reading", count, unit="image", leave=False, disable=None))
+        errors = [error for error in found if isinstance(error, UnreadableImageError)]
+        if errors:
+            raise DataError(f"{len(errors)} of {count} images cannot be read, e.g. {errors[0]}; repair or remove them")
+        return {size: place for place, size in reversed(list(enumerate(found))) if not isinstance(size, DataError)}
 
     def _description(self) -> str:
         """Return what made an image; nothing of the source, whose name may be a patient's."""
@@ -122,7 +197,7 @@ class Maker:
         data = trained.module.data_facts.get("data_set", "unknown data")
         return (
             f"{type(trained.module).__name__} trained on {data}, weights {trained.weights_sha256[:16]}, seed "
-            f"{self.request.seed}, translated from another image"
+            f"{self.request.seed}"
         )
 
 
@@ -137,14 +212,39 @@ def _check_folders(request: Request) -> None:
         )
 
 
-def _names(sources: list[str], suffix: str) -> list[str]:
+def _sources(folder: Path) -> list[Source]:
+    """Return the images below a folder, sorted by name."""
+    files = find_files(folder, READ)
+    if not files:
+        raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(READ))})"])
+    contents = content_hashes(files, image_cache() / "hashes" / "folders.json")
+    return [
+        Source(path, path.relative_to(folder).as_posix(), content)
+        for path, content in zip(files, contents, strict=True)
+    ]
+
+
+def _names(sources: Sequence[Source], suffix: str) -> list[str]:
     """Return the names of translations below their folder: those of the sources, with another ending."""
-    names = [Path(source).with_suffix(suffix).as_posix() for source in sources]
+    names = [Path(source.name).with_suffix(suffix).as_posix() for source in sources]
     first: dict[str, str] = {}
     for name, source in zip(names, sources, strict=True):
-        if first.setdefault(name, source) != source:
-            raise ConfigError([f"{first[name]} and {source}: both would be written as {name}; rename one"])
+        other = first.setdefault(name.casefold(), source.name)  # some file systems know no capital letters
+        if other != source.name:
+            raise ConfigError([f"{other} and {source.name}: both would be written as {name}; rename one"])
     return names
+
+
+def _settings(maker: Maker) -> dict[str, object]:
+    """Return what the contents of the files depend on."""
+    named = [(source.name, source.sha256) for source in maker.sources]
+    paths, contents = [source.path for source in maker.sources], [source.sha256 for source in maker.sources]
+    return settings_of(maker.request, maker.trained) | {
+        "notice": OF_IMAGE,
+        "value_range": maker.request.value_range,
+        "reading": name_ending(rules_of(paths, contents, image_cache() / "hashes" / "folders-rules.json")),
+        "sources_sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest(),
+    }
 
 
 def _tasks(missing: list[int]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -14,13 +15,14 @@ from PIL import Image
 from pydicom import dcmread
 from toy_runs import trained
 
-from experiments import translate
+from datamodules.writers import OF_IMAGE
+from experiments import translate, translating
 from experiments.evaluation.evaluation import evaluate
 from experiments.evaluation.settings import load_suite
 from experiments.generation import Request as ToGenerate
 from experiments.generation import generate_files
 from experiments.loading import load_trained
-from experiments.translating import Request, translate_files
+from experiments.translating import Maker, Request, translate_files
 from lightning_modules.protocols import Translates
 
 SIZES = {"a.png": (32, 32), "b/c.png": (24, 40), "b/d.jpg": (32, 32)}
@@ -54,7 +56,7 @@ def test_each_file_is_translated_at_its_own_size(translator_run, sources, tmp_pa
         expected = module.generator_ema.from_sources(source[None, None]).clamp(-1.0, 1.0)
         written = Image.open((tmp_path / "out" / name).with_suffix(".png"))
         np.testing.assert_array_equal(np.asarray(written), ((expected[0, 0] + 1.0) * 127.5).round().byte())
-        assert written.text["Synthetic"] == "yes"
+        assert written.text["Synthetic"] == "yes" and written.text["Comment"] == OF_IMAGE
 
 
 def test_manifest_says_what_was_made_of_what(translator_run, sources, tmp_path):
@@ -66,6 +68,7 @@ def test_manifest_says_what_was_made_of_what(translator_run, sources, tmp_path):
         assert row["sha256"] == hashlib.sha256((folder / row["file"]).read_bytes()).hexdigest()
         assert row["source_sha256"] == hashlib.sha256((sources / row["source"]).read_bytes()).hexdigest()
     said = json.loads((folder / "manifest.json").read_text())
+    assert said["notice"] == OF_IMAGE and said["value_range"] is None and said["reading"] == ""
     assert said["synthetic"] is True and said["family"] == "ToyTranslator" and said["count"] == 3
 
 
@@ -112,7 +115,7 @@ def test_dicom_says_that_it_is_synthetic_and_names_no_source(translator_run, sou
     folder = translate_files(Request(translator_run, sources, tmp_path / "out", format="dicom")).folder
     content = (folder / "b" / "c.dcm").read_bytes()
     dataset = dcmread(folder / "b" / "c.dcm")
-    assert (dataset.Rows, dataset.Columns) == (24, 40) and "translated from another image" in str(dataset)
+    assert (dataset.Rows, dataset.Columns) == (24, 40) and dataset.ImageComments.startswith(OF_IMAGE)
     assert b"c.png" not in content and str(sources).encode() not in content
 
 
@@ -135,12 +138,23 @@ def test_declared_range_of_16_bits(translator_run, tmp_path, capsys):
     [
         (lambda folder: [path.unlink() for path in folder.rglob("*.*g")], [], "sources: holds no image ("),
         (lambda folder: (folder / "a.jpg").write_bytes((folder / "b/d.jpg").read_bytes()), [], "a.jpg and a.png: both"),
+        (lambda folder: (folder / "b/d.PNG").write_bytes(b"x"), [], "b/d.PNG and b/d.jpg: both would be written as"),
         (
             lambda folder: (folder / "b/c.png").write_bytes(b"no picture"),
             [],
-            "1 of 3 images cannot be read, e.g.",
+            "1 of 3 images cannot be read, e.g. c.png: is none of PNG, JPEG, TIFF and BMP",
         ),
-        (lambda folder: Image.new("RGB", (32, 32), "red").save(folder / "a.png"), [], "a.png"),
+        (
+            lambda folder: Image.new("RGB", (32, 32), "red").save(folder / "b/d.jpg"),
+            [],
+            "1 of 3 images cannot be read, e.g. d.jpg: is a colour image",
+        ),
+        (
+            lambda folder: Image.fromarray(np.full((8, 8), 9, np.uint16)).save(folder / "z.png"),
+            [],
+            "z.png: has 16 bits with values 9 .. 9, and does not say which of them are black and white; set "
+            "--value-range, e.g. --value-range 0 4095",
+        ),
         (lambda folder: None, ["--value-range", "5", "5"], "--value-range: LOW must be below HIGH"),
         (
             lambda folder: None,
@@ -151,10 +165,46 @@ def test_declared_range_of_16_bits(translator_run, tmp_path, capsys):
 )
 def test_what_cannot_be_translated_is_refused(translator_run, sources, tmp_path, capsys, change, more, said):
     change(sources)
+    before = contents(sources)
     more = [str(sources / "out") if text == "INSIDE" else text for text in more]
     assert command(translator_run, sources, tmp_path / "out", *more) == 2
     assert said in capsys.readouterr().err
-    assert not list((tmp_path / "out").glob("*.png"))
+    assert not (tmp_path / "out").exists() and contents(sources) == before
+
+
+def test_output_in_the_run_directory_is_refused(translator_run, sources, capsys):
+    """A run directory names no patient, and can be handed on."""
+    assert command(translator_run, sources, translator_run / "translated") == 2
+    assert "lies in the run directory, which can be handed on" in capsys.readouterr().err
+    assert not (translator_run / "translated").exists()
+
+
+def test_source_that_changes_in_between_is_not_taken_for_another(translator_run, sources, tmp_path, capsys):
+    class Later(Maker):
+        def check(self):
+            super().check()
+            Image.new("L", (32, 32), 7).save(sources / "b" / "d.png")
+            (sources / "b" / "d.png").replace(sources / "b" / "d.jpg")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translating, "Maker", Later)
+        assert command(translator_run, sources, tmp_path / "out") == 2
+    assert "b/d.jpg: has changed while the folder was translated; begin anew" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "b" / "d.png").exists()
+
+
+def test_names_of_any_kind_reach_the_table(translator_run, tmp_path):
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    odd = [b"=1+1.png", b"\xff.png", "µ, ö.png".encode()]
+    for name in odd:
+        Image.new("L", (32, 32), 7).save(folder / os.fsdecode(name))
+    out = translate_files(Request(translator_run, folder, tmp_path / "out")).folder
+    with (out / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["source"] for row in rows] == ["'=1+1.png", "µ, ö.png", " .png"]
+    assert {os.fsencode(path.name) for path in out.glob("*.png")} == set(odd)
+    assert translate_files(Request(translator_run, folder, tmp_path / "out")).made == 0
 
 
 def test_folder_of_other_translations_is_refused(translator_run, sources, tmp_path, capsys):
@@ -164,15 +214,30 @@ def test_folder_of_other_translations_is_refused(translator_run, sources, tmp_pa
     assert "holds other images; name another --output" in (err := capsys.readouterr().err) and "sources_sha256" in err
 
 
-def test_size_that_the_network_refuses_is_told(translator_run, sources, tmp_path, capsys, monkeypatch):
+def refuses_upright(images):
+    if images.shape[2] > images.shape[3]:
+        raise RuntimeError("sides must\nbe even")
+    return images
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (refuses_upright, "cannot take 40x24 (sides must be even)"),
+        (lambda images: images[..., :32, :32], "makes 32x24 of 40x24: it cannot take this size"),
+    ],
+)
+def test_size_that_the_network_cannot_take_is_told(
+    translator_run, sources, tmp_path, capsys, monkeypatch, answer, said
+):
     from lightning_modules.toy_translator import Generator
 
-    def halves(self, images, noise=None):
-        raise RuntimeError("sides must be even")
-
-    monkeypatch.setattr(Generator, "from_sources", halves)
+    Image.new("L", (24, 40), 7).save(sources / "e.png")
+    (sources / "b" / "c.png").unlink()
+    monkeypatch.setattr(Generator, "from_sources", lambda self, images, noise=None: answer(images))
     assert command(translator_run, sources, tmp_path / "out") == 2
-    assert "a.png: 32x32 pixels cannot be translated (sides must be even)" in capsys.readouterr().err
+    assert f"e.png: the translator, trained at 32x32 pixels, {said}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_each_verb_names_the_other(translator_run, sources, tmp_path, capsys):
