@@ -14,18 +14,27 @@ from conftest import ROOT, cut_in_half
 from PIL import Image
 from pydicom import dcmread
 from toy_runs import trained
+from toys.toy_pairs import source_of
 
+from datamodules.phantoms import Phantoms
 from datamodules.writers import OF_IMAGE
 from experiments import translate, translating
+from experiments.config import ConfigError, experiment
 from experiments.evaluation.evaluation import evaluate
-from experiments.evaluation.settings import load_suite
+from experiments.evaluation.settings import build_tools, load_suite
+from experiments.evaluation.slices import check_slices
+from experiments.evaluation.subject import real_data, sets_of, subject_of
 from experiments.generation import Request as ToGenerate
 from experiments.generation import generate_files
-from experiments.loading import load_trained
+from experiments.loading import data_of, load_trained
+from experiments.run_directory import recorded_config
 from experiments.translating import Maker, Request, translate_files
+from lightning_modules.metrics.features import RandomConvNet
+from lightning_modules.metrics.torchmetrics_scores import FrechetDistance
 from lightning_modules.protocols import Translates
 
 SIZES = {"a.png": (32, 32), "b/c.png": (24, 40), "b/d.jpg": (32, 32)}
+UNPAIRED = ["data.paired=false", "module.needs_pairs=false", "callbacks.score=null"]
 QUICK = ["images=16", "replicates=10", "extractors.efficientnet_lite0=null"]
 
 
@@ -255,24 +264,24 @@ def test_each_verb_names_the_other(translator_run, sources, tmp_path, capsys):
 # Evaluating ----------------------------------------------------------------------------------------------------------
 
 
+def data_of_run(run):
+    return data_of(experiment(recorded_config(run)))
+
+
+def sets_of_run(run, *overrides):
+    subject, suite = subject_of(run, torch.device("cpu")), load_suite("quick", [*QUICK, *overrides])
+    return sets_of(suite, subject, real_data(suite, subject))
+
+
 def scores_of(folder):
     said = json.loads((folder / "scores.json").read_text())
     return {row["score"]: row for row in said["scores"]}, said
 
 
 def test_translations_are_compared_with_the_targets_of_their_sources(translator_run):
-    from experiments.config import experiment
-    from experiments.loading import data_of
-    from experiments.run_directory import recorded_config
-    from lightning_modules.metrics.features import RandomConvNet
-    from lightning_modules.metrics.torchmetrics_scores import FrechetDistance
-
     folder = evaluate(str(translator_run), load_suite("quick", [*QUICK, "images=100", "split=val"]))
     scores, _ = scores_of(folder)
-    module, data = (
-        load_trained(translator_run, "cpu", Translates).module,
-        data_of(experiment(recorded_config(translator_run))),
-    )
+    module, data = load_trained(translator_run, "cpu", Translates).module, data_of_run(translator_run)
     places = np.arange(18)
     metric = FrechetDistance(RandomConvNet())
     metric.update(((module.translate(data.sources("val", places)) + 1.0) * 127.5).round() / 127.5 - 1.0, real=False)
@@ -280,6 +289,48 @@ def test_translations_are_compared_with_the_targets_of_their_sources(translator_
     assert scores["frechet"]["value"] == pytest.approx(float(metric.compute()), rel=1e-3)
     page = (folder / "report.html").read_text()
     assert "of the sources of val" in page and "the translator was trained on these sources" not in page
+
+
+def test_a_translation_is_its_sources_patients(translator_run, monkeypatch):
+    """Of pairs it goes with the target in halves and slices."""
+    from lightning_modules.toy_translator import Generator
+
+    monkeypatch.setattr(Phantoms, "attributes", lambda self, record: {"side": "LR"[int(record.name[-1]) % 2]})
+    monkeypatch.setattr(Generator, "from_sources", lambda self, images, noise=None: images)
+    sets = sets_of_run(translator_run, "by=side", "split=val")
+    assert len(sets.generated) == 16 and sets.generated.groups == sets.real.groups
+    assert sets.generated.about == sets.real.about and {one["side"] for one in sets.real.about} == {"L", "R"}
+    expected = source_of(sets.real.read(3, 16))
+    assert (sets.generated.read(3, 16) - expected).abs().max() <= 0.51 / 127.5  # of 8 bits
+    suite = load_suite("quick", [*QUICK, "by=side"])
+    assert check_slices(suite, build_tools(suite), sets) == []
+
+
+def test_identity_follows_weights_sources_and_seed(translator_run, monkeypatch):
+    said = sets_of_run(translator_run, "split=val").generated.identity()
+    assert said["weights_sha256"] == load_trained(translator_run, "cpu", Translates).weights_sha256
+    assert said["sources"] == data_of_run(translator_run).source_fingerprint("val")
+    assert sets_of_run(translator_run, "split=val").generated.identity() == said
+    assert sets_of_run(translator_run, "split=val", "seed=2").generated.identity() != said
+
+
+def test_sources_without_pairs_have_their_own_order(tmp_path):
+    run = trained("translator", tmp_path, *UNPAIRED)
+    sets = sets_of_run(run, "split=val", "images=12")
+    indices = sets.generated.indices
+    assert len(set(indices.tolist())) == 12 and len(set(sets.generated.groups)) == 12 and not sets.generated.about
+    assert indices.tolist() != [index for _, index in sets.real.places]
+    module, sources = load_trained(run, "cpu", Translates).module, data_of_run(run).sources("val", indices)
+    assert (sets.generated.read(0, 12) - module.translate(sources)).abs().max() <= 0.51 / 127.5
+
+
+def test_split_without_sources_is_refused(tmp_path, monkeypatch):
+    from datamodules.toy_pairs import ToyPairs
+
+    run = trained("translator", tmp_path, *UNPAIRED)
+    monkeypatch.setattr(ToyPairs, "source_size", lambda self, split: 0)
+    with pytest.raises(ConfigError, match="split=val: the split has no sources; name another"):
+        sets_of_run(run, "split=val")
 
 
 def test_training_pairs_are_warned_of(translator_run, caplog):
@@ -292,13 +343,19 @@ def test_training_pairs_are_warned_of(translator_run, caplog):
     ("overrides", "said"),
     [
         (["truncation=0.5"], "truncation=0.5: a translator has no latents to truncate"),
-        (["against=FOLDER"], "holds no sources for a translator; translate images with"),
+        (
+            ["against=FOLDER"],
+            "sources: a folder holds no sources; translate images with python -m experiments.translate",
+        ),
+        (["against=TINY"], r"tiny\.yaml: Phantoms holds no sources; translate images with"),
+        (["generated_labels=x.csv", "by=view"], "generated_labels: these are for a folder that is evaluated"),
+        (["data.paired=false"], r"the data is not what the run was trained on \(source: was .*; paired: was True, is "),
     ],
 )
 def test_what_a_translator_cannot_be_asked_is_refused(translator_run, sources, overrides, said):
-    from experiments.config import ConfigError
-
-    overrides = [text.replace("FOLDER", str(sources)) for text in overrides]
-    (sources / "b" / "c.png").unlink()  # of another shape than the others
+    places = {"FOLDER": str(sources), "TINY": str(ROOT / "tests" / "tiny.yaml")}
+    overrides = [
+        key + sign + places.get(value, value) for key, sign, value in (text.partition("=") for text in overrides)
+    ]
     with pytest.raises(ConfigError, match=said):
         evaluate(str(translator_run), load_suite("quick", [*QUICK, *overrides]))

@@ -179,11 +179,11 @@ class TranslatedImages(ImageSet):
         self.trained, self.seed, self.split, self.size = trained, seed, real.splits, real.size
         self.data = cast(RealPairs, real.data)
         indices = [index for _, index in real.places]
-        if not self.data.paired:  # an order of their own
-            indices = choose(self.data.source_size(self.split), len(real), seed)
+        if not self.data.paired:  # an order of their own: source i has nothing to do with target i
+            indices = choose(self.data.source_size(self.split), len(real), seed + 1)
         self.indices = np.array(indices, dtype=int)
         self.names = [f"translation {i}" for i in indices]
-        self.groups = real.groups if self.data.paired else self.names
+        self.groups, self.about = (real.groups, real.about) if self.data.paired else (self.names, ())
         family, clock = type(trained.module).__name__, trained.module.images_seen
         self.what = f"{trained.config['name']} ({family}), {clock:,} images seen, of the sources of {self.split}"
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from callbacks.real_images import RealPairs
 from datamodules.base import ImageDataModule
 from datamodules.value_range import ends_of, share_used, unlike_shares
 from experiments import config as cfg
@@ -24,6 +25,7 @@ from lightning_modules.protocols import Averages, Translates, can
 
 log = logging.getLogger(__name__)
 
+TRANSLATE = "translate images with python -m experiments.translate, and evaluate the folder that it writes"
 LOOKED_AT, TOGETHER = 100, 10  # images of a set whose values are looked at before any score is taken; read at a time
 
 
@@ -66,6 +68,8 @@ def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
     if against is None and subject.trained is None:
         raise ConfigError([f"{subject.path}: a folder needs real images: against=FOLDER, EXPERIMENT or RUN"])
     if against is not None and Path(against).is_dir() and not (Path(against) / "config.yaml").is_file():
+        if _translates(subject):
+            raise ConfigError([f"against={against}: a folder holds no sources; {TRANSLATE}"])
         _refuse(suite, "a folder has no splits and no settings", "split", "data")
         return Path(against)
     _refuse(suite, "these are for folders of real images", "groups", "held_out", "value_range", "size")
@@ -85,6 +89,8 @@ def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
     if not data.size(suite.split):
         full = " or ".join(split for split in ("train", "val", "test") if data.size(split))
         raise ConfigError([f"split={suite.split}: the split has no images; take {full}"])
+    if _translates(subject):
+        _check_sources(suite, data)
     return data
 
 
@@ -131,7 +137,7 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)
     warnings = _warnings(real, generated, held_out)
-    if isinstance(generated, TranslatedImages) and generated.split == "train":
+    if isinstance(generated, TranslatedImages) and suite.split == "train" and train is not None:
         warnings += ("the translator was trained on these sources: split=val or test shows what it does to new ones",)
     for warning in warnings:
         log.warning("warning: %s", warning)
@@ -144,14 +150,20 @@ def _made(suite: Suite, trained: Trained[Any], real: ImageSet) -> ImageSet:
         return GeneratedImages(trained, len(real), suite.seed, suite.truncation)
     if suite.truncation != 1.0:
         raise ConfigError([f"truncation={suite.truncation:g}: a translator has no latents to truncate"])
-    if not isinstance(real, RealImages) or not hasattr(real.data, "source_size"):
-        raise ConfigError(
-            [
-                f"against={suite.against}: holds no sources for a translator; translate images with "
-                "python -m experiments.translate, and evaluate the folder that it writes"
-            ]
-        )
+    assert isinstance(real, RealImages)
     return TranslatedImages(trained, real, suite.seed)
+
+
+def _translates(subject: Subject) -> bool:
+    return subject.trained is not None and can(subject.trained.module, Translates)
+
+
+def _check_sources(suite: Suite, data: ImageDataModule) -> None:
+    """Raise ConfigError unless a split has sources for a translator."""
+    if not can(data, RealPairs):
+        raise ConfigError([f"against={suite.against}: {type(data).__name__} holds no sources; {TRANSLATE}"])
+    if not data.source_size(suite.split):
+        raise ConfigError([f"split={suite.split}: the split has no sources; name another"])
 
 
 def cache_dir(data: ImageDataModule | Path) -> Path:
@@ -171,8 +183,9 @@ def _refuse(suite: Suite, why: str, *names: str) -> None:
 def _differences(data: ImageDataModule, trained: Trained[Any]) -> str:
     """Return in what a data set is not the one that a run was trained on, or nothing."""
     before, now = trained.module.data_facts, data.facts()
-    changed = [key for key in ("data_set", "images", "fingerprint") if before.get(key) != now[key]]
-    said = [f"{key}: was {before.get(key)}, is {now[key]}" for key in changed]
+    keys = ("data_set", "images", "fingerprint", "source", "paired")  # the last two of pairs only
+    changed = [key for key in keys if before.get(key) != now.get(key)]
+    said = [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in changed]
     since = [rule for rule in now["reading"] if rule not in before.get("reading", [])]
     if said and since:  # which is perhaps why
         said.append(f"files are read by other rules since then: {', '.join(since)}")
