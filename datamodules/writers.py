@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Text of every PNG file. A reader may rely on it: the darkest grey is 0, the brightest the largest that the bits hold.
 MARK = {"Synthetic": "yes", "Software": "Mirage"}
 NOTICE = "Synthetic image made by a GAN (Mirage); not a patient."
+NOTICE_OF_TRANSLATION = "Synthetic image made by a GAN (Mirage) from another image; may show that one's patient."
 # Of the DICOM files' bytes: raise it when the same image comes out otherwise, so that no folder mixes two.
 # 2: an empty Laterality.
 DICOM_VERSION = 2
