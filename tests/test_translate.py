@@ -214,6 +214,8 @@ def test_translations_are_compared_with_the_targets_of_their_sources(translator_
     metric.update(data.select("val", places), real=True)
     assert scores["frechet"]["value"] == pytest.approx(float(metric.compute()), rel=1e-3)
     page = (folder / "report.html").read_text()
+    # What is near to training images says nothing of a translator.
+    assert scores["copies"]["refused"] == "needs training images and held-out real images, and there are none"
     assert "of the sources of val" in page and "the translator was trained on these sources" not in page
 
 
@@ -227,6 +229,7 @@ def test_training_pairs_are_warned_of(translator_run, caplog):
     ("overrides", "said"),
     [
         (["truncation=0.5"], "truncation=0.5: a translator has no latents to truncate"),
+        (["suite=privacy"], "a translation resembles the target of its source, and is that patient's data"),
         (["against=FOLDER"], "holds no sources for a translator; translate images with"),
     ],
 )
@@ -235,5 +238,6 @@ def test_what_a_translator_cannot_be_asked_is_refused(translator_run, sources, o
 
     overrides = [text.replace("FOLDER", str(sources)) for text in overrides]
     (sources / "b" / "c.png").unlink()  # of another shape than the others
+    suite, overrides = ("privacy", []) if overrides == ["suite=privacy"] else ("quick", [*QUICK, *overrides])
     with pytest.raises(ConfigError, match=said):
-        evaluate(str(translator_run), load_suite("quick", [*QUICK, *overrides]))
+        evaluate(str(translator_run), load_suite(suite, overrides))
