@@ -312,6 +312,7 @@ def test_medigan_imports_the_package_and_gets_the_next_images_each_time(runs, pu
     assert np.array_equal(package.generate(**{**base, "seed": 9})[0], package.generate(weights, 1, seed=0)[0]) is False
 
 
+@pytest.mark.slow
 def test_modules_in_a_medigan_package_are_enough(published, tmp_path):
     code = (
         "import importlib, sys\n"
