@@ -189,7 +189,8 @@ class FrechetScore(L.Callback):
         statistics = self._statistics(module, self._real_images(trainer))
         if trainer.is_global_zero:
             with training_goes_on(path):
-                write_atomically(path, lambda file: torch.save(vars(statistics), file))
+                parts = {"mean": statistics.mean, "covariance": statistics.covariance, "count": statistics.count}
+                write_atomically(path, lambda file: torch.save(parts, file))
         return statistics
 
     def _real_images(self, trainer: L.Trainer) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import lightning_modules
 from callbacks.sample_grid import enlarged, grid_picture
-from datamodules.writers import NOTICE
+from datamodules.writers import NOTICE, NOTICE_OF_TRANSLATION
 from experiments import medigan, monai_bundle
 from experiments.config import ConfigError
 from experiments.evaluation.privacy import why_not_private
@@ -126,19 +126,21 @@ def export(
             [f"ONNX needs {' and '.join(missing)}: install mirage-gan[export], or leave it out with --no-onnx"]
         )
     trained = load_trained(path, "cpu", Averages)
+    chosen = _FORMS[form]
+    if can(trained.module, Translates):
+        _check_options_of_translator(form, require_privacy)
     if require_privacy and (problems := why_not_private(path, trained.directory, trained.weights_sha256)):
         raise ConfigError(problems)
-    chosen = _FORMS[form]
-    if can(trained.module, Translates) and chosen is not _FORMS["safetensors"]:
-        raise ConfigError([f"--format {form}: holds generators from latents, and this is a translator; leave it out"])
     folder = (output or trained.directory / chosen.folder).absolute()
     _check_folder(folder, trained, chosen)
     if note := unfinished(trained.module):
         log.warning("%s: %s", trained.checkpoint.name, note)
     try:
         exported, description = _described(trained)
+        if not all(tensor.isfinite().all() for tensor in exported.network.state_dict().values()):
+            raise ValueError(f"{trained.checkpoint}: its generator has weights that are not finite")
         images = samples(trained) if isinstance(exported, ExportedGenerator) else None
-        onnx = onnx_of(exported) if with_onnx else None
+        onnx = onnx_of(exported, description["notice"]) if with_onnx else None
     except (ExportError, ValueError) as error:
         raise ConfigError([str(error)]) from error
     picture = None if images is None else _png(images)
@@ -147,11 +149,25 @@ def export(
     )
 
     last = chosen.marks[0]
-    for name in (last, *(name for name in (ONNX, monai_bundle.ONNX) if name not in files)):
+    for name in (last, *(name for name in (ONNX, monai_bundle.ONNX, SAMPLES) if name not in files)):
         (folder / name).unlink(missing_ok=True)
     for name in (*(name for name in files if name != last), last):
         write_bytes(folder / name, files[name])
     return folder
+
+
+def _check_options_of_translator(form: str, require_privacy: bool) -> None:
+    """Refuse what cannot be said or handed on of a translator."""
+    problems = []
+    if form != "safetensors":
+        problems += [f"--format {form}: holds generators from latents, and this is a translator; leave it out"]
+    if require_privacy:
+        problems += [
+            "--require-privacy: its tests ask whether images show training patients, and a translation shows the "
+            "patient of its source; leave it out, and handle weights and translations as patients' data"
+        ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _as_safetensors(parts: _Parts) -> dict[str, bytes]:
@@ -242,11 +258,15 @@ def _described(trained: Trained[Averages]) -> tuple[Exported, dict[str, Any]]:
     module = trained.module
     if can(module, Translates):
         translator = ExportedTranslator(module.generator_ema)
-        return translator, _description(trained, FORMAT_OF_TRANSLATORS, describe_translator(translator))
+        described, facts = describe_translator(translator), module.data_facts
+        described["source"]["intensity"] = (facts.get("source") or {}).get("intensity")
+        described["paired"] = facts.get("paired")
+        return translator, _description(trained, FORMAT_OF_TRANSLATORS, NOTICE_OF_TRANSLATION, described)
     assert can(module, Samples)
     rows = rows_of(module.data_facts["label_rows"], module.classes) if module.classes else None
     generator = ExportedGenerator(module.generator_ema, module.prior, module.classes, rows)
-    return generator, _description(trained, FORMAT_WITH_LABELS if module.classes else FORMAT, describe(generator))
+    number = FORMAT_WITH_LABELS if module.classes else FORMAT
+    return generator, _description(trained, number, NOTICE, describe(generator))
 
 
 def samples(trained: Trained[Any]) -> Tensor:
@@ -263,11 +283,15 @@ def samples(trained: Trained[Any]) -> Tensor:
     return images
 
 
-def onnx_of(exported: Exported) -> bytes:
+def onnx_of(exported: Exported, notice: str) -> bytes:
     """Return a network as an ONNX file, which makes images (N, C, H, W) in [-1, 1].
 
     A generator's takes latents (N, latent_dim), and labels (N, K) if it is told any; a translator's takes sources
     (N, source_channels, H, W) in [-1, 1] of the size that it was trained at.
+
+    Args:
+        exported: The network with what is needed to use it.
+        notice: What the file says of its images.
 
     Raises:
         ExportError: If the network draws random numbers inside, which a file cannot.
@@ -292,7 +316,7 @@ def onnx_of(exported: Exported) -> bytes:
     assert program is not None
     model = ModelProto.FromString(program.model_proto.SerializeToString())
     _forget_origin(model)
-    helper.set_model_props(model, {"synthetic": "yes", "comment": NOTICE})
+    helper.set_model_props(model, {"synthetic": "yes", "comment": notice})
     return model.SerializeToString(deterministic=True)
 
 
@@ -347,12 +371,12 @@ def _check_folder(folder: Path, trained: Trained[Any], form: _Form) -> None:
         raise ConfigError([f"{folder}: is not empty and holds {what}; name another --output"])
 
 
-def _description(trained: Trained[Any], number: int, described: dict[str, Any]) -> dict[str, Any]:
+def _description(trained: Trained[Any], number: int, notice: str, described: dict[str, Any]) -> dict[str, Any]:
     recorded = versions()
     return {
         "format": number,
         "synthetic": True,
-        "notice": NOTICE,
+        "notice": notice,
         "name": trained.config["name"],
         "run": trained.directory.name,
         "family": type(trained.module).__name__,

@@ -142,13 +142,13 @@ def write_image(
     intensity: Intensity,
     description: str,
     index: int,
-    of_image: bool = False,
+    translated: bool = False,
 ) -> None:
     """Write an image (C, H, W) in [-1, 1] in a format; the file says that it is synthetic and what its values mean."""
     if name == "dicom":
-        write_dicom(image, path, intensity, description, index, of_image)
+        write_dicom(image, path, intensity, description, index, translated)
     else:
-        (write_png16 if name == "png16" else write_png8)(image, path, intensity, of_image)
+        (write_png16 if name == "png16" else write_png8)(image, path, intensity, translated)
 
 
 def settings_of(request: Any, trained: Trained[Any]) -> dict[str, Any]:

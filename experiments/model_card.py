@@ -4,6 +4,7 @@ import html
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from experiments.config import TARGET, check, closed_settings
 from experiments.evaluation.privacy import SUITE, beside_the_point
 from experiments.loading import Trained
 from experiments.redaction import redacted
+from experiments.report import is_frechet
 from experiments.run_directory import flat, read_status
 from experiments.tracking import read_rows
 from experiments.untrusted import read_object
+from lightning_modules.protocols import Translates
 
 UNKNOWN = "not recorded"
 _MARKS = re.compile(r"([\\`*\[\]|])")
@@ -32,8 +35,9 @@ def model_card(trained: Trained[Any], description: dict[str, Any], sample_count:
         sample_count: Images in ``samples.png``; 0 = there is none.
         loading: How the files are used, in Markdown.
     """
+    translates = "source" in description
     parts = [
-        *(_head_of_translator if "source" in description else _head)(_said(description["name"]), sample_count),
+        *(_head_of_translator if translates else _head)(_said(description["name"]), sample_count),
         _overview(trained, description),
         "## Loading",
         loading,
@@ -44,13 +48,13 @@ def model_card(trained: Trained[Any], description: dict[str, Any], sample_count:
         "## Scores",
         *_scores(trained),
         "## Privacy",
-        *_privacy(trained),
+        *([_PRIVACY_OF_TRANSLATOR] if translates else _privacy(trained)),
         "## Health of the training",
         _health(trained),
         "## Intended use",
-        _intended_use(description),
+        _USE_OF_TRANSLATOR if translates else _USE,
         "## Limits",
-        _limits(trained.directory, "source" in description),
+        _LIMITS_OF_TRANSLATOR if translates else _limits(trained.directory),
         "## Licence",
         f"Of these weights: {_said(description['licence'])}. Of Mirage's code: Apache-2.0.",
     ]
@@ -75,16 +79,29 @@ def _head_of_translator(name: str, sample_count: int) -> list[str]:
     ]
 
 
-def _intended_use(description: dict[str, Any]) -> str:
-    if "source" in description:
-        return (
-            "Research on image-to-image translation. How far a translation can be trusted has to be shown for the "
-            "purpose, on patients whose true target is known, finding by finding."
-        )
-    return (
-        "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
-        "studies of generative models. How well the images serve a purpose has to be shown for that purpose."
+_USE = (
+    "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
+    "studies of generative models. How well the images serve a purpose has to be shown for that purpose."
+)
+_USE_OF_TRANSLATOR = (
+    "Research on image-to-image translation. How far a translation can be trusted has to be shown for the purpose, on "
+    "patients whose true target is known, finding by finding."
+)
+_PRIVACY_OF_TRANSLATOR = (
+    "Not assessed: a translation shows the patient of its source, which the privacy tests would take for a leak. "
+    "Handle translations as patients' data; whether the weights tell of training patients is not known."
+)
+_LIMITS_OF_TRANSLATOR = "\n".join(
+    (
+        "- No clinical use: a translation is no evidence of any anatomy or disease. What the targets of training "
+        "seldom show may be removed, what they often show may be added.",
+        "- Weights can hold training images, and no score here looks for that: assess it before they leave the "
+        "institution.",
+        "- It knows sources like those of its data set: other scanners, protocols, populations and value ranges give "
+        "images that look right and are not.",
+        "- Scores compare translators on one data set; they do not say whether one image can be trusted.",
     )
+)
 
 
 def _overview(trained: Trained[Any], description: dict[str, Any]) -> str:
@@ -96,9 +113,9 @@ def _overview(trained: Trained[Any], description: dict[str, Any]) -> str:
     rows = [
         ("family", paper),
         ("images", f"{image['height']} x {image['width']} pixels (height x width), {_channels(image['channels'])}"),
-        ("values", f"-1 is {intensity.low:g}, 1 is {intensity.high:g} {intensity.unit} ({intensity.meaning})"),
+        ("values", _values(asdict(intensity))),
         ("bits of the training images", intensity.bits),
-        *(_input_of_translator if "source" in description else _input)(description, module.data_facts),
+        *(_input_of_translator(description, module) if "source" in description else _input(description)),
         ("parameters", f"{sum(p.numel() for p in module.generator_ema.parameters()):,}"),
         ("trained with", f"{module.images_seen:,} of {total:,} planned images (state of the run: {_said(state)})"),
         ("run", description["run"]),
@@ -113,7 +130,11 @@ def _overview(trained: Trained[Any], description: dict[str, Any]) -> str:
     return _table(("", ""), rows)
 
 
-def _input(description: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str, Any]]:
+def _values(intensity: dict[str, Any]) -> str:
+    return f"-1 is {intensity['low']:g}, 1 is {intensity['high']:g} {intensity['unit']} ({intensity['meaning']})"
+
+
+def _input(description: dict[str, Any]) -> list[tuple[str, Any]]:
     latents = description["latents"]
     return [
         ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']][0]}"),
@@ -121,13 +142,15 @@ def _input(description: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str
     ]
 
 
-def _input_of_translator(description: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str, Any]]:
-    values = facts.get("source", {}).get("intensity")
-    meaning = values and f"-1 is {values['low']:g}, 1 is {values['high']:g} {values['unit']} ({values['meaning']})"
+def _input_of_translator(description: dict[str, Any], module: Translates) -> list[tuple[str, Any]]:
+    image, source = description["image"], description["source"]
+    trained_at = f"{image['height']} x {image['width']} pixels in training, {_channels(source['channels'])}"
+    noise = "drawn inside: a function of seed and place in the list" if module.generator_ema.noisy else "none"
     return [
-        ("sources", f"images of any size that the network takes, {_channels(description['source']['channels'])}"),
-        ("values of the sources", meaning),
-        ("trained on pairs", ("yes" if facts["paired"] else "no") if "paired" in facts else None),
+        ("sources", f"{trained_at}; the network decides which other sizes it takes"),
+        ("values of the sources", source["intensity"] and _values(source["intensity"])),
+        ("trained on pairs", {True: "yes", False: "no"}.get(description["paired"])),
+        ("noise", noise),
     ]
 
 
@@ -152,7 +175,6 @@ def loading_of(description: dict[str, Any]) -> str:
     image, intensity = description["image"], description["intensity"]
     low, high = intensity["low"], intensity["high"]
     shape = f"{image['channels']}, {image['height']}, {image['width']}"
-    unit = " ".join(str(intensity["unit"]).replace("`", "'").split())
     labels = description.get("labels", {"classes": []})
     classes = [" ".join(str(name).replace("`", "'").split()) for name in labels["classes"]]
     lines = [
@@ -164,7 +186,7 @@ def loading_of(description: dict[str, Any]) -> str:
         f"images = generator.sample(16, seed=0)  # (16, {shape}) in -1 to 1",
         *([f"labels = torch.eye({len(classes)})[0]  # {classes[0]}, of {', '.join(classes)}"] if classes else []),
         *(["images = generator.sample(16, seed=0, labels=labels)"] if classes else []),
-        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {unit}",
+        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {_unit(intensity)}",
         "```",
     ]
     if "generator.onnx" in description["files"]:
@@ -188,12 +210,25 @@ def loading_of(description: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _unit(intensity: dict[str, Any]) -> str:
+    """Return the unit of values, for a comment."""
+    return " ".join(str(intensity["unit"]).replace("`", "'").split())
+
+
+def _scaled(shape: str, intensity: dict[str, Any]) -> list[str]:
+    """Return lines that make sources of values whose range is known."""
+    low, high = intensity["low"], intensity["high"]
+    return [
+        f"source_values = torch.full(({shape}), {low!r})  # yours, {low:g} to {high:g} {_unit(intensity)}",
+        f"sources = ((source_values - {low!r}) / {high - low!r} * 2.0 - 1.0).clamp(-1.0, 1.0)",
+    ]
+
+
 def loading_of_translator(description: dict[str, Any]) -> str:
     """Return how ``generator.safetensors`` and ``generator.onnx`` of a translator are used."""
-    image, channels = description["image"], description["source"]["channels"]
-    size, intensity = f"{image['height']}, {image['width']}", description["intensity"]
-    low, high = intensity["low"], intensity["high"]
-    unit = " ".join(str(intensity["unit"]).replace("`", "'").split())
+    image, source, intensity = description["image"], description["source"], description["intensity"]
+    size, low, high = f"{image['height']}, {image['width']}", intensity["low"], intensity["high"]
+    shape, values = f"4, {source['channels']}, {size}", source["intensity"]
     lines = [
         "```python",
         "import torch",
@@ -201,9 +236,9 @@ def loading_of_translator(description: dict[str, Any]) -> str:
         "from lightning_modules.networks.exported import load_translator",
         "",
         'translator = load_translator("FOLDER")  # this folder; needs Mirage and torch, not Lightning',
-        f"sources = torch.zeros(4, {channels}, {size})  # yours, in -1 to 1",
-        f"images = translator.translate(sources)  # (4, {image['channels']}, {size}) in -1 to 1",
-        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {unit}",
+        *(_scaled(shape, values) if values else [f"sources = torch.zeros({shape})  # yours, in -1 to 1"]),
+        f"images = translator.translate(sources, seed=0)  # (4, {image['channels']}, {size}) in -1 to 1",
+        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {_unit(intensity)}",
         "```",
     ]
     if "generator.onnx" in description["files"]:
@@ -215,7 +250,7 @@ def loading_of_translator(description: dict[str, Any]) -> str:
             "import numpy, onnxruntime",
             "",
             'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
-            f"sources = numpy.zeros((4, {channels}, {size}), dtype=numpy.float32)  # yours",
+            f"sources = numpy.zeros(({shape}), dtype=numpy.float32)  # yours, in -1 to 1",
             'images = session.run(None, {"sources": sources})[0]',
             "```",
         ]
@@ -226,10 +261,11 @@ def _data(facts: dict[str, Any]) -> str:
     classes = facts.get("classes")
     names = ", ".join(map(str, classes)) if isinstance(classes, list) else None
     rows = [("data set", facts.get("data_set")), ("classes", "none" if names == "" else names)]
-    splits = [
-        (split, *(_entry(facts.get(key), split) for key in ("images", "groups", "fingerprint"))) for split in SPLITS
-    ]
-    head = ("split", "images", "groups", "fingerprint")
+    columns = {key: facts.get(key) for key in ("images", "groups", "fingerprint")}
+    if source := facts.get("source"):
+        columns = {"targets": columns.pop("images"), **columns, "fingerprint of the sources": source["fingerprint"]}
+    splits = [(split, *(_entry(values, split) for values in columns.values())) for split in SPLITS]
+    head = ("split", *columns)
     note = (
         "A group is a patient, or a block of neighbouring slices; none lies in two splits. Training saw `train` only."
     )
@@ -270,9 +306,11 @@ def _scores(trained: Trained[Any]) -> list[str]:
     taken = [row for row in read_rows(trained.directory / "scores.jsonl") if row["images_seen"] <= clock]
     parts = []
     if taken:
-        keys = ("metric", "value", "extractor", "generated", "real", "split", "resolution", "generator", "images_seen")
+        about = taken[-1]
+        made_of = ("extractor", "generated") if is_frechet(about) else ("unit",)
+        keys = ("metric", "value", *made_of, "real", "split", "resolution", "generator", "images_seen")
         parts += ["Taken during training, without interval and floor; the lower, the nearer to the real images:"]
-        parts += [_table(("", ""), [(key.replace("_", " "), taken[-1].get(key)) for key in keys])]
+        parts += [_table(("", ""), [(key.replace("_", " "), about.get(key)) for key in keys])]
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
         parts += _evaluation(path, trained.weights_sha256)
     return parts or [f"Scores: {UNKNOWN}."]
@@ -351,7 +389,7 @@ def _health(trained: Trained[Any]) -> str:
     return f"Measured at another time of the run than these weights, which have seen {clock:,} images.\n\n{table}"
 
 
-def _limits(directory: Path, translates: bool) -> str:
+def _limits(directory: Path) -> str:
     evaluated = any(directory.glob("evaluation/*/scores.json"))
     memory = (
         "Read the memorisation scores above before images or weights leave the institution."
@@ -359,17 +397,6 @@ def _limits(directory: Path, translates: bool) -> str:
         else "No evaluation was found in the run: whether it does has not been assessed. Assess it before images or "
         "weights leave the institution."
     )
-    if translates:
-        return "\n".join(
-            (
-                "- No clinical use: a translation is no evidence of any anatomy or disease. What the targets of "
-                "training seldom show may be removed, what they often show may be added.",
-                f"- A network can repeat training images. {memory}",
-                "- It knows sources like those of its data set: other scanners, protocols, populations and value "
-                "ranges give images that look right and are not.",
-                "- Scores compare translators on one data set; they do not say whether one image can be trusted.",
-            )
-        )
     return "\n".join(
         (
             "- No clinical use: the images are no evidence of any anatomy or disease, and none was read by a "

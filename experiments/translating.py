@@ -16,7 +16,7 @@ from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import find_files
 from datamodules.value_range import Range
 from datamodules.versions import name_ending, rules_of
-from datamodules.writers import OF_IMAGE
+from datamodules.writers import NOTICE_OF_TRANSLATION
 from experiments.config import ConfigError
 from experiments.folders import SUFFIXES as READ
 from experiments.folders import Size, image_cache, read_image, text_of_size
@@ -162,9 +162,8 @@ class Maker:
                 break
             if file_hash(self.sources[i].path) != self.sources[i].sha256:
                 raise DataError(f"{self.sources[i].name}: has changed while the folder was translated; begin anew")
-            write_image(
-                self.image(i), file(i), self.request.format, self.trained.intensity, self._description(), i, True
-            )
+            form, intensity = self.request.format, self.trained.intensity
+            write_image(self.image(i), file(i), form, intensity, self._description(), i, translated=True)
             hashes[i] = file_hash(file(i))
         return hashes
 
@@ -240,7 +239,7 @@ def _settings(maker: Maker) -> dict[str, object]:
     named = [(source.name, source.sha256) for source in maker.sources]
     paths, contents = [source.path for source in maker.sources], [source.sha256 for source in maker.sources]
     return settings_of(maker.request, maker.trained) | {
-        "notice": OF_IMAGE,
+        "notice": NOTICE_OF_TRANSLATION,
         "value_range": maker.request.value_range,
         "reading": name_ending(rules_of(paths, contents, image_cache() / "hashes" / "folders-rules.json")),
         "sources_sha256": hashlib.sha256(json.dumps(named).encode()).hexdigest(),

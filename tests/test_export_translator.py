@@ -1,11 +1,12 @@
 """Translators are handed on with an image as input."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
-from conftest import newest_checkpoint
+from conftest import ROOT, newest_checkpoint
 from toy_runs import state_of, trained
 
 from experiments.config import ConfigError
@@ -55,8 +56,14 @@ def test_export_makes_the_images_of_the_run(tmp_path, more):
 def test_what_is_handed_on(folder):
     assert {path.name for path in folder.iterdir()} == {"README.md", "generator.json", "generator.safetensors"}
     said = json.loads((folder / "generator.json").read_text())
+    intensity = said["source"].pop("intensity")
     assert said["format"] == 3 and said["source"] == {"channels": 1, "low": -1.0, "high": 1.0}
+    assert (intensity["low"], intensity["high"], intensity["meaning"]) == (0.0, 1.0, "phantom inverted and darkened")
+    assert said["paired"] is True and said["notice"].endswith("from another image; may show that one's patient.")
     assert said["network"]["class"] == NAME and said["family"] == "ToyTranslator"
+    for path in folder.iterdir():
+        for private in (str(ROOT), os.environ["MIRAGE_CACHE"], os.environ["MIRAGE_PRIVATE"], "/tmp", "/root", "/home"):
+            assert private.encode() not in path.read_bytes(), (path.name, private)
 
 
 def test_card_says_what_goes_in_and_what_cannot_be_trusted(folder):
@@ -67,16 +74,37 @@ def test_card_says_what_goes_in_and_what_cannot_be_trusted(folder):
         "No samples are shown: they would be made of patients' images.",
         "| values of the sources | -1 is 0, 1 is 1 grey level / 255 (phantom inverted and darkened) |",
         "| trained on pairs | yes |",
+        "| noise | none |",
+        "| split | targets | groups | fingerprint | fingerprint of the sources |",
+        "Not assessed: a translation shows the patient of its source",
         "What the targets of training seldom show may be removed",
         "| metric | mean_absolute_error |",
+        "| unit | grey level / 255 |",
     ):
         assert said in card, said
-    assert "latents" not in card and "samples.png" not in card
+    assert "latents" not in card and "samples.png" not in card and "| extractor |" not in card
     python = card.partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(folder))
     scope: dict = {}
     exec(python, scope)
-    assert torch.equal(scope["images"], exported.load_translator(folder).translate(torch.zeros(4, 1, 32, 32)))
+    assert torch.equal(scope["sources"], torch.full((4, 1, 32, 32), -1.0))  # of the lowest value
+    assert torch.equal(scope["images"], exported.load_translator(folder).translate(scope["sources"]))
     torch.testing.assert_close(scope["values"], (scope["images"] + 1.0) / 2.0)
+
+
+def test_card_of_other_translators(tmp_path):
+    """A noisy one, without scores, of sources of which nothing is known."""
+    run = trained("translator", tmp_path, "module.noisy=true", "schedule.total_images=8", "callbacks.score=null")
+    checkpoint = newest_checkpoint(run)
+    content = state_of(checkpoint)
+    content["data_facts"]["source"] = None
+    del content["data_facts"]["paired"]
+    torch.save(content, checkpoint)
+    card = (export(checkpoint, tmp_path / "export", with_onnx=False) / "README.md").read_text()
+    assert "| values of the sources | not recorded |" in card and "| trained on pairs | not recorded |" in card
+    assert "| noise | drawn inside: a function of seed and place in the list |" in card
+    assert "sources = torch.zeros(4, 1, 32, 32)  # yours, in -1 to 1" in card and "Scores: not recorded." in card
+    with pytest.raises(ConfigError, match="draws random numbers inside, which ONNX cannot: leave it out"):
+        export(checkpoint, tmp_path / "onnx")
 
 
 @pytest.mark.slow
@@ -84,18 +112,49 @@ def test_onnx_takes_images(translator_run, tmp_path):
     import onnxruntime
 
     folder = export(translator_run, tmp_path / "export")
-    session = onnxruntime.InferenceSession((folder / "generator.onnx").read_bytes())
-    batch = torch.stack(sources((32, 32), (32, 32), (32, 32)))
-    (images,) = session.run(None, {"sources": batch.numpy()})
-    expected = exported.load_translator(folder).translate(batch)
-    torch.testing.assert_close(torch.from_numpy(images), expected, atol=1e-4, rtol=0)
-    assert 'session.run(None, {"sources": sources})' in (folder / "README.md").read_text()
+    content = (folder / "generator.onnx").read_bytes()
+    assert b"may show that one's patient" in content and b"not a patient" not in content
+    session = onnxruntime.InferenceSession(content)
+    for count in (1, 2, 5):
+        batch = torch.stack(sources(*[(32, 32)] * count))
+        (images,) = session.run(["images"], {"sources": batch.numpy()})
+        expected = exported.load_translator(folder).translate(batch)
+        torch.testing.assert_close(torch.from_numpy(images), expected, atol=1e-4, rtol=0)
+    card = (folder / "README.md").read_text()
+    assert "without Mirage and torch, for images of 32 x 32 pixels" in card
+    scope: dict = {}
+    exec(card.split("```python\n")[2].partition("```")[0].replace("FOLDER", str(folder)), scope)
+    assert scope["images"].shape == (4, 1, 32, 32)
 
 
 @pytest.mark.parametrize("form", ["monai-bundle", "medigan"])
 def test_forms_of_generators_are_refused(translator_run, tmp_path, form):
     with pytest.raises(ConfigError, match=f"--format {form}: holds generators from latents, and this is a translator"):
         export(translator_run, tmp_path / "export", with_onnx=False, form=form)
+    assert not (tmp_path / "export").exists()
+
+
+def test_privacy_cannot_be_required(translator_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--require-privacy: .* a translation shows the patient of its source"):
+        export(translator_run, tmp_path / "export", with_onnx=False, require_privacy=True)
+    assert not (tmp_path / "export").exists()
+
+
+def test_samples_of_an_earlier_export_do_not_stay(translator_run, tmp_path):
+    folder = export(translator_run, tmp_path / "export", with_onnx=False)
+    (folder / "samples.png").write_bytes(b"of a generator")
+    export(translator_run, folder, with_onnx=False)
+    assert not (folder / "samples.png").exists()
+
+
+def test_weights_that_cannot_be_loaded_are_not_exported(translator_run, tmp_path):
+    """Of the way back, too, which no translation shows."""
+    run = shutil.copytree(translator_run, tmp_path / "run")
+    content = state_of(newest_checkpoint(run))
+    content["state_dict"]["generator_ema.back.0.bias"][0] = float("nan")
+    torch.save(content, newest_checkpoint(run))
+    with pytest.raises(ConfigError, match="not finite"):
+        export(run, tmp_path / "export", with_onnx=False)
     assert not (tmp_path / "export").exists()
 
 
@@ -121,6 +180,9 @@ def test_each_loader_names_the_other(folder, tmp_path):
         (lambda said: said["network"].update({"class": "os.system"}), "network 'os.system' is none of lightning_mod"),
         (lambda said: said["network"]["arguments"].update(image_size=[10**6, 10**6]), "sides are 1 to"),
         (lambda said: said["network"]["arguments"].update(source_channels=2), "holds other weights than the network"),
+        (lambda said: said["network"]["arguments"].update(source_channels=10**9), "images have 1 to 4 channels"),
+        (lambda said: said["network"]["arguments"].update(image_channels=0), "images have 1 to 4 channels"),
+        (lambda said: said["files"].update({"generator.safetensors": "0" * 64}), "is not the file that generator.json"),
         (lambda said: said["files"].clear(), "is no exported network"),
         (lambda said: said.pop("network"), "is no exported network"),
     ],
@@ -186,4 +248,4 @@ def test_report_says_what_the_columns_are(translator_run):
     page = (translator_run / "report.html").read_text()
     assert "Source, translation and, of pairs, target and difference" in page
     assert "Source and target in each row" in page and "Real images" not in page
-    assert "<td>mean_absolute_error<td>grey level / 255" in page
+    assert "<td>mean_absolute_error<td>grey level / 255" in page and "<th>data fingerprint" not in page

@@ -215,7 +215,8 @@ time.sleep(8)
     assert codes == [0, -signal.SIGKILL]
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_dead_rank_ends_the_others_and_is_named(tmp_path, victim):
     process = started(*tiny("dcgan", tmp_path, "trainer.devices=2", FOREVER, "callbacks.losses.every_images=8"))
     try:
@@ -259,6 +260,7 @@ def test_second_process_in_a_run_directory_refuses(tmp_path):
     try:
         wait_for_clock(process, tmp_path / "runs", 40)
         (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
+        process.send_signal(signal.SIGSTOP)  # it holds the directory, and leaves the processor to the other
         second = run_cli(*tiny("dcgan", tmp_path, FOREVER, f"resume={directory}"))
         assert process.poll() is None
     finally:

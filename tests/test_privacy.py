@@ -119,6 +119,7 @@ def test_innocent_words_are_not_secrets(monkeypatch):
     assert redaction.redacted('"api_key": "abc", password=abc') == '"api_key": "***", password=***'
 
 
+@pytest.mark.slow
 def test_wandb_is_told_nothing_of_user_machine_and_terminal(tmp_path):
     done = run_cli(
         *tiny("dcgan", tmp_path, "tracking=offline", "schedule.total_images=8"), USERNAME="user-of-this-test"
@@ -213,6 +214,7 @@ def test_no_patient_and_no_file_of_the_data_is_named(case, tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 def test_run_that_fails_for_its_data_names_nobody(tmp_path):
     names, arguments = arguments_of("mammograms", tmp_path)
     done = run_cli(*arguments, "data.max_unreadable=0", "tracking=offline")

@@ -28,7 +28,7 @@ QUICK = [
     ("kidney_gan", "mid-pass", 0, 1),
     ("progressive", "fade", 2, 1),
     ("progressive", "fade before a border", 0, 1),
-    ("progressive", "stage border", 0, 2),  # of several processes: dcgan is killed and resumed in test_kill.py
+    ("progressive", "stage border", 0, 1),
 ]
 MATRIX = [
     (family, stop, workers, devices)
@@ -143,6 +143,7 @@ def warnings_of(caplog):
     return said
 
 
+@pytest.mark.slow
 def test_other_number_of_threads_is_warned_of_once_and_gives_other_bits(whole_run, tmp_path, caplog):
     whole = whole_run("dcgan", 1)
     part = tmp_path / "runs" / "dcgan" / whole.name

@@ -17,7 +17,7 @@ from toy_runs import trained
 from toys.toy_pairs import source_of
 
 from datamodules.phantoms import Phantoms
-from datamodules.writers import OF_IMAGE
+from datamodules.writers import NOTICE_OF_TRANSLATION
 from experiments import translate, translating
 from experiments.config import ConfigError, experiment
 from experiments.evaluation.evaluation import evaluate
@@ -65,7 +65,7 @@ def test_each_file_is_translated_at_its_own_size(translator_run, sources, tmp_pa
         expected = module.generator_ema.from_sources(source[None, None]).clamp(-1.0, 1.0)
         written = Image.open((tmp_path / "out" / name).with_suffix(".png"))
         np.testing.assert_array_equal(np.asarray(written), ((expected[0, 0] + 1.0) * 127.5).round().byte())
-        assert written.text["Synthetic"] == "yes" and written.text["Comment"] == OF_IMAGE
+        assert written.text["Synthetic"] == "yes" and written.text["Comment"] == NOTICE_OF_TRANSLATION
 
 
 def test_manifest_says_what_was_made_of_what(translator_run, sources, tmp_path):
@@ -77,7 +77,7 @@ def test_manifest_says_what_was_made_of_what(translator_run, sources, tmp_path):
         assert row["sha256"] == hashlib.sha256((folder / row["file"]).read_bytes()).hexdigest()
         assert row["source_sha256"] == hashlib.sha256((sources / row["source"]).read_bytes()).hexdigest()
     said = json.loads((folder / "manifest.json").read_text())
-    assert said["notice"] == OF_IMAGE and said["value_range"] is None and said["reading"] == ""
+    assert said["notice"] == NOTICE_OF_TRANSLATION and said["value_range"] is None and said["reading"] == ""
     assert said["synthetic"] is True and said["family"] == "ToyTranslator" and said["count"] == 3
 
 
@@ -124,7 +124,7 @@ def test_dicom_says_that_it_is_synthetic_and_names_no_source(translator_run, sou
     folder = translate_files(Request(translator_run, sources, tmp_path / "out", format="dicom")).folder
     content = (folder / "b" / "c.dcm").read_bytes()
     dataset = dcmread(folder / "b" / "c.dcm")
-    assert (dataset.Rows, dataset.Columns) == (24, 40) and dataset.ImageComments.startswith(OF_IMAGE)
+    assert (dataset.Rows, dataset.Columns) == (24, 40) and dataset.ImageComments.startswith(NOTICE_OF_TRANSLATION)
     assert b"c.png" not in content and str(sources).encode() not in content
 
 
@@ -288,6 +288,8 @@ def test_translations_are_compared_with_the_targets_of_their_sources(translator_
     metric.update(data.select("val", places), real=True)
     assert scores["frechet"]["value"] == pytest.approx(float(metric.compute()), rel=1e-3)
     page = (folder / "report.html").read_text()
+    # What is near to training images says nothing of a translator.
+    assert scores["copies"]["refused"] == "needs training images and held-out real images, and there are none"
     assert "of the sources of val" in page and "the translator was trained on these sources" not in page
 
 
@@ -347,6 +349,7 @@ def test_training_pairs_are_warned_of(translator_run, caplog):
             ["against=FOLDER"],
             "sources: a folder holds no sources; translate images with python -m experiments.translate",
         ),
+        (["suite=privacy"], "a translation resembles the target of its source, and is that patient's data"),
         (["against=TINY"], r"tiny\.yaml: Phantoms holds no sources; translate images with"),
         (["generated_labels=x.csv", "by=view"], "generated_labels: these are for a folder that is evaluated"),
         (["data.paired=false"], r"the data is not what the run was trained on \(source: was .*; paired: was True, is "),
@@ -357,5 +360,6 @@ def test_what_a_translator_cannot_be_asked_is_refused(translator_run, sources, o
     overrides = [
         key + sign + places.get(value, value) for key, sign, value in (text.partition("=") for text in overrides)
     ]
+    suite, overrides = ("privacy", []) if overrides == ["suite=privacy"] else ("quick", [*QUICK, *overrides])
     with pytest.raises(ConfigError, match=said):
-        evaluate(str(translator_run), load_suite("quick", [*QUICK, *overrides]))
+        evaluate(str(translator_run), load_suite(suite, overrides))

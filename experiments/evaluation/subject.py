@@ -16,6 +16,7 @@ from datamodules.value_range import ends_of, share_used, unlike_shares
 from experiments import config as cfg
 from experiments.config import ConfigError
 from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages, TranslatedImages
+from experiments.evaluation.privacy import SUITE as PRIVACY
 from experiments.evaluation.scoring import Sets
 from experiments.evaluation.settings import Suite
 from experiments.folders import image_cache, overlap
@@ -108,8 +109,9 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
     held_out: ImageSet | None = None
     if isinstance(data, ImageDataModule):
         real: ImageSet = RealImages(data, [suite.split], seed, images)
-        # Of a run only the images that it has seen; of a folder those that the user names.
-        if subject.trained is None or not _differences(data, subject.trained):
+        # Of a run only the images that it has seen; of a folder those that the user names. A translation resembles the
+        # target of its source, of training and of others alike: what is near to training images says nothing there.
+        if not _translates(subject) and (subject.trained is None or not _differences(data, subject.trained)):
             train, held_out = RealImages(data, ["train"], seed), RealImages(data, ["val", "test"], seed)
     else:
         size = suite.size or (_size_of(subject.trained) if subject.trained else None)
@@ -137,7 +139,7 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)
     warnings = _warnings(real, generated, held_out)
-    if isinstance(generated, TranslatedImages) and suite.split == "train" and train is not None:
+    if isinstance(generated, TranslatedImages) and suite.split == "train" and suite.against is None:
         warnings += ("the translator was trained on these sources: split=val or test shows what it does to new ones",)
     for warning in warnings:
         log.warning("warning: %s", warning)
@@ -148,6 +150,13 @@ def _made(suite: Suite, trained: Trained[Any], real: ImageSet) -> ImageSet:
     """Return what a run makes: as many images as there are real ones, or translations."""
     if not can(trained.module, Translates):
         return GeneratedImages(trained, len(real), suite.seed, suite.truncation)
+    if suite.name == PRIVACY:
+        raise ConfigError(
+            [
+                f"suite={PRIVACY}: asks whether images made of nothing resemble training images; a translation "
+                "resembles the target of its source, and is that patient's data"
+            ]
+        )
     if suite.truncation != 1.0:
         raise ConfigError([f"truncation={suite.truncation:g}: a translator has no latents to truncate"])
     assert isinstance(real, RealImages)

@@ -372,8 +372,7 @@ def _network(
 ) -> Network:
     """Build the network that is described. First without memory, to see whether the weights are its own."""
     cls, arguments = _class_of(said, path.parent, known), said["arguments"]
-    if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
-        raise ExportError(f"{path.parent}: image_size={arguments['image_size']}: sides are 1 to {_LARGEST_SIDE} pixels")
+    _check_images(arguments, path.parent)
     with torch.device("meta"):
         wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in cls(**arguments).state_dict().items()}
     if wanted != {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}:
@@ -383,6 +382,15 @@ def _network(
     network = _built(said, path.parent, known)
     network.load_state_dict(weights)
     return network
+
+
+def _check_images(arguments: dict[str, Any], folder: Path) -> None:
+    """Raise ExportError unless a network makes images, of images, that runs can have."""
+    if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
+        raise ExportError(f"{folder}: image_size={arguments['image_size']}: sides are 1 to {_LARGEST_SIDE} pixels")
+    for name in ("image_channels", "source_channels"):
+        if name in arguments and not 1 <= int(arguments[name]) <= 4:
+            raise ExportError(f"{folder}: {name}={arguments[name]}: images have 1 to 4 channels")
 
 
 def _built(said: dict[str, Any], where: Path | str, known: Mapping[str, type[Network]]) -> Network:
