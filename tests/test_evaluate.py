@@ -47,11 +47,20 @@ def run(tmp_path_factory) -> Path:
     return train(tiny_config("dcgan", tmp_path_factory.mktemp("run"), "data.count=160"))
 
 
-@pytest.fixture
-def suite(tmp_path) -> str:
-    path = tmp_path / "small.yaml"
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("suite") / "small.yaml"
     path.write_text(SUITE)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, suite) -> dict:
+    """The scores of the run by the whole suite."""
+    return scores(evaluate(str(run), load_suite(suite, [])))
+
+
+FEW = [f"scores.{name}=null" for name in ("copies", "ratio", "precision_recall")]
 
 
 def scores(folder):
@@ -68,6 +77,7 @@ def write_pngs(folder, count, seed, dtype=np.uint8, low=0):
     return folder
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_is_measured_and_reported(run, suite, capsys):
     assert main([str(run), f"suite={suite}", MOMENTS]) == 0
     said = capsys.readouterr().out
@@ -94,28 +104,25 @@ def test_a_run_is_measured_and_reported(run, suite, capsys):
     assert "http://" not in page and "https://" not in page and "<script" not in page
 
 
-def test_a_second_evaluation_computes_nothing_again(run, suite, monkeypatch):
-    first = evaluate(str(run), load_suite(suite, []))
-    before = scores(first)
-    assert "Moments of the pixel values" not in (first / "report.html").read_text()  # no score asks for them
-    assert not (first / "moments.csv").exists()
-
+def test_a_second_evaluation_computes_nothing_again(run, suite, evaluated, monkeypatch):
     def never(*arguments):
         raise AssertionError("a vector is computed again")
 
     monkeypatch.setattr(VectorCache, "_compute", never)
-    assert scores(evaluate(str(run), load_suite(suite, []))) == before
+    folder = evaluate(str(run), load_suite(suite, []))
+    assert scores(folder) == evaluated
+    assert "Moments of the pixel values" not in (folder / "report.html").read_text()  # no score asks for them
+    assert not (folder / "moments.csv").exists()
 
 
-def test_other_seeds_are_other_images(run, suite, tmp_path):
-    first = scores(evaluate(str(run), load_suite(suite, [])))
-    other = scores(evaluate(str(run), load_suite(suite, ["seed=2", f"output={tmp_path}"])))
-    assert first["frechet_random_conv"]["value"] != other["frechet_random_conv"]["value"]
+def test_other_seeds_are_other_images(run, suite, evaluated, tmp_path):
+    other = scores(evaluate(str(run), load_suite(suite, [*FEW, "seed=2", f"output={tmp_path}"])))
+    assert evaluated["frechet_random_conv"]["value"] != other["frechet_random_conv"]["value"]
 
 
 def test_two_checkpoints_can_be_compared(run, suite, tmp_path, capsys):
     folders = [
-        evaluate(str(run / "checkpoints" / name), load_suite(suite, [f"output={tmp_path / name}"]))
+        evaluate(str(run / "checkpoints" / name), load_suite(suite, [*FEW, f"output={tmp_path / name}"]))
         for name in ("images_000000000040.ckpt", "images_000000000096.ckpt")
     ]
     assert compare.main([*map(str, folders), "--output", str(tmp_path / "comparison")]) == 0
@@ -137,13 +144,13 @@ def test_data_that_is_read_by_other_rules_is_refused_with_them(run, suite, capsy
 
 
 @pytest.mark.slow
-def test_another_experiments_data_can_be_named(run, suite, tmp_path):
+def test_another_experiments_data_can_be_named(run, suite, evaluated, tmp_path):
     config = tmp_path / "others.yaml"
     config.write_text(f"extends: {ROOT / 'tests' / 'tiny.yaml'}\ndata: {{kind: chest_xray, count: 160}}\n")
     folder = evaluate(str(run), load_suite(suite, [f"against={config}", f"output={tmp_path / 'out'}"]))
-    other, own = scores(folder)["frechet_random_conv"], scores(evaluate(str(run), load_suite(suite, [])))
-    assert other["fingerprint"]["real"] != own["frechet_random_conv"]["fingerprint"]["real"]
-    assert other["value"] != own["frechet_random_conv"]["value"]
+    other, own = scores(folder)["frechet_random_conv"], evaluated["frechet_random_conv"]
+    assert other["fingerprint"]["real"] != own["fingerprint"]["real"]
+    assert other["value"] != own["value"]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +161,11 @@ def test_another_experiments_data_can_be_named(run, suite, tmp_path):
         pytest.param("dicom", 1e-5, marks=pytest.mark.slow),
     ],
 )
-def test_files_of_a_generator_score_as_the_generator_does(run, suite, tmp_path, form, apart):
-    few = [f"scores.{name}=null" for name in ("copies", "ratio", "precision_recall")]
-    whole = scores(evaluate(str(run), load_suite(suite, [*few, f"output={tmp_path / 'run'}"])))
+def test_files_of_a_generator_score_as_the_generator_does(run, suite, evaluated, tmp_path, form, apart):
     files = generate_files(Request(run, 120, seed=1, format=form, output=tmp_path / form)).folder
-    found = scores(evaluate(str(files), load_suite(suite, [*few, f"against={run}", f"output={tmp_path / 'files'}"])))
+    found = scores(evaluate(str(files), load_suite(suite, [*FEW, f"against={run}", f"output={tmp_path / 'files'}"])))
     name = "frechet_random_conv"
-    assert found[name]["value"] == pytest.approx(whole[name]["value"], rel=apart)
+    assert found[name]["value"] == pytest.approx(evaluated[name]["value"], rel=apart)
 
 
 def test_a_folder_is_measured_against_a_folder(suite, tmp_path, monkeypatch):
@@ -316,8 +321,7 @@ def test_extractors_without_weights_are_left_out_aloud(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on(run, suite, tmp_path):
-    whole = scores(evaluate(str(run), load_suite(suite, [f"output={tmp_path / 'whole'}"])))
+def test_a_killed_evaluation_goes_on(run, suite, evaluated, tmp_path):
     output, cache = tmp_path / "killed", tmp_path / "cache"
     command = [sys.executable, "-m", "experiments.evaluate", str(run), f"suite={suite}", f"output={output}"]
     process = subprocess.Popen(
@@ -333,4 +337,4 @@ def test_a_killed_evaluation_goes_on(run, suite, tmp_path):
         [*command, f"data.cache_dir={cache}"], cwd=ROOT, capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr
-    assert scores(output) == whole
+    assert scores(output) == evaluated
