@@ -119,7 +119,6 @@ def test_innocent_words_are_not_secrets(monkeypatch):
     assert redaction.redacted('"api_key": "abc", password=abc') == '"api_key": "***", password=***'
 
 
-@pytest.mark.slow
 def test_wandb_is_told_nothing_of_user_machine_and_terminal(tmp_path):
     done = run_cli(
         *tiny("dcgan", tmp_path, "tracking=offline", "schedule.total_images=8"), USERNAME="user-of-this-test"
