@@ -23,10 +23,13 @@ demo: install ## train a small GAN on phantoms: minutes on a laptop, no data nee
 	$(BIN)/python -m experiments.run demo
 
 test: install ## quick tests, minutes, on all cores
-	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 8 --dist loadscope
+	$(BIN)/python -m pytest -m 'not slow and not full' -n auto --maxprocesses 8 --dist worksteal
 
-test-all: test ## all tests, the whole resume matrix included
+test-all: test ## the slow tests too
 	$(BIN)/python -m pytest -m slow -n 2
+
+test-full: test-all ## all tests, the whole resume matrix included
+	$(BIN)/python -m pytest -m full -n 2
 
 lint: install ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -47,4 +50,4 @@ bench: install ## measure Mirage against plain code, side by side
 	$(BIN)/python -m experiments.benchmarks.evaluation
 	$(BIN)/python -m experiments.benchmarks.slices --by sex
 
-.PHONY: help install demo test test-all lint types bench
+.PHONY: help install demo test test-all test-full lint types bench

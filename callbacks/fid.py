@@ -18,6 +18,7 @@ from callbacks.checkpoint import is_intact
 from callbacks.clock import check_cadence, crossed
 from callbacks.divergence import assert_finite
 from callbacks.files import training_goes_on, write_atomically
+from callbacks.generated import broadcast_buffers, generated, how_many, real_pairs
 from callbacks.real_images import even_rows, real_images
 from callbacks.scores import ScoreLog
 from callbacks.version import code_version
@@ -25,7 +26,7 @@ from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
 from lightning_modules.metrics.frechet import GaussianStatistics, frechet_distance
 from lightning_modules.metrics.torchmetrics_scores import FrechetDistance
-from lightning_modules.protocols import Samples
+from lightning_modules.protocols import Averages, Translates, can
 from lightning_modules.run_record import Score
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ class FrechetScore(L.Callback):
 
     Args:
         every_images: Images between two scores.
-        count: Images to generate.
-        split: Real images to compare with: "train", "val" or "test".
+        count: Images to generate; of a translator at most as many as there are sources in the split.
+        split: Real images to compare with: "train", "val" or "test"; a translator is given its sources.
         max_real: Real images to use at most, from all over the split; None = all of it.
         batch_size: Images per forward pass and process.
         seed: Names the generated images; the same ones are used every time.
@@ -58,7 +59,7 @@ class FrechetScore(L.Callback):
         seconds: Time that scores have taken in this process, with loading the extractor and the real statistics.
     """
 
-    needs = Samples
+    needs = Averages
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class FrechetScore(L.Callback):
         self._generated_at: tuple[int, ...] = ()
         self._log = ScoreLog()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Samples) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Averages) -> None:
         """Load the extractor on this process's device; fetch its weights once per machine."""
         self._began = time.monotonic()
         if trainer.local_rank == 0:
@@ -111,25 +112,25 @@ class FrechetScore(L.Callback):
             f"{self.every_images:,}",
         )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Samples) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Averages) -> None:
         """Score the untrained generator, so that a falling score has a beginning."""
         if pl_module.images_seen == 0:
             self._score(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Samples, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Averages, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Score on the clock."""
         if crossed(self.every_images, pl_module):
             assert_finite(trainer, pl_module)
             self._score(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Samples) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Averages) -> None:
         """Say what scores have cost."""
         whole = time.monotonic() - self._began
         log.info("periodic scores took %.3g s, %.2g %% of %.3g s", self.seconds, 100 * self.seconds / whole, whole)
 
-    def _score(self, trainer: L.Trainer, module: Samples) -> None:
+    def _score(self, trainer: L.Trainer, module: Averages) -> None:
         started = time.monotonic()
         self._take(trainer, module)
         ended = time.monotonic()
@@ -140,10 +141,10 @@ class FrechetScore(L.Callback):
             if warning:
                 log.warning("%s", warning)
 
-    def _take(self, trainer: L.Trainer, module: Samples) -> None:
+    def _take(self, trainer: L.Trainer, module: Averages) -> None:
         if self._real is None:
             self._real = self._real_statistics(trainer, module)
-        _broadcast_buffers(trainer, module)
+        broadcast_buffers(trainer, module)
         fake = self._statistics(module, self._generated(trainer, module))
         name = f"score/{self.extractor.score_name}"
         fingerprint = self._fingerprint(trainer, module, fake.count)
@@ -152,30 +153,33 @@ class FrechetScore(L.Callback):
         about = {"generated_at": list(self._generated_at), **fingerprint}
         self._log.add(trainer, module, Score(name, key, value), about)
 
-    def _generated(self, trainer: L.Trainer, module: Samples) -> Iterator[Tensor]:
+    def _generated(self, trainer: L.Trainer, module: Averages) -> Iterator[Tensor]:
         """Yield this process's share of images 0 .. count - 1 of the seed, at the final resolution."""
-        per_process = -(-self.count // trainer.world_size)
+        count = how_many(trainer, module, self.split, self.count)
+        per_process = -(-count // trainer.world_size)
         first = trainer.global_rank * per_process
-        last = min(first + per_process, self.count)
+        last = min(first + per_process, count)
         for start in range(first, last, self.batch_size):
-            images = module.sample(min(self.batch_size, last - start), seed=self.seed, start=start)
+            stop = min(start + self.batch_size, last)
+            images, _ = generated(trainer, module, self.split, count, self.seed, start, stop)
+            images = images.clamp(-1.0, 1.0)
             self._generated_at = tuple(images.shape[2:])
             yield F.interpolate(images, module.image_size) if self._generated_at != module.image_size else images
 
-    def _statistics(self, module: Samples, batches: Iterator[Tensor]) -> GaussianStatistics:
+    def _statistics(self, module: Averages, batches: Iterator[Tensor]) -> GaussianStatistics:
         """Return statistics over all processes."""
         metric = FrechetDistance(self.extractor).to(module.device)
         for images in batches:
             metric.update(images, real=False)
         return metric.statistics(real=False)
 
-    def _real_statistics(self, trainer: L.Trainer, module: Samples) -> GaussianStatistics:
+    def _real_statistics(self, trainer: L.Trainer, module: Averages) -> GaussianStatistics:
         data = real_images(trainer)
         path = Path(data.cache_dir) / "statistics" / f"{self._real_key(trainer, module)}.pt"
-        if data.size(self.split) < 2:
+        if (size := min(data.size(self.split), how_many(trainer, module, self.split, self.count))) < 2:
             raise ExtractorError(
-                f"callbacks.score.split={self.split!r}: the split has {data.size(self.split)} images, a score needs at "
-                f"least 2; raise data.{self.split}_fraction or score against train"
+                f"callbacks.score.split={self.split!r}: the split has {size} images, a score needs at least 2; raise "
+                f"data.{self.split}_fraction or score against train"
             )
         # All processes must take the same way, also where every machine has a cache of its own.
         stored = _stored_statistics(path, self.extractor.dimensions)
@@ -185,7 +189,8 @@ class FrechetScore(L.Callback):
         statistics = self._statistics(module, self._real_images(trainer))
         if trainer.is_global_zero:
             with training_goes_on(path):
-                write_atomically(path, lambda file: torch.save(vars(statistics), file))
+                parts = {"mean": statistics.mean, "covariance": statistics.covariance, "count": statistics.count}
+                write_atomically(path, lambda file: torch.save(parts, file))
         return statistics
 
     def _real_images(self, trainer: L.Trainer) -> Iterator[Tensor]:
@@ -196,12 +201,12 @@ class FrechetScore(L.Callback):
         for start in range(0, len(share), self.batch_size):
             yield data.select(self.split, share[start : start + self.batch_size])
 
-    def _real_key(self, trainer: L.Trainer, module: Samples) -> str:
+    def _real_key(self, trainer: L.Trainer, module: Averages) -> str:
         images = [real_images(trainer).fingerprint(self.split), "even rows", self.max_real]
         what = [*images, self.extractor.identity(), module.device.type]
         return _hash(what)[:20]
 
-    def _fingerprint(self, trainer: L.Trainer, module: Samples, generated: int) -> dict[str, Any]:
+    def _fingerprint(self, trainer: L.Trainer, module: Averages, generated: int) -> dict[str, Any]:
         """Return what two scores must share to be compared."""
         assert self._real is not None
         data = real_images(trainer)
@@ -220,7 +225,11 @@ class FrechetScore(L.Callback):
             "device": module.device.type,  # a GPU rounds the factors of a convolution to TF32
             "generator": "ema",
             "seed": self.seed,
+            **self._sources(trainer, module),
         }
+
+    def _sources(self, trainer: L.Trainer, module: Averages) -> dict[str, str]:
+        return {"sources": real_pairs(trainer).source_fingerprint(self.split)} if can(module, Translates) else {}
 
 
 class Watch:
@@ -283,10 +292,3 @@ def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None
         log.warning("%s cannot be used (%s); the statistics are computed again", path, type(error).__name__)
         return None
     return GaussianStatistics(mean, covariance, count)
-
-
-def _broadcast_buffers(trainer: L.Trainer, module: Samples) -> None:
-    """Give every process the first one's batch-norm statistics: each saw other images, only the first's are saved."""
-    if trainer.world_size > 1:
-        for buffer in module.generator_ema.buffers():
-            torch.distributed.broadcast(buffer, src=0)

@@ -16,7 +16,8 @@ from torch import Tensor
 from callbacks.clock import check_cadence, log_numbers
 from callbacks.divergence import DivergedError, assert_finite
 from callbacks.files import training_goes_on, write_atomically
-from callbacks.real_images import even_rows, real_images, spread
+from callbacks.generated import generated, how_many, told_of_real
+from callbacks.real_images import real_images, spread
 from callbacks.sample_grid import enlarged
 from callbacks.saturation import WINDOW, Scored, saturation
 from callbacks.state import Count, State
@@ -277,7 +278,8 @@ class Health(L.Callback):
       the distance to generated images, and overfitting_margin, the same in standard deviations;
     - nearest_ratio: the newest of the callback ``NearestTraining``, where there is one.
 
-    Images are those of the live generator at the present resolution. Nothing of the run changes: no global random
+    Images are those of the live generator at the present resolution; a translator is given held-out sources (training
+    ones if too few are held out). Nothing of the run changes: no global random
     number is drawn, no weight or buffer moves. All processes measure the same images, so that layers that exchange
     statistics stay in step; the first one's numbers count.
 
@@ -310,7 +312,7 @@ class Health(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Judges) -> None:
         """Put the extractor on this process's device; say what cannot be measured."""
         self.extractor.to(pl_module.device)
-        if trainer.is_global_zero and not self._has_held_out(trainer):
+        if trainer.is_global_zero and not self._has_held_out(trainer, pl_module):
             log.warning(
                 "health: fewer than %d held-out images (data.val_fraction): the margin is taken on training images, "
                 "and a discriminator that memorises them will not be noticed",
@@ -384,9 +386,9 @@ class Health(L.Callback):
     def _measure(self, trainer: L.Trainer, module: Judges) -> Signals:
         point = module.schedule.at(module.images_seen)
         size = max(1, point.batch_size // trainer.world_size)
-        train, raw = self._real(trainer, module, "train"), self._generated(module, size)
-        train_scores = _scores(module, train, self._labels(trainer, module, "train"), size)
-        fake_scores = _scores(module, raw, module.sample_labels(self.count, SEED), size)
+        train, (raw, told) = self._real(trainer, module, "train"), self._generated(trainer, module, size)
+        train_scores = _scores(module, train, told_of_real(trainer, module, "train", self.count), size)
+        fake_scores = _scores(module, raw, told, size)
         fake = raw.clamp(-1.0, 1.0)
         precision, recall = precision_recall(self._features(train, size), self._features(fake, size))
         signals = {
@@ -397,9 +399,9 @@ class Health(L.Callback):
             "alpha": point.alpha,
             **self._steps(trainer, module),
         }
-        if self._has_held_out(trainer):
-            held_out, labels = self._real(trainer, module, "val"), self._labels(trainer, module, "val")
-            held_out_scores = _scores(module, held_out, labels, size)
+        if self._has_held_out(trainer, module):
+            held_out = self._real(trainer, module, "val")
+            held_out_scores = _scores(module, held_out, told_of_real(trainer, module, "val", self.count), size)
             gap, whole = (float(train_scores.mean() - other.mean()) for other in (held_out_scores, fake_scores))
             signals["margin"] = d_prime(held_out_scores, fake_scores)
             signals["overfitting"] = gap / whole if whole > 0.0 else 0.0
@@ -411,18 +413,16 @@ class Health(L.Callback):
     def _real(self, trainer: L.Trainer, module: Judges, split: str) -> Tensor:
         return module.as_shown(spread(real_images(trainer), split, self.count).to(module.device))
 
-    def _labels(self, trainer: L.Trainer, module: Judges, split: str) -> Tensor | None:
-        """Return the labels of the images of ``_real``, or None where the family has none."""
-        if not module.classes:
-            return None
-        data = real_images(trainer)
-        labels = data.labels(split, even_rows(data.size(split), self.count))
-        return module.labels_of({"label": labels}).to(module.device)
-
-    def _generated(self, module: Judges, size: int) -> Tensor:
+    def _generated(self, trainer: L.Trainer, module: Judges, size: int) -> tuple[Tensor, Tensor | None]:
         """Return images that are not clamped: a discriminator may know generated ones by what lies outside [-1, 1]."""
-        parts = [(start, min(size, self.count - start)) for start in range(0, self.count, size)]
-        return torch.cat([module.unclamped_sample(n, seed=SEED, ema=False, start=start) for start, n in parts])
+        split = "val" if self._has_held_out(trainer, module) else "train"
+        count = how_many(trainer, module, split, self.count)
+        parts = [
+            generated(trainer, module, split, count, SEED, start, min(start + size, count), ema=False)
+            for start in range(0, count, size)
+        ]
+        told = [what for _, what in parts if what is not None]
+        return torch.cat([images for images, _ in parts]), torch.cat(told) if told else None
 
     def _features(self, images: Tensor, size: int) -> Tensor:
         return torch.cat([self.extractor(part.clamp(-1.0, 1.0)) for part in enlarged(images).split(size)])
@@ -440,8 +440,9 @@ class Health(L.Callback):
         generator = max(gradients.pop("generator"), 1e-12)
         return {"update": max(updates.values()), "gradient_ratio": math.hypot(*gradients.values()) / generator}
 
-    def _has_held_out(self, trainer: L.Trainer) -> bool:
-        return real_images(trainer).size("val") >= MIN_HELD_OUT
+    def _has_held_out(self, trainer: L.Trainer, module: Judges) -> bool:
+        enough = min(real_images(trainer).size("val"), how_many(trainer, module, "val", MIN_HELD_OUT))
+        return enough >= MIN_HELD_OUT
 
     # The score ------------------------------------------------------------------------------------------------------
 
@@ -497,12 +498,12 @@ def _trained(trainer: L.Trainer, module: Judges) -> dict[str, list[Tensor]]:
     return {name: [parameter for group in found for parameter in group["params"]] for name, found in groups.items()}
 
 
-def _scores(module: Judges, images: Tensor, labels: Tensor | None, size: int) -> Tensor:
+def _scores(module: Judges, images: Tensor, told: Tensor | None, size: int) -> Tensor:
     """Return scores in batches as large as in training: statistics of a batch depend on its size."""
     whole = min(size, len(images))
     starts = range(0, len(images) - whole + 1, whole)
     parts = [slice(start, start + whole) for start in starts]
-    return torch.cat([module.critic_scores(images[part], None if labels is None else labels[part]) for part in parts])
+    return torch.cat([module.critic_scores(images[part], None if told is None else told[part]) for part in parts])
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

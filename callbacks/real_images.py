@@ -35,6 +35,29 @@ class RealImages(Protocol):
         ...
 
 
+class RealPairs(RealImages, Protocol):
+    """The real images of a translator's run: as real images its targets, and the sources.
+
+    A batch holds ``source`` and ``target`` in place of ``image``. The facts of the data (``facts()``) say ``source``
+    (channels, intensity, fingerprint of each split) and ``paired``, so that no run is resumed on other sources.
+    """
+
+    source_channels: int
+    paired: bool  # whether source i of a split belongs to target i
+
+    def source_size(self, split: str) -> int:
+        """Return the number of sources in a split."""
+        ...
+
+    def sources(self, split: str, indices: np.ndarray) -> Tensor:
+        """Return sources of a split (len(indices), source_channels, H, W) in [-1, 1]."""
+        ...
+
+    def source_fingerprint(self, split: str) -> str:
+        """Return a hash of the contents of a split's sources."""
+        ...
+
+
 def even_rows(size: int, count: int) -> np.ndarray:
     """Return ``count`` rows of ``size`` (all of them if there are fewer) at even distances, from the first one on.
 

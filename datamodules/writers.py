@@ -1,7 +1,8 @@
 """Writers: one synthetic image -> one file; the inverse of the readers.
 
-Every file says by itself that it shows no patient, is written whole or not at all, and is a function of its arguments:
-no clock and no random number goes into it, so writing twice gives the same bytes.
+Every file says by itself that it is synthetic and shows no patient, or that it was made of an image that may show one.
+It is written whole or not at all, and is a function of its arguments: no clock and no random number goes into it, so
+writing twice gives the same bytes.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Text of every PNG file. A reader may rely on it: the darkest grey is 0, the brightest the largest that the bits hold.
 MARK = {"Synthetic": "yes", "Software": "Mirage"}
 NOTICE = "Synthetic image made by a GAN (Mirage); not a patient."
+NOTICE_OF_TRANSLATION = "Synthetic image made by a GAN (Mirage) from another image; may show that one's patient."
 # Of the DICOM files' bytes: raise it when the same image comes out otherwise, so that no folder mixes two.
 # 2: an empty Laterality.
 DICOM_VERSION = 2
@@ -34,36 +36,40 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "mirage-gan")
 _LONG_STRING, _SHORT_TEXT, _LONG_TEXT = 64, 1024, 10240  # characters in DICOM's LO, ST and LT
 
 
-def write_png8(image: Tensor, path: Path, intensity: Intensity | None = None) -> None:
+def write_png8(image: Tensor, path: Path, intensity: Intensity | None = None, translated: bool = False) -> None:
     """Write an 8-bit PNG; -1 becomes 0 and 1 becomes 255.
 
     Args:
         image: Image (H, W), (1, H, W) grey or (3, H, W) RGB, float in [-1, 1]; values outside are clamped.
         path: The file.
         intensity: What the values mean; noted in the file, which then can be turned back into values.
+        translated: Whether it was made of another image, which may show a patient.
 
     Raises:
         ValueError: If the image is not one, or not finite.
     """
     values = _quantise(image, 255, channels=(1, 3)).astype(np.uint8)
-    _write_png(values, path, intensity)
+    _write_png(values, path, intensity, translated)
 
 
-def write_png16(image: Tensor, path: Path, intensity: Intensity | None = None) -> None:
+def write_png16(image: Tensor, path: Path, intensity: Intensity | None = None, translated: bool = False) -> None:
     """Write a grey 16-bit PNG; -1 becomes 0 and 1 becomes 65535.
 
     Args:
         image: Image (H, W) or (1, H, W), float in [-1, 1]; values outside are clamped.
         path: The file.
         intensity: What the values mean; noted in the file, which then can be turned back into values.
+        translated: Whether it was made of another image, which may show a patient.
 
     Raises:
         ValueError: If the image is not grey, or not finite.
     """
-    _write_png(_quantise(image, 65535, channels=(1,)).astype(np.uint16), path, intensity)
+    _write_png(_quantise(image, 65535, channels=(1,)).astype(np.uint16), path, intensity, translated)
 
 
-def write_dicom(image: Tensor, path: Path, intensity: Intensity, description: str, index: int = 0) -> None:
+def write_dicom(
+    image: Tensor, path: Path, intensity: Intensity, description: str, index: int = 0, translated: bool = False
+) -> None:
     """Write a DICOM Secondary Capture image whose values are those of the data set, e.g. Hounsfield units.
 
     Its default window shows the whole range of ``intensity``: ``low`` is black and ``high`` is white.
@@ -74,6 +80,7 @@ def write_dicom(image: Tensor, path: Path, intensity: Intensity, description: st
         intensity: What the values mean, and how many bits are kept.
         description: What made the image; shortened where DICOM allows less.
         index: Number of the image, part of the patient's ID: every image is a patient of its own.
+        translated: Whether it was made of another image, which may show a patient.
 
     Raises:
         ValueError: If the image is not grey, not finite or too large, or the intensity is no range.
@@ -87,7 +94,7 @@ def write_dicom(image: Tensor, path: Path, intensity: Intensity, description: st
     stored = _quantise(image, intensity.levels, channels=(1,)).astype("<u1" if intensity.bits <= 8 else "<u2")
     if max(stored.shape) > 65535:
         raise ValueError(f"image of shape {tuple(stored.shape)}: DICOM allows 65535 rows and columns")
-    dataset = _dataset(stored, intensity, _one_line(description), index)
+    dataset = _dataset(stored, intensity, _one_line(description), index, translated)
 
     def write(file: BinaryIO) -> None:
         from pydicom import dcmwrite
@@ -116,8 +123,8 @@ def _quantise(image: Tensor, levels: int, channels: tuple[int, ...]) -> np.ndarr
     return scaled[0] if len(scaled) == 1 else np.moveaxis(scaled, 0, -1)
 
 
-def _write_png(values: np.ndarray, path: Path, intensity: Intensity | None) -> None:
-    text = {**MARK, "Comment": NOTICE}
+def _write_png(values: np.ndarray, path: Path, intensity: Intensity | None, translated: bool) -> None:
+    text = {**MARK, "Comment": NOTICE_OF_TRANSLATION if translated else NOTICE}
     if intensity is not None:  # the smallest grey is low, the largest is high
         text["Intensity low"], text["Intensity high"] = repr(float(intensity.low)), repr(float(intensity.high))
         text["Intensity unit"], text["Intensity meaning"] = intensity.unit, intensity.meaning
@@ -129,14 +136,14 @@ def _write_png(values: np.ndarray, path: Path, intensity: Intensity | None) -> N
     write_atomically(path, lambda file: picture.save(file, "PNG", pnginfo=info))
 
 
-def _dataset(stored: np.ndarray, intensity: Intensity, description: str, index: int) -> "Dataset":
+def _dataset(stored: np.ndarray, intensity: Intensity, description: str, index: int, translated: bool) -> "Dataset":
     """Return all modules of the Secondary Capture Image IOD (DICOM PS3.3 A.8.1); type 2 attributes may be empty."""
     from pydicom.dataset import Dataset
     from pydicom.uid import SecondaryCaptureImageStorage
     from pydicom.valuerep import format_number_as_ds
 
     low, high = float(intensity.low), float(intensity.high)
-    said = f"{NOTICE} {description}".strip()
+    said = f"{NOTICE_OF_TRANSLATION if translated else NOTICE} {description}".strip()
     content = hashlib.sha256(stored.tobytes()).hexdigest()
     identity = f"{description}\n{index}\n{stored.shape} {low} {high} {intensity.bits} {intensity.unit}\n{content}"
 
@@ -146,12 +153,13 @@ def _dataset(stored: np.ndarray, intensity: Intensity, description: str, index: 
     ds.SOPClassUID = SecondaryCaptureImageStorage
     ds.SOPInstanceUID = _uid(f"instance\n{identity}")
     ds.SyntheticData = "YES"
-    # Patient: there is none, and every image is another
+    # Patient: there is none, or none is named, and every image is another
     ds.PatientName = "SYNTHETIC^MIRAGE"
     ds.PatientID = f"SYNTHETIC-{index}"
     ds.PatientBirthDate = ds.PatientSex = ""
-    ds.PatientIdentityRemoved = "YES"
-    ds.DeidentificationMethod = "Synthetic image: there is no patient"
+    ds.PatientIdentityRemoved = "NO" if translated else "YES"  # pixels may show what tells who it is
+    if not translated:
+        ds.DeidentificationMethod = "Synthetic image: there is no patient"
     # General Study
     ds.StudyInstanceUID = _uid(f"study\n{identity}")
     ds.StudyDate = ds.StudyTime = ds.ReferringPhysicianName = ds.StudyID = ds.AccessionNumber = ""
@@ -170,7 +178,8 @@ def _dataset(stored: np.ndarray, intensity: Intensity, description: str, index: 
     ds.ImageType = ["DERIVED", "SECONDARY", "", "SYNTHETIC"]
     ds.ImageComments = _shortened(said, _LONG_TEXT)
     ds.DerivationDescription = _shortened(said, _SHORT_TEXT)
-    ds.BurnedInAnnotation = "NO"
+    if not translated:  # a network may keep what is burnt in
+        ds.BurnedInAnnotation = "NO"
     # Image Pixel
     ds.SamplesPerPixel = 1
     ds.PhotometricInterpretation = "MONOCHROME2"

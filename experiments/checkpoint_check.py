@@ -60,6 +60,14 @@ class Values(State, extra="forbid"):
         return self
 
 
+class SourceFacts(State):
+    """What a data set of pairs says of its sources."""
+
+    channels: int = Field(ge=1, le=4)
+    intensity: Values
+    fingerprint: dict[str, str]
+
+
 class Facts(State):
     """The facts of a data set that something reads; the others are only compared."""
 
@@ -69,6 +77,8 @@ class Facts(State):
     intensity: Values
     reading: list[str] = []  # runs from before there were versions of reading have none
     label_rows: dict[str, Annotated[Count, Field(ge=1)]] = {}  # only runs since there are conditional families
+    source: SourceFacts | None = None  # of pairs only
+    paired: bool = False
 
 
 class Layer(State, extra="forbid"):  # torch finds a switch here that puts tensors in the place of parameters

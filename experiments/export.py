@@ -10,10 +10,13 @@ from experiments.run import refuse
 EPILOG = """\
 formats
   safetensors   generator.safetensors, generator.json: lightning_modules.networks.exported loads them
-                generator.onnx: latents (N, D) -> images (N, C, H, W) in [-1, 1], for onnxruntime
+                generator.onnx: latents (N, D) -> images (N, C, H, W) in [-1, 1], for onnxruntime; of a translator
+                sources (N, C, H, W) in [-1, 1] of the size of training -> images
   monai-bundle  configs/, models/, docs/: runs with MONAI alone, by python -m monai.bundle run; models/model.onnx
   medigan       a model package for medigan: __init__.py with generate, metadata.json, weights
-Each has README.md, a model card made from the run, and samples.png, generated images.
+Each has README.md, a model card made from the run, and samples.png, generated images. A translator is exported as
+safetensors and without samples, which would be made of patients' images; --require-privacy refuses it, since a
+translation shows the patient of its source.
 
 examples:
   python -m experiments.export runs/demo/20261120-183111-72b2

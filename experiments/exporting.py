@@ -20,26 +20,32 @@ from torch import Tensor
 
 import lightning_modules
 from callbacks.sample_grid import enlarged, grid_picture
-from datamodules.writers import NOTICE
+from datamodules.writers import NOTICE, NOTICE_OF_TRANSLATION
 from experiments import medigan, monai_bundle
 from experiments.config import ConfigError
 from experiments.evaluation.privacy import why_not_private
-from experiments.loading import Trained, generate, load_run, unfinished
-from experiments.model_card import loading_of, model_card
+from experiments.loading import Trained, generate, load_trained, unfinished
+from experiments.model_card import loading_of, loading_of_translator, model_card
 from experiments.run_directory import refuse_links, versions, write_bytes
 from lightning_modules.networks.exported import (
     DESCRIPTION,
     FORMAT,
+    FORMAT_OF_TRANSLATORS,
     FORMAT_WITH_LABELS,
     WEIGHTS,
     ExportedGenerator,
+    ExportedTranslator,
     ExportError,
+    arguments_of,
     describe,
+    describe_translator,
     weights_of,
 )
 from lightning_modules.networks.latents import rows_of
+from lightning_modules.protocols import Averages, Samples, Translates, can
 
 log = logging.getLogger(__name__)
+Exported = ExportedGenerator | ExportedTranslator
 
 ONNX, CARD, SAMPLES = "generator.onnx", "README.md", "samples.png"
 OPSET = 18
@@ -68,18 +74,18 @@ class _Parts:
 
     Attributes:
         trained: The run.
-        generator: Its generator.
+        exported: Its generator or translator.
         description: What ``generator.json`` says, but for the files.
-        samples: ``samples.png``.
+        samples: ``samples.png``; None of a translator, whose images are made of patients'.
         sample_count: Images in it.
         onnx: The generator as ONNX; None = left out.
         package: Name of the folder.
     """
 
-    trained: Trained
-    generator: ExportedGenerator
+    trained: Trained[Averages]
+    exported: Exported
     description: dict[str, Any]
-    samples: bytes
+    samples: bytes | None
     sample_count: int
     onnx: bytes | None
     package: str
@@ -96,14 +102,14 @@ def export(
     form: str = "safetensors",
     require_privacy: bool = False,
 ) -> Path:
-    """Export the averaged generator of a run, with its description and a model card.
+    """Export the averaged generator or translator of a run, with its description and a model card.
 
     Args:
         path: A run directory or a checkpoint.
         output: The folder; None = ``RUN/export``, of other forms ``RUN/export_monai_bundle`` ... An earlier export of
             the same form there is replaced.
         with_onnx: Also write ``generator.onnx``, in a MONAI bundle ``models/model.onnx``; medigan has none.
-        form: "safetensors", "monai-bundle" or "medigan".
+        form: "safetensors", "monai-bundle" or "medigan"; of a translator the first.
         require_privacy: Refuse unless a privacy evaluation of these weights is clean; see ``why_not_private``.
 
     Returns:
@@ -119,51 +125,68 @@ def export(
         raise ConfigError(
             [f"ONNX needs {' and '.join(missing)}: install mirage-gan[export], or leave it out with --no-onnx"]
         )
-    trained = load_run(path)
+    trained = load_trained(path, "cpu", Averages)
+    chosen = _FORMS[form]
+    if can(trained.module, Translates):
+        _check_options_of_translator(form, require_privacy)
     if require_privacy and (problems := why_not_private(path, trained.directory, trained.weights_sha256)):
         raise ConfigError(problems)
-    chosen = _FORMS[form]
     folder = (output or trained.directory / chosen.folder).absolute()
     _check_folder(folder, trained, chosen)
-    module = trained.module
-    if note := unfinished(module):
+    if note := unfinished(trained.module):
         log.warning("%s: %s", trained.checkpoint.name, note)
     try:
-        rows = rows_of(module.data_facts["label_rows"], module.classes) if module.classes else None
-        generator = ExportedGenerator(module.generator_ema, module.prior, module.classes, rows)
-        description = _description(trained, generator)
-        images = samples(trained)
+        exported, description = _described(trained)
+        if not all(tensor.isfinite().all() for tensor in exported.network.state_dict().values()):
+            raise ValueError(f"{trained.checkpoint}: its generator has weights that are not finite")
+        images = samples(trained) if isinstance(exported, ExportedGenerator) else None
+        onnx = onnx_of(exported, description["notice"]) if with_onnx else None
     except (ExportError, ValueError) as error:
         raise ConfigError([str(error)]) from error
-    try:
-        onnx = onnx_of(generator) if with_onnx else None
-    except ExportError as error:
-        raise ConfigError([str(error)]) from error
-    parts = _Parts(trained, generator, description, _png(images), len(images), onnx, folder.name)
-    files = chosen.files(parts)
+    picture = None if images is None else _png(images)
+    files = chosen.files(
+        _Parts(trained, exported, description, picture, 0 if images is None else len(images), onnx, folder.name)
+    )
 
     last = chosen.marks[0]
-    for name in (last, *(name for name in (ONNX, monai_bundle.ONNX) if name not in files)):
+    for name in (last, *(name for name in (ONNX, monai_bundle.ONNX, SAMPLES) if name not in files)):
         (folder / name).unlink(missing_ok=True)
     for name in (*(name for name in files if name != last), last):
         write_bytes(folder / name, files[name])
     return folder
 
 
+def _check_options_of_translator(form: str, require_privacy: bool) -> None:
+    """Refuse what cannot be said or handed on of a translator."""
+    problems = []
+    if form != "safetensors":
+        problems += [f"--format {form}: holds generators from latents, and this is a translator; leave it out"]
+    if require_privacy:
+        problems += [
+            "--require-privacy: its tests ask whether images show training patients, and a translation shows the "
+            "patient of its source; leave it out, and handle weights and translations as patients' data"
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def _as_safetensors(parts: _Parts) -> dict[str, bytes]:
-    """Return weights and description for ``load_generator``, and ONNX."""
-    files = {WEIGHTS: weights_of(parts.generator)}
+    """Return weights and description for ``load_generator`` or ``load_translator``, and ONNX."""
+    files = {WEIGHTS: weights_of(parts.exported)}
     if parts.onnx is not None:
         files[ONNX] = parts.onnx
-    files[SAMPLES] = parts.samples
+    if parts.samples is not None:
+        files[SAMPLES] = parts.samples
     description = {**parts.description, "files": _hashes(files)}
-    files[CARD] = parts.card(description, loading_of(description))
+    translates = isinstance(parts.exported, ExportedTranslator)
+    files[CARD] = parts.card(description, (loading_of_translator if translates else loading_of)(description))
     return {**files, DESCRIPTION: _json(description)}
 
 
 def _as_monai_bundle(parts: _Parts) -> dict[str, bytes]:
     """Return a MONAI bundle."""
-    files = {monai_bundle.WEIGHTS: monai_bundle.weights_of(parts.generator)}
+    assert isinstance(parts.exported, ExportedGenerator) and parts.samples is not None
+    files = {monai_bundle.WEIGHTS: monai_bundle.weights_of(parts.exported)}
     if parts.onnx is not None:
         files[monai_bundle.ONNX] = parts.onnx
     description = {**parts.description, "files": _hashes(files)}
@@ -180,7 +203,8 @@ def _as_monai_bundle(parts: _Parts) -> dict[str, bytes]:
 
 def _as_medigan(parts: _Parts) -> dict[str, bytes]:
     """Return a model package of medigan."""
-    files = {WEIGHTS: weights_of(parts.generator)}
+    assert parts.samples is not None
+    files = {WEIGHTS: weights_of(parts.exported)}
     description = {**parts.description, "files": _hashes(files)}
     loading = medigan.LOADING.replace("MODEL", medigan.model_id(description)).replace("FOLDER", parts.package)
     files |= {
@@ -229,7 +253,23 @@ def _licence() -> bytes:
     return text.encode()
 
 
-def samples(trained: Trained) -> Tensor:
+def _described(trained: Trained[Averages]) -> tuple[Exported, dict[str, Any]]:
+    """Return what is exported, and what is said of it."""
+    module = trained.module
+    if can(module, Translates):
+        translator = ExportedTranslator(module.generator_ema)
+        described, facts = describe_translator(translator), module.data_facts
+        described["source"]["intensity"] = (facts.get("source") or {}).get("intensity")
+        described["paired"] = facts.get("paired")
+        return translator, _description(trained, FORMAT_OF_TRANSLATORS, NOTICE_OF_TRANSLATION, described)
+    assert can(module, Samples)
+    rows = rows_of(module.data_facts["label_rows"], module.classes) if module.classes else None
+    generator = ExportedGenerator(module.generator_ema, module.prior, module.classes, rows)
+    number = FORMAT_WITH_LABELS if module.classes else FORMAT
+    return generator, _description(trained, number, NOTICE, describe(generator))
+
+
+def samples(trained: Trained[Any]) -> Tensor:
     """Return the first images (n, C, H, W) of seed 0, fewer of large ones.
 
     Raises:
@@ -243,24 +283,28 @@ def samples(trained: Trained) -> Tensor:
     return images
 
 
-def onnx_of(generator: ExportedGenerator) -> bytes:
-    """Return the generator as an ONNX file: latents (N, latent_dim), and labels (N, K) if it takes any, to images
-    (N, C, H, W) in [-1, 1].
+def onnx_of(exported: Exported, notice: str) -> bytes:
+    """Return a network as an ONNX file, which makes images (N, C, H, W) in [-1, 1].
+
+    A generator's takes latents (N, latent_dim), and labels (N, K) if it is told any; a translator's takes sources
+    (N, source_channels, H, W) in [-1, 1] of the size that it was trained at.
+
+    Args:
+        exported: The network with what is needed to use it.
+        notice: What the file says of its images.
 
     Raises:
         ExportError: If the network draws random numbers inside, which a file cannot.
     """
     from onnx import ModelProto, helper
 
-    if generator.network.noisy:
+    if exported.network.noisy:
         raise ExportError("this network draws random numbers inside, which ONNX cannot: leave it out with --no-onnx")
-    inputs = {"latents": torch.zeros(2, generator.latent_dim)}  # two: a batch of one would be taken for a constant
-    if generator.classes:
-        inputs["labels"] = torch.zeros(2, len(generator.classes))
+    inputs = _example_inputs(exported)
     images = torch.export.Dim("N")
     with _quietly():
         program = torch.onnx.export(
-            generator,
+            exported,
             tuple(inputs.values()),
             input_names=list(inputs),
             output_names=["images"],
@@ -272,8 +316,16 @@ def onnx_of(generator: ExportedGenerator) -> bytes:
     assert program is not None
     model = ModelProto.FromString(program.model_proto.SerializeToString())
     _forget_origin(model)
-    helper.set_model_props(model, {"synthetic": "yes", "comment": NOTICE})
+    helper.set_model_props(model, {"synthetic": "yes", "comment": notice})
     return model.SerializeToString(deterministic=True)
+
+
+def _example_inputs(exported: Exported) -> dict[str, Tensor]:
+    """Return two of each input: a batch of one would be taken for a constant."""
+    if isinstance(exported, ExportedTranslator):
+        return {"sources": torch.zeros(2, exported.source_channels, *arguments_of(exported.network)["image_size"])}
+    labels = {"labels": torch.zeros(2, len(exported.classes))} if exported.classes else {}
+    return {"latents": torch.zeros(2, exported.latent_dim), **labels}
 
 
 def _forget_origin(node: Any) -> None:
@@ -302,7 +354,7 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check_folder(folder: Path, trained: Trained, form: _Form) -> None:
+def _check_folder(folder: Path, trained: Trained[Any], form: _Form) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError([f"{folder}: is no folder"])
     if form is _FORMS["medigan"] and "." in folder.name:
@@ -319,17 +371,17 @@ def _check_folder(folder: Path, trained: Trained, form: _Form) -> None:
         raise ConfigError([f"{folder}: is not empty and holds {what}; name another --output"])
 
 
-def _description(trained: Trained, generator: ExportedGenerator) -> dict[str, Any]:
+def _description(trained: Trained[Any], number: int, notice: str, described: dict[str, Any]) -> dict[str, Any]:
     recorded = versions()
     return {
-        "format": FORMAT_WITH_LABELS if generator.classes else FORMAT,
+        "format": number,
         "synthetic": True,
-        "notice": NOTICE,
+        "notice": notice,
         "name": trained.config["name"],
         "run": trained.directory.name,
         "family": type(trained.module).__name__,
         "images_seen": trained.module.images_seen,
-        **describe(generator),
+        **described,
         "intensity": asdict(trained.intensity),
         "data_set": trained.module.data_facts.get("data_set"),
         "weights_sha256": trained.weights_sha256,

@@ -7,14 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from datamodules.dicom import read_dicom
 from datamodules.dicom_headers import read_header
 from datamodules.duplicates import JoinedGroups
 from datamodules.errors import DataError, UnreadableImageError
 from datamodules.files import is_hidden
-from datamodules.readers import DICOM, image_size, read_grey
+from datamodules.readers import DICOM, PICTURES, image_size, read_grey
+from datamodules.value_range import Range, range_of
 
 Size = tuple[int, int]
+SUFFIXES = PICTURES | DICOM | {".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,29 @@ def _reason(path: Path) -> str:
     except UnreadableImageError as error:
         return str(error)
     return f"{path.name}: its header does not say how large it is"
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+def read_image(path: Path, declared: Range | None, setting: str) -> np.ndarray:
+    """Return an image (1, H, W) float32 in its own size, with its range as -1 .. 1.
+
+    Args:
+        path: A picture or a DICOM file.
+        declared: The range that the user has declared; None = what the file says (see ``range_of``). Of DICOM files in
+            the unit that rescaling leads to (CT: HU), clipped; None = as a viewer shows them.
+        setting: The key or the option with which it is declared, for messages.
+
+    Raises:
+        DataError: If the file cannot be read, or does not say its range.
+    """
+    if path.suffix.lower() in DICOM:
+        values, (low, high) = read_dicom(path, value_range=declared), (0.0, 1.0)
+    else:
+        values = read_grey(path)
+        low, high = range_of(path, values, declared, setting)
+    return ((values - low) * (2.0 / (high - low)) - 1.0)[None].astype(np.float32)
 
 
 # Copies within a folder -----------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ exit codes: 0 all images are there, 2 cannot be done as asked, 85 stopped by a s
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = parser().parse_args(arguments)
-    with _stop_at_signals() as stopped:
+    with stop_at_signals() as stopped:
         return _generate(options, stopped)
 
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
-    found.add_argument("--count", type=_at_least_1, required=True, metavar="N", help="number of images")
+    found.add_argument("--count", type=at_least_1, required=True, metavar="N", help="number of images")
     found.add_argument("--seed", type=int, default=0, metavar="S", help="names the list of images (0)")
     found.add_argument(
         "--truncation", type=_factor, default=1.0, metavar="T", help="factor on the latents: below 1 less varied (1)"
@@ -54,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--format", choices=("png8", "png16", "dicom"), default="png8", help="of the files (png8)")
     found.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/generated/FORMAT-seedS")
     found.add_argument(
-        "--batch-size", type=_at_least_1, default=64, metavar="B", help="images handed out at once; changes none (64)"
+        "--batch-size", type=at_least_1, default=64, metavar="B", help="images handed out at once; changes none (64)"
     )
-    found.add_argument("--processes", type=_at_least_1, default=1, metavar="P", help="changes no image (1)")
+    found.add_argument("--processes", type=at_least_1, default=1, metavar="P", help="changes no image (1)")
     found.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="a GPU's images differ in their last bits (cpu)"
     )
@@ -67,7 +67,8 @@ def _generate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
     """Import the heavy packages, generate, and say what came out."""
     import torch
 
-    from experiments.generation import ProcessLostError, Request, generate_files
+    from experiments.generation import Request, generate_files
+    from experiments.making import ProcessLostError
 
     if options.device == "cuda" and not torch.cuda.is_available():
         return refuse("the command", ["--device cuda: no GPU is visible on this machine; use cpu"])
@@ -90,7 +91,7 @@ def _generate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
 
 
 @contextmanager
-def _stop_at_signals() -> Iterator[Callable[[], bool]]:
+def stop_at_signals() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a signal has asked for an end; a second signal ends at once."""
     noted: list[int] = []
 
@@ -109,7 +110,8 @@ def _stop_at_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _at_least_1(text: str) -> int:
+def at_least_1(text: str) -> int:
+    """Return a number of at least 1, for a parser."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return int(text)

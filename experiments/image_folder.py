@@ -5,37 +5,39 @@ import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from callbacks.files import append_rows, sweep_temporaries
 from experiments.config import ConfigError
+from experiments.report import csv_cell
 from experiments.run_directory import flat, refuse_links, write_text
 
 SETTINGS, TABLE = "manifest.json", "manifest.csv"
 _JOURNAL = ".written.jsonl"  # rows since the table was last written
-_COLUMNS = ("index", "file", "seed", "sha256", "labels")
+_COLUMNS = ("index", "file", "seed", "sha256")
 _MAY_DIFFER = ("count", "versions.git_commit", "versions.git_changes")
 
 
 class ImageFolder:
-    """Files 000000.png, 000001.png ... of one list of images.
+    """Files of one list of images.
 
-    ``manifest.json`` says how they were made, ``manifest.csv`` lists index, file, seed, SHA-256 and labels of each.
+    ``manifest.json`` says how they were made, ``manifest.csv`` lists index, file, seed, SHA-256 and more of each.
     Images that a folder holds are kept when more are asked for; it holds images of one kind only.
 
     Args:
         path: The folder; it is created.
-        settings: What decides the contents of the files, as plain values.
-        suffix: Of the files, e.g. ".png".
-        count: Images that are wanted.
-        labels: What each of them shows (count,); for the table.
+        settings: What decides the contents of the files, as plain values; "seed" among them.
+        names: Of the files that are wanted, below the folder.
+        told: Further columns of the table, of one value for each file.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], suffix: str, count: int, labels: Sequence[str]) -> None:
-        self.path, self.suffix, self.count, self.labels = path, suffix, count, labels
+    def __init__(
+        self, path: Path, settings: dict[str, Any], names: Sequence[str], told: Mapping[str, Sequence[str]]
+    ) -> None:
+        self.path, self.names, self.told, self.count = path, names, told, (count := len(names))
         self.settings = json.loads(json.dumps({**settings, "count": count}))
         self._hashes: dict[int, str] = {}
 
@@ -65,7 +67,7 @@ class ImageFolder:
 
     def file(self, index: int) -> Path:
         """Return the path of an image."""
-        return self.path / f"{index:06d}{self.suffix}"
+        return self.path / self.names[index]
 
     def missing(self, watch: Callable[[Iterable[int]], Iterable[int]] = iter) -> list[int]:
         """Return the indices of images that are absent, damaged or not in the record.
@@ -131,9 +133,10 @@ class ImageFolder:
     def _write_table(self) -> None:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow([*_COLUMNS, *self.told])
         for i in sorted(i for i in self._hashes if 0 <= i < self.count):  # a damaged table may hold others
-            writer.writerow([i, self.file(i).name, self.settings["seed"], self._hashes[i], self.labels[i]])
+            more = [column[i] for column in self.told.values()]
+            writer.writerow([i, csv_cell(self.names[i]), self.settings["seed"], self._hashes[i], *more])
         write_text(self.path / TABLE, buffer.getvalue())
         (self.path / _JOURNAL).unlink(missing_ok=True)
 

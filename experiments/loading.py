@@ -1,10 +1,11 @@
-"""A trained generator, from a run directory or one of its checkpoints, and the images that it makes."""
+"""What a run has trained, from a run directory or one of its checkpoints, and the images that it makes."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,13 +18,25 @@ from experiments.checkpoint_check import check_trained
 from experiments.config import ConfigError, Experiment, Node
 from experiments.run_directory import newest_usable_checkpoint, opened, recorded_config
 from lightning_modules.networks.latents import chunk_size, in_chunks
-from lightning_modules.protocols import Samples, can
+from lightning_modules.protocols import Averages, Clocked, Samples, Translates, can
 from lightning_modules.schedules import Schedule
 from lightning_modules.step import PhasedModule, classes_problems
 
+Family = TypeVar("Family", bound=Averages, covariant=True)
+# What is said of a family that lacks it, and what another that could do the work is called.
+_LACKS: dict[type, str] = {
+    Samples: "makes no images from latents",
+    Translates: "translates no images",
+    Averages: "makes no images",
+}
+_INSTEAD: dict[type, tuple[type, str]] = {
+    Samples: (Translates, "; python -m experiments.translate translates images with it"),
+    Translates: (Samples, "; python -m experiments.generate makes images with it"),
+}
+
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Generic[Family]):
     """What a run has trained.
 
     Attributes:
@@ -32,26 +45,32 @@ class Trained:
         config: The run's configuration, resolved.
         module: The family, in evaluation mode at the stage of its clock.
         intensity: What the values of its images mean.
-        weights_sha256: Hash of what ``sample`` depends on: weights, buffers and stage of the averaged generator.
+        weights_sha256: Hash of what its images depend on: weights, buffers and stage of the averaged generator.
     """
 
     directory: Path
     checkpoint: Path
     config: Node
-    module: Samples
+    module: Family
     intensity: Intensity
     weights_sha256: str
 
 
-def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
-    """Load a generator.
+def load_run(path: Path, device: torch.device | str = "cpu") -> Trained[Samples]:
+    """Load what makes images from latents; see ``load_trained``."""
+    return load_trained(path, device, Samples)
+
+
+def load_trained(path: Path, device: torch.device | str, what: type[Family]) -> Trained[Family]:
+    """Load what a run has trained.
 
     Args:
         path: A run directory, whose newest usable checkpoint is taken, or a checkpoint in its folder checkpoints/.
         device: Where the networks go.
+        what: What the family must be able to do: ``Samples``, ``Translates``, or ``Averages`` = either.
 
     Raises:
-        ConfigError: If there is no run, or its checkpoint does not fit its configuration.
+        ConfigError: If there is no run, its checkpoint does not fit its configuration, or the family cannot do it.
     """
     path = path.absolute()
     directory = path if path.is_dir() else path.parent.parent
@@ -70,8 +89,9 @@ def load_run(path: Path, device: torch.device | str = "cpu") -> Trained:
     module.on_load_checkpoint(content)
     module.data_facts = content["data_facts"]
     module.eval().requires_grad_(False).to(device)
-    if not can(module, Samples):
-        raise ConfigError([f"{directory}: {type(module).__name__} makes no images from latents"])
+    if not can(module, what):
+        other, said = _INSTEAD.get(what, (Clocked, ""))
+        raise ConfigError([f"{directory}: {type(module).__name__} {_LACKS[what]}{said if can(module, other) else ''}"])
     intensity = Intensity(**facts.intensity.model_dump())
     return Trained(directory, checkpoint, config, module, intensity, _hash(module))
 
@@ -83,7 +103,7 @@ def untrained(config: Node) -> PhasedModule:
         return _build(config)
 
 
-def unfinished(module: Samples) -> str:
+def unfinished(module: Averages) -> str:
     """Return what whoever uses a generator that is still growing should know, or nothing."""
     if module.schedule.has_grown(module.images_seen):
         return ""
@@ -123,6 +143,24 @@ def generate(
             return module.sample(size, repeated, truncation, seed, start=first)
 
     yield from in_chunks(make, start, count, size)
+
+
+def translated(module: Translates, sources: Iterable[Tensor], seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Yield the translation (C, H, W) of each source (source_channels, H, W) in [-1, 1], on the CPU.
+
+    They are the averaged generator's. Always in float32 and one by one, since sources may differ in size: image i is a
+    function of (seed, i, source).
+
+    Args:
+        module: The family, in evaluation mode.
+        sources: The sources.
+        seed: Of what a noisy network draws.
+        start: Place of the first source in its list.
+    """
+    for place, source in enumerate(sources, start):
+        with torch.autocast(module.device.type, enabled=False), same_bits_each_time(module.device):
+            image = module.translate(source[None], seed, start=place)[0].cpu()
+        yield image
 
 
 def same_bits_each_time(device: torch.device) -> AbstractContextManager:
@@ -169,7 +207,7 @@ def _build(config: Node) -> PhasedModule:
     return module
 
 
-def _hash(module: Samples) -> str:
+def _hash(module: Averages) -> str:
     point = module.schedule.at(module.images_seen)
     digest = hashlib.sha256(f"{type(module).__name__} stage {point.stage} alpha {point.alpha}".encode())
     for name, tensor in module.generator_ema.state_dict().items():

@@ -4,6 +4,7 @@ import html
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from experiments.config import TARGET, check, closed_settings
 from experiments.evaluation.privacy import SUITE, beside_the_point
 from experiments.loading import Trained
 from experiments.redaction import redacted
+from experiments.report import is_frechet
 from experiments.run_directory import flat, read_status
 from experiments.tracking import read_rows
 from experiments.untrusted import read_object
+from lightning_modules.protocols import Translates
 
 UNKNOWN = "not recorded"
 _MARKS = re.compile(r"([\\`*\[\]|])")
 _LONGEST = 1_000  # characters of a value
 
 
-def model_card(trained: Trained, description: dict[str, Any], sample_count: int, loading: str) -> str:
+def model_card(trained: Trained[Any], description: dict[str, Any], sample_count: int, loading: str) -> str:
     """Return the model card.
 
     It names no file, no path and no patient, and of the configuration only settings that cannot hold free text.
@@ -29,14 +32,12 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int,
     Args:
         trained: The run and its generator.
         description: What ``generator.json`` says.
-        sample_count: Images in ``samples.png``.
+        sample_count: Images in ``samples.png``; 0 = there is none.
         loading: How the files are used, in Markdown.
     """
+    translates = "source" in description
     parts = [
-        f"# {_said(description['name'])}: a generator of synthetic images",
-        "Every image that it makes is synthetic and shows no patient. Not for diagnosis or any clinical decision.",
-        f"![{sample_count} generated images](samples.png)",
-        f"Images 0 to {sample_count - 1} of seed 0, not selected.",
+        *(_head_of_translator if translates else _head)(_said(description["name"]), sample_count),
         _overview(trained, description),
         "## Loading",
         loading,
@@ -47,22 +48,64 @@ def model_card(trained: Trained, description: dict[str, Any], sample_count: int,
         "## Scores",
         *_scores(trained),
         "## Privacy",
-        *_privacy(trained),
+        *([_PRIVACY_OF_TRANSLATOR] if translates else _privacy(trained)),
         "## Health of the training",
         _health(trained),
         "## Intended use",
-        "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
-        "studies of generative models. How well the images serve a purpose has to be shown for that purpose.",
+        _USE_OF_TRANSLATOR if translates else _USE,
         "## Limits",
-        _limits(trained.directory),
+        _LIMITS_OF_TRANSLATOR if translates else _limits(trained.directory),
         "## Licence",
         f"Of these weights: {_said(description['licence'])}. Of Mirage's code: Apache-2.0.",
     ]
     return redacted("\n\n".join(parts) + "\n")
 
 
-def _overview(trained: Trained, description: dict[str, Any]) -> str:
-    module, image, latents = trained.module, description["image"], description["latents"]
+def _head(name: str, sample_count: int) -> list[str]:
+    return [
+        f"# {name}: a generator of synthetic images",
+        "Every image that it makes is synthetic and shows no patient. Not for diagnosis or any clinical decision.",
+        f"![{sample_count} generated images](samples.png)",
+        f"Images 0 to {sample_count - 1} of seed 0, not selected.",
+    ]
+
+
+def _head_of_translator(name: str, sample_count: int) -> list[str]:
+    return [
+        f"# {name}: a translator of images",
+        "Every image that it makes is synthetic, and is made of an image of a patient: it is that patient's data. Not "
+        "for diagnosis or any clinical decision: findings of the source may be missing in it, others may be invented.",
+        "No samples are shown: they would be made of patients' images.",
+    ]
+
+
+_USE = (
+    "Research on synthetic images: teaching, tests of software, augmentation that is validated on real images, "
+    "studies of generative models. How well the images serve a purpose has to be shown for that purpose."
+)
+_USE_OF_TRANSLATOR = (
+    "Research on image-to-image translation. How far a translation can be trusted has to be shown for the purpose, on "
+    "patients whose true target is known, finding by finding."
+)
+_PRIVACY_OF_TRANSLATOR = (
+    "Not assessed: a translation shows the patient of its source, which the privacy tests would take for a leak. "
+    "Handle translations as patients' data; whether the weights tell of training patients is not known."
+)
+_LIMITS_OF_TRANSLATOR = "\n".join(
+    (
+        "- No clinical use: a translation is no evidence of any anatomy or disease. What the targets of training "
+        "seldom show may be removed, what they often show may be added.",
+        "- Weights can hold training images, and no score here looks for that: assess it before they leave the "
+        "institution.",
+        "- It knows sources like those of its data set: other scanners, protocols, populations and value ranges give "
+        "images that look right and are not.",
+        "- Scores compare translators on one data set; they do not say whether one image can be trusted.",
+    )
+)
+
+
+def _overview(trained: Trained[Any], description: dict[str, Any]) -> str:
+    module, image = trained.module, description["image"]
     point, stages = module.schedule.at(module.images_seen), module.schedule.stages()
     total, intensity = module.schedule.total_images, trained.intensity
     paper = " ".join((inspect.getdoc(inspect.getmodule(type(module))) or UNKNOWN).partition("\n\n")[0].split())
@@ -70,10 +113,9 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
     rows = [
         ("family", paper),
         ("images", f"{image['height']} x {image['width']} pixels (height x width), {_channels(image['channels'])}"),
-        ("values", f"-1 is {intensity.low:g}, 1 is {intensity.high:g} {intensity.unit} ({intensity.meaning})"),
+        ("values", _values(asdict(intensity))),
         ("bits of the training images", intensity.bits),
-        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']][0]}"),
-        ("truncation", "a factor on the latents" if latents["truncation"] else "none: latents are normalised"),
+        *(_input_of_translator(description, module) if "source" in description else _input(description)),
         ("parameters", f"{sum(p.numel() for p in module.generator_ema.parameters()):,}"),
         ("trained with", f"{module.images_seen:,} of {total:,} planned images (state of the run: {_said(state)})"),
         ("run", description["run"]),
@@ -86,6 +128,30 @@ def _overview(trained: Trained, description: dict[str, Any]) -> str:
         stage = f"{point.stage} (of 0 to {len(stages) - 1}), faded in by {point.alpha:.0%}; {size} size"
         rows.insert(5, ("stage of growth", stage))
     return _table(("", ""), rows)
+
+
+def _values(intensity: dict[str, Any]) -> str:
+    return f"-1 is {intensity['low']:g}, 1 is {intensity['high']:g} {intensity['unit']} ({intensity['meaning']})"
+
+
+def _input(description: dict[str, Any]) -> list[tuple[str, Any]]:
+    latents = description["latents"]
+    return [
+        ("latents", f"{latents['length']} numbers, {_PRIORS[latents['prior']][0]}"),
+        ("truncation", "a factor on the latents" if latents["truncation"] else "none: latents are normalised"),
+    ]
+
+
+def _input_of_translator(description: dict[str, Any], module: Translates) -> list[tuple[str, Any]]:
+    image, source = description["image"], description["source"]
+    trained_at = f"{image['height']} x {image['width']} pixels in training, {_channels(source['channels'])}"
+    noise = "drawn inside: a function of seed and place in the list" if module.generator_ema.noisy else "none"
+    return [
+        ("sources", f"{trained_at}; the network decides which other sizes it takes"),
+        ("values of the sources", source["intensity"] and _values(source["intensity"])),
+        ("trained on pairs", {True: "yes", False: "no"}.get(description["paired"])),
+        ("noise", noise),
+    ]
 
 
 # In words, and as a draw with what it needs besides numpy.
@@ -109,7 +175,6 @@ def loading_of(description: dict[str, Any]) -> str:
     image, intensity = description["image"], description["intensity"]
     low, high = intensity["low"], intensity["high"]
     shape = f"{image['channels']}, {image['height']}, {image['width']}"
-    unit = " ".join(str(intensity["unit"]).replace("`", "'").split())
     labels = description.get("labels", {"classes": []})
     classes = [" ".join(str(name).replace("`", "'").split()) for name in labels["classes"]]
     lines = [
@@ -121,7 +186,7 @@ def loading_of(description: dict[str, Any]) -> str:
         f"images = generator.sample(16, seed=0)  # (16, {shape}) in -1 to 1",
         *([f"labels = torch.eye({len(classes)})[0]  # {classes[0]}, of {', '.join(classes)}"] if classes else []),
         *(["images = generator.sample(16, seed=0, labels=labels)"] if classes else []),
-        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {unit}",
+        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {_unit(intensity)}",
         "```",
     ]
     if "generator.onnx" in description["files"]:
@@ -145,14 +210,62 @@ def loading_of(description: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _unit(intensity: dict[str, Any]) -> str:
+    """Return the unit of values, for a comment."""
+    return " ".join(str(intensity["unit"]).replace("`", "'").split())
+
+
+def _scaled(shape: str, intensity: dict[str, Any]) -> list[str]:
+    """Return lines that make sources of values whose range is known."""
+    low, high = intensity["low"], intensity["high"]
+    return [
+        f"source_values = torch.full(({shape}), {low!r})  # yours, {low:g} to {high:g} {_unit(intensity)}",
+        f"sources = ((source_values - {low!r}) / {high - low!r} * 2.0 - 1.0).clamp(-1.0, 1.0)",
+    ]
+
+
+def loading_of_translator(description: dict[str, Any]) -> str:
+    """Return how ``generator.safetensors`` and ``generator.onnx`` of a translator are used."""
+    image, source, intensity = description["image"], description["source"], description["intensity"]
+    size, low, high = f"{image['height']}, {image['width']}", intensity["low"], intensity["high"]
+    shape, values = f"4, {source['channels']}, {size}", source["intensity"]
+    lines = [
+        "```python",
+        "import torch",
+        "",
+        "from lightning_modules.networks.exported import load_translator",
+        "",
+        'translator = load_translator("FOLDER")  # this folder; needs Mirage and torch, not Lightning',
+        *(_scaled(shape, values) if values else [f"sources = torch.zeros({shape})  # yours, in -1 to 1"]),
+        f"images = translator.translate(sources, seed=0)  # (4, {image['channels']}, {size}) in -1 to 1",
+        f"values = {low!r} + (images + 1.0) / 2.0 * {high - low!r}  # {_unit(intensity)}",
+        "```",
+    ]
+    if "generator.onnx" in description["files"]:
+        lines += [
+            "",
+            f"Or without Mirage and torch, for images of {image['height']} x {image['width']} pixels:",
+            "",
+            "```python",
+            "import numpy, onnxruntime",
+            "",
+            'session = onnxruntime.InferenceSession("FOLDER/generator.onnx")',
+            f"sources = numpy.zeros(({shape}), dtype=numpy.float32)  # yours, in -1 to 1",
+            'images = session.run(None, {"sources": sources})[0]',
+            "```",
+        ]
+    return "\n".join(lines)
+
+
 def _data(facts: dict[str, Any]) -> str:
     classes = facts.get("classes")
     names = ", ".join(map(str, classes)) if isinstance(classes, list) else None
     rows = [("data set", facts.get("data_set")), ("classes", "none" if names == "" else names)]
-    splits = [
-        (split, *(_entry(facts.get(key), split) for key in ("images", "groups", "fingerprint"))) for split in SPLITS
-    ]
-    head = ("split", "images", "groups", "fingerprint")
+    columns = {key: facts.get(key) for key in ("images", "groups", "fingerprint")}
+    if source := facts.get("source"):
+        columns = {"targets": columns.pop("images"), **columns, "fingerprint of the sources": source["fingerprint"]}
+    splits = [(split, *(_entry(values, split) for values in columns.values())) for split in SPLITS]
+    head = ("split", *columns)
     note = (
         "A group is a patient, or a block of neighbouring slices; none lies in two splits. Training saw `train` only."
     )
@@ -163,7 +276,7 @@ def _entry(values: Any, key: str) -> Any:
     return values.get(key) if isinstance(values, dict) else None
 
 
-def _training(trained: Trained) -> str:
+def _training(trained: Trained[Any]) -> str:
     config, recorded = trained.config, read_object(trained.directory / "versions.json")
     trainer = config.get("trainer", {})
     rows: list[tuple[Any, Any]] = []
@@ -187,21 +300,23 @@ def _at(config: dict[str, Any], key: str) -> Any:
     return node if isinstance(node, dict) else {}
 
 
-def _scores(trained: Trained) -> list[str]:
+def _scores(trained: Trained[Any]) -> list[str]:
     """Return the newest score that training took, and what evaluations of these weights have found."""
     clock = trained.module.images_seen
     taken = [row for row in read_rows(trained.directory / "scores.jsonl") if row["images_seen"] <= clock]
     parts = []
     if taken:
-        keys = ("metric", "value", "extractor", "generated", "real", "split", "resolution", "generator", "images_seen")
+        about = taken[-1]
+        made_of = ("extractor", "generated") if is_frechet(about) else ("unit",)
+        keys = ("metric", "value", *made_of, "real", "split", "resolution", "generator", "images_seen")
         parts += ["Taken during training, without interval and floor; the lower, the nearer to the real images:"]
-        parts += [_table(("", ""), [(key.replace("_", " "), taken[-1].get(key)) for key in keys])]
+        parts += [_table(("", ""), [(key.replace("_", " "), about.get(key)) for key in keys])]
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
         parts += _evaluation(path, trained.weights_sha256)
     return parts or [f"Scores: {UNKNOWN}."]
 
 
-def _privacy(trained: Trained) -> list[str]:
+def _privacy(trained: Trained[Any]) -> list[str]:
     """Return the verdicts of the privacy evaluations of these weights."""
     parts = []
     for path in sorted(trained.directory.glob("evaluation/*/scores.json")):
@@ -261,7 +376,7 @@ def _range(row: dict[str, Any], prefix: str) -> str | None:
     return None if low is None or high is None else f"{_text(low)} to {_text(high)}"
 
 
-def _health(trained: Trained) -> str:
+def _health(trained: Trained[Any]) -> str:
     said, clock = read_object(trained.directory / "health.json"), trained.module.images_seen
     if not said:
         return f"Health: {UNKNOWN}."

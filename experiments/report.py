@@ -23,6 +23,14 @@ table { border-collapse: collapse } td, th { padding: .2rem .8rem; border-bottom
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto }
 """
 
+# What the columns of a translator's grids are: of real images, and of what it makes.
+_TRANSLATED = (
+    "Source and target in each row",
+    "Source, translation and, of pairs, target and difference (grey = none, lighter = the translation is) in each row",
+)
+
+_BESIDE = ("code_version", "data_fingerprint", "sources")  # long, the same in every row, and in scores.csv
+
 
 def write_report(directory: Path) -> Path:
     """Write ``report.html`` and ``scores.csv`` from what lies in a run directory, and return the report's path."""
@@ -35,7 +43,7 @@ def write_report(directory: Path) -> Path:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>State: {html.escape(str(status.get('state')))}, images seen: "
         f"{html.escape(str(status.get('images_seen', 'unknown')))}</p>",
-        _samples(directory / "samples"),
+        _samples(directory),
         _health(directory / "health.json"),
         "<h2>Scores</h2>",
         _score_plot(comparable(scores)),
@@ -58,13 +66,13 @@ def score_lines(directory: Path) -> list[str]:
         return ["no score was taken"]
     grown = [row for row in scores if row.get("generated_at") in (None, row.get("resolution"))] or scores
     best = (max if scores[-1].get("better") == "higher" else min)(grown, key=lambda row: row["value"])
-    what = "extractor, generated / real images" if _is_frechet(scores[-1]) else ""
+    what = "extractor, generated / real images" if is_frechet(scores[-1]) else ""
     lines = [f"{'':<6} {'images seen':>12} {metric_of(scores[-1]):>17}  {what}".rstrip()]
     for name, row in (("first", scores[0]), ("best", best), ("last", scores[-1])):
         extractor, generated, real, split = (
             text_of(row.get(key)) for key in ("extractor", "generated", "real", "split")
         )
-        what = f"{extractor}, {generated} / {real} ({split})" if _is_frechet(row) else ""
+        what = f"{extractor}, {generated} / {real} ({split})" if is_frechet(row) else ""
         lines.append(f"{name:<6} {row['images_seen']:>12} {row['value']:>17.4g}  {what}".rstrip())
     return lines
 
@@ -76,10 +84,11 @@ def _scores(directory: Path) -> list[dict[str, Any]]:
 
 def metric_of(row: dict[str, Any]) -> str:
     """Return what a score measures, for people."""
-    return "Frechet distance" if _is_frechet(row) else text_of(row["metric"]).replace("_", " ")
+    return "Frechet distance" if is_frechet(row) else text_of(row["metric"]).replace("_", " ")
 
 
-def _is_frechet(row: dict[str, Any]) -> bool:
+def is_frechet(row: dict[str, Any]) -> bool:
+    """Tell whether a score is a Frechet distance, as all were before rows named their metric."""
     return row.get("metric", "frechet_distance") == "frechet_distance"
 
 
@@ -101,11 +110,14 @@ def newest_samples(directory: Path) -> Path | None:
     return max((directory / "samples").glob("images_*.png"), default=None)
 
 
-def _samples(folder: Path) -> str:
+def _samples(directory: Path) -> str:
+    folder = directory / "samples"
     grids = sorted(path for path in folder.glob("images_*.png") if path.stem.removeprefix("images_").isdecimal())
     if not grids:
         return "<p>No samples were written.</p>"
-    figures = [("Real images", folder / "real.png"), (f"Generated, {_clock(grids[-1])} images seen", grids[-1])]
+    translates = "callbacks.translation_grid.TranslationGrid" in (directory / "config.yaml").read_text()
+    real, made = _TRANSLATED if translates else ("Real images", "Generated")
+    figures = [(real, folder / "real.png"), (f"{made}, {_clock(grids[-1])} images seen", grids[-1])]
     figures += [
         ("Generated images, each followed by its nearest training image", path)
         for path in sorted(folder.glob("nearest_*.png"))[-1:]
@@ -188,19 +200,20 @@ def inline_figure(figure: "Figure") -> str:
 def _score_plot(scores: list[dict[str, Any]]) -> str:
     if not scores:
         return ""
-    scale = "log" if _is_frechet(scores[-1]) else "linear"  # it falls by orders of magnitude
-    return plot(scores, ["value"], metric_of(scores[-1]), scale)
+    scale = "log" if is_frechet(scores[-1]) else "linear"  # it falls by orders of magnitude
+    unit = f" ({text_of(scores[-1]['unit'])})".replace("$", r"\$") if "unit" in scores[-1] else ""
+    return plot(scores, ["value"], metric_of(scores[-1]) + unit, scale)
 
 
 def _score_table(scores: list[dict[str, Any]]) -> str:
     if not scores:
         return "<p>No score was taken.</p>"
     keys = ["images_seen", "value", "extractor", "generated", "real", "split", "resolution", "generator"]
-    if not all(map(_is_frechet, scores)):
-        keys = list(dict.fromkeys(key for row in scores for key in row))
+    if not all(map(is_frechet, scores)):
+        keys = [key for key in dict.fromkeys(key for row in scores for key in row) if key not in _BESIDE]
     head = "".join(f"<th>{html.escape(text_of(key)).replace('_', ' ')}" for key in keys)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(text_of(row.get(key)))}" for key in keys) for row in scores)
-    remark = "Frechet distances of different extractors cannot be compared." if any(map(_is_frechet, scores)) else ""
+    remark = "Frechet distances of different extractors cannot be compared." if any(map(is_frechet, scores)) else ""
     return f"<table><tr>{head}{body}</table><p>{remark}</p>"
 
 

@@ -108,6 +108,7 @@ def _train(config: dict) -> int:
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # inside Lightning
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view")  # of 1x1 kernels: nothing to move
     from callbacks.divergence import DivergedError
+    from callbacks.generated import EmptySplitError
     from callbacks.preemption import Preempted
     from datamodules.errors import DataError
     from experiments.faults import FaultError, OutOfMemoryError
@@ -133,7 +134,7 @@ def _train(config: dict) -> int:
         FaultError: 1,
         OutOfMemoryError: 1,
     }
-    said_here = (DataError, OtherDataError, ExtractorError, DivergedError, Preempted, FaultError)
+    said_here = (DataError, EmptySplitError, OtherDataError, ExtractorError, DivergedError, Preempted, FaultError)
     try:
         directory = train(config)
     except ProcessDiedError:  # has been said

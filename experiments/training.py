@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -23,7 +23,9 @@ from callbacks.environment import EnvironmentRecord
 from callbacks.fade_in import FadeIn
 from callbacks.fid import FrechetScore
 from callbacks.files import append_rows
+from callbacks.paired_error import PairedError
 from callbacks.preemption import Preempted, Preemption
+from callbacks.real_images import RealPairs
 from datamodules.base import ImageDataModule
 from datamodules.errors import DataError
 from datamodules.pseudonyms import Pseudonyms
@@ -36,7 +38,7 @@ from experiments.redaction import RedactingFormatter, redacted
 from experiments.report import write_report
 from experiments.tracking import JSONLinesLogger, wandb_logger
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
-from lightning_modules.protocols import Averages, can
+from lightning_modules.protocols import Averages, Translates, can
 from lightning_modules.schedules import ProgressiveSchedule, Schedule
 from lightning_modules.step import PhasedModule, classes_problems
 
@@ -233,6 +235,7 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
             f"module.image_channels={parts.module.image_channels}: the images of {type(parts.data).__name__} have "
             f"{parts.data.channels}"
         )
+    problems += problems_of_pairs(parts)
     problems += [
         f"module.classes: {type(parts.data).__name__} has no class {name!r}"
         f"{cfg.did_you_mean(name, list(parts.data.classes)) or '; it has ' + (', '.join(parts.data.classes) or 'none')}"
@@ -248,6 +251,30 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)
+
+
+def problems_of_pairs(parts: Parts) -> list[str]:
+    """Return what keeps a translator from its sources: there are none, of other channels, or not of the targets."""
+    family, data = type(parts.module).__name__, type(parts.data).__name__
+    translates, has_sources = can(parts.module, Translates), hasattr(parts.data, "source_channels")
+    if translates != has_sources:
+        what = "translates, and {data} has no sources" if translates else "does not translate, and {data} is of pairs"
+        return [f"data: {family} {what.format(data=data)}; take another data set or family"]
+    if not translates:
+        return []
+    pairs = cast(RealPairs, parts.data)
+    asking = [("data", family)] if parts.module.needs_pairs else []
+    asking += [("callbacks", "PairedError") for callback in parts.callbacks if isinstance(callback, PairedError)]
+    problems = [
+        f"{key}: {what} needs pairs, and sources and targets of {data} do not belong together"
+        for key, what in asking
+        if not pairs.paired
+    ]
+    if parts.module.source_channels != pairs.source_channels:
+        problems.append(
+            f"module.source_channels={parts.module.source_channels}: the sources of {data} have {pairs.source_channels}"
+        )
+    return problems
 
 
 def _problems_of_extractors(parts: Parts) -> list[str]:

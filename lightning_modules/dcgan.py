@@ -73,7 +73,7 @@ class DCGAN(Synthesis):
             Phase("generator", 1, self.generator_losses),
         )
 
-    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def critic_scores(self, images: Tensor, told: Tensor | None = None) -> Tensor:
         """Return the discriminator's score of each image."""
         return observe(self.discriminator, images)
 

@@ -95,7 +95,7 @@ class KidneyGAN(Synthesis):
             Phase("generator", 1, self.generator_losses, Every(self.critic_steps)),
         )
 
-    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def critic_scores(self, images: Tensor, told: Tensor | None = None) -> Tensor:
         """Return the critic's score of each image."""
         return observe(self.critic, images)
 

@@ -105,7 +105,7 @@ class ProgressiveGAN(Synthesis):
             )
         super().training_step(batch, batch_idx)
 
-    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def critic_scores(self, images: Tensor, told: Tensor | None = None) -> Tensor:
         """Return the discriminator's score of each image."""
         return observe(self.discriminator, images)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks.latents import LatentGenerator, Prior
+from lightning_modules.networks.translators import Translator
 from lightning_modules.run_record import RunRecord
 from lightning_modules.schedules import Point, Schedule
 from lightning_modules.step import Batch, LossRecord, Phase
@@ -37,6 +38,10 @@ class Clocked(Protocol):
 
     def labels_of(self, batch: Batch) -> Tensor:
         """Return the labels (N, K) of a batch in the order of ``classes``."""
+        ...
+
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Return real images as a discriminator is shown them at this clock."""
         ...
 
     def set_point(self, point: Point) -> None:
@@ -99,25 +104,6 @@ class Samples(Averages, Protocol):
         """Return images (n, C, H, W) in [-1, 1]; see ``Synthesis.sample``."""
         ...
 
-
-class Judges(Samples, Protocol):
-    """Has a discriminator that can be asked about images."""
-
-    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
-
-        Higher means more real.
-
-        Args:
-            images: The images.
-            labels: Theirs (N, K), in the order of ``classes``; None where the family has none.
-        """
-        ...
-
-    def as_shown(self, images: Tensor) -> Tensor:
-        """Return real images as the discriminator is shown them at this clock."""
-        ...
-
     def unclamped_sample(
         self,
         n: int,
@@ -128,6 +114,47 @@ class Judges(Samples, Protocol):
         start: int = 0,
     ) -> Tensor:
         """Return generated images as the discriminator is shown them."""
+        ...
+
+
+class Translates(Averages, Protocol):
+    """Makes images from images."""
+
+    source_channels: int
+    needs_pairs: bool
+    generator: Translator
+    generator_ema: Translator
+
+    def translate(self, sources: Tensor, seed: int = 0, ema: bool = True, start: int = 0) -> Tensor:
+        """Return images (n, C, H, W) in [-1, 1] of sources in [-1, 1]; see ``Translation.translate``."""
+        ...
+
+    def unclamped_translation(self, sources: Tensor, seed: int = 0, ema: bool = True, start: int = 0) -> Tensor:
+        """Return translations as the discriminator is shown them."""
+        ...
+
+
+class Classifies(Clocked, Protocol):
+    """Says what an image shows."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Return logits (N, K) of images (N, C, H, W) in [-1, 1], in the order of ``classes``."""
+        ...
+
+
+class Judges(Averages, Protocol):
+    """Has a discriminator that can be asked about images."""
+
+    def critic_scores(self, images: Tensor, told: Tensor | None = None) -> Tensor:
+        """Score images (N, C, H, W) in [-1, 1] at the clock's resolution as in training, without a trace: (N,).
+
+        Higher means more real.
+
+        Args:
+            images: The images.
+            told: What a conditional discriminator is told of each: the labels (N, K) in the order of ``classes``, or
+                the sources (N, source_channels, H, W) that the images belong to. Others ignore it.
+        """
         ...
 
 

@@ -1,7 +1,7 @@
 """The step of every family. A family declares phases; ``PhasedModule`` runs them on one clock.
 
 Read a family file (``dcgan.py`` is the shortest) for what is trained; read this file for how a step is carried out.
-``synthesis.py`` adds what makes images from latents.
+``synthesis.py`` adds what makes images from latents, ``translation.py`` what makes images from images.
 """
 
 import math
@@ -17,9 +17,10 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from lightning_modules.cadence import EVERY_BATCH, Cadence
-from lightning_modules.networks.latents import seeded_generator
+from lightning_modules.networks.latents import Noise, seeded_generator
 from lightning_modules.networks.layers import check_shape
 from lightning_modules.run_record import RunRecord
 from lightning_modules.schedules import Point, Schedule
@@ -298,16 +299,29 @@ class PhasedModule(L.LightningModule, ABC):
         for name, term in terms.items():
             self.losses.add(f"{phase.name}/{name}", term, self.images_seen)
 
+    # What the family is shown and draws -----------------------------------------------------------------------------
+
+    def as_shown(self, images: Tensor) -> Tensor:
+        """Return real images (N, C, H, W) of the final resolution as the discriminator is shown them at this clock."""
+        resolution = self.schedule.at(self.images_seen).resolution
+        return F.interpolate(images, resolution, mode="area") if images.shape[2:] != resolution else images
+
     def labels_of(self, batch: Batch) -> Tensor:
         """Return the labels (N, K) of a batch in the order of ``classes``."""
         of_data: Sequence[str] = self.data_facts.get("classes", self.classes)
         return batch["label"][:, [of_data.index(name) for name in self.classes]]
 
-    # Randomness -----------------------------------------------------------------------------------------------------
-
     def random(self, use: str) -> torch.Generator:
         """Return the generator for one use in the present step, different on every rank."""
         return seeded_generator(self.device, self.seed, self.images_seen, self.global_rank, use)
+
+    def draw_noise(self, n: int, use: str) -> Noise:
+        """Return what a noisy network draws inside for n images and one use in the present step."""
+
+        def noise(layer: str, shape: Sequence[int]) -> Tensor:
+            return torch.randn(n, *shape, generator=self.random(f"{use}/noise/{layer}"), device=self.device)
+
+        return noise
 
     # Checkpoint -----------------------------------------------------------------------------------------------------
 

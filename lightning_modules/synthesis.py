@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_modules.networks.latents import (
     LatentGenerator,
-    Noise,
     Prior,
     draw,
     sample_labels,
@@ -23,7 +21,8 @@ class Synthesis(PhasedModule):
     """Base of the families that make images from latents.
 
     A subclass sets ``generator`` and ``generator_ema`` and writes ``configure_optimizers``, ``phases`` and its losses,
-    and, for the health watch, ``critic_scores(images, labels=None)``: ``observe(its discriminator, images)``.
+    and, for the health watch, ``critic_scores(images, told=None)``: ``observe(its discriminator, images)``, told the
+    labels if it is told any.
 
     Args:
         schedule: What depends on time; the same object that the data module holds.
@@ -55,26 +54,11 @@ class Synthesis(PhasedModule):
             raise ValueError(f"latent_dim={latent_dim}: must be at least 1")
         self.latent_dim = latent_dim
 
-    # The discriminator ----------------------------------------------------------------------------------------------
-
-    def as_shown(self, images: Tensor) -> Tensor:
-        """Return real images (N, C, H, W) of the final resolution as the discriminator is shown them at this clock."""
-        resolution = self.schedule.at(self.images_seen).resolution
-        return F.interpolate(images, resolution, mode="area") if images.shape[2:] != resolution else images
-
     # Sampling -------------------------------------------------------------------------------------------------------
 
     def draw_latents(self, n: int, use: str) -> Tensor:
         """Draw latents (n, latent_dim) for one use in the present step."""
         return draw(self.prior, n, self.latent_dim, self.random(f"{use}/latents"))
-
-    def draw_noise(self, n: int, use: str) -> Noise:
-        """Return what a noisy network draws inside for n images and one use in the present step."""
-
-        def noise(layer: str, shape: Sequence[int]) -> Tensor:
-            return torch.randn(n, *shape, generator=self.random(f"{use}/noise/{layer}"), device=self.device)
-
-        return noise
 
     def sample_labels(self, n: int, seed: int = 0, start: int = 0) -> Tensor | None:
         """Return the labels (n, K) that images of a seed's list show unless others are asked for; None without classes.

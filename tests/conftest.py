@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # LAPACK spins with more on small machines, and sums keep their order
@@ -15,6 +16,7 @@ for name in ("MIRAGE_START", "MIRAGE_CT_KIDNEY", "MIRAGE_CHESTXRAY14", "MIRAGE_M
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from datamodules import pseudonyms
@@ -37,6 +39,35 @@ def private_cache(tmp_path_factory):
     """No test reads or writes the user's cache, salts and tables."""
     os.environ["MIRAGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["MIRAGE_PRIVATE"] = str(tmp_path_factory.mktemp("private"))
+
+
+DRAW = Figure.savefig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures_left_out():
+    """Reports of this process hold a pixel for each figure: drawing takes longer than the tiny run that it shows."""
+
+    def a_pixel(figure, file, **how):
+        Image.new("L", (1, 1)).save(file, "png")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", a_pixel)
+        yield
+
+
+@contextmanager
+def figures_drawn():
+    """Reports hold their figures, as they do in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", DRAW)
+        yield
+
+
+@pytest.fixture
+def drawn():
+    with figures_drawn():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +207,14 @@ def _assert_equal(a, b, where: str) -> None:
             _assert_equal(x, y, f"{where}[{i}]")
     else:
         assert a == b, where
+
+
+@pytest.fixture(scope="session")
+def translator_run(tmp_path_factory) -> Path:
+    """A tiny run of the toy translator: 12 steps of 8 pairs, of which 18 are held out. Copy it before changing it."""
+    from toy_runs import trained
+
+    return trained("translator", tmp_path_factory.mktemp("translator"))
 
 
 def flip_a_bit(path):

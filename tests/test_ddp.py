@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import ddp_script
 import pytest
 import torch
 from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
@@ -15,10 +16,10 @@ from experiments.training import train
 SCRIPT = ROOT / "tests" / "ddp_script.py"
 
 
-def run_script(tmp_path, task, devices):
-    """Run tests/ddp_script.py, which starts its other processes as any user's script does."""
+def run_script(tmp_path, task):
+    """Run tests/ddp_script.py, which starts its second process as any user's script does."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), task, str(devices), str(tmp_path)],
+        [sys.executable, str(SCRIPT), task, "2", str(tmp_path)],
         cwd=ROOT,
         env=dict(os.environ),
         stdin=subprocess.DEVNULL,
@@ -31,11 +32,10 @@ def run_script(tmp_path, task, devices):
 
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     """With losses that are means and noise that is given, the number of processes does not matter."""
-    results = {}
-    for devices in (1, 2):
-        done = run_script(tmp_path, "given_noise", devices)
-        assert done.returncode == 0, done.stderr
-        results[devices] = torch.load(tmp_path / f"given_noise-{devices}.pt", weights_only=True)
+    ddp_script.main("given_noise", 1, tmp_path)
+    done = run_script(tmp_path, "given_noise")
+    assert done.returncode == 0, done.stderr
+    results = {n: torch.load(tmp_path / f"given_noise-{n}.pt", weights_only=True) for n in (1, 2)}
     assert results[1]["images_seen"] == results[2]["images_seen"] == 80
     moved = 0.0
     for key, value in results[1]["state_dict"].items():
@@ -46,7 +46,7 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
 
 @pytest.mark.slow
 def test_processes_with_different_weights_are_stopped(tmp_path):
-    done = run_script(tmp_path, "disagree", 2)
+    done = run_script(tmp_path, "disagree")
     assert done.returncode != 0
     assert "the processes hold different weights at images_seen=16" in done.stderr
 

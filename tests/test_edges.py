@@ -10,6 +10,8 @@ from scipy import ndimage
 
 from experiments.studies.edges import edge_figure, simple_edges, sobel_edges
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 DETECTORS = (simple_edges, sobel_edges)
 
 

@@ -11,6 +11,8 @@ from scipy.stats import gaussian_kde
 from experiments.studies.embedding_figures import gaussian_samples, pairs_figure, project, scatter_figure
 from lightning_modules.metrics.score import TooFewImagesError
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def normal(count, dimensions, seed):
     return torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

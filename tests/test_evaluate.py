@@ -35,10 +35,11 @@ extractors:
 scores:
   frechet: {_target_: lightning_modules.metrics.frechet.Frechet}
   precision_recall: {_target_: lightning_modules.metrics.precision_recall.PrecisionRecall}
-  moments: {_target_: lightning_modules.metrics.agreement.MomentAgreement}
   ratio: {_target_: lightning_modules.metrics.memorisation.NeighbourDistanceRatio}
   copies: {_target_: lightning_modules.metrics.memorisation.Copies}
 """
+# Its figures take most of an evaluation's time.
+MOMENTS = "scores.moments._target_=lightning_modules.metrics.agreement.MomentAgreement"
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,20 @@ def run(tmp_path_factory) -> Path:
     return train(tiny_config("dcgan", tmp_path_factory.mktemp("run"), "data.count=160"))
 
 
-@pytest.fixture
-def suite(tmp_path) -> str:
-    path = tmp_path / "small.yaml"
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("suite") / "small.yaml"
     path.write_text(SUITE)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, suite) -> dict:
+    """The scores of the run by the whole suite."""
+    return scores(evaluate(str(run), load_suite(suite, [])))
+
+
+FEW = [f"scores.{name}=null" for name in ("copies", "ratio", "precision_recall")]
 
 
 def scores(folder):
@@ -67,8 +77,9 @@ def write_pngs(folder, count, seed, dtype=np.uint8, low=0):
     return folder
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_is_measured_and_reported(run, suite, capsys):
-    assert main([str(run), f"suite={suite}"]) == 0
+    assert main([str(run), f"suite={suite}", MOMENTS]) == 0
     said = capsys.readouterr().out
     assert "frechet_random_conv" in said and "report.html" in said
     (folder,) = run.glob("evaluation/small-000000000096-*")
@@ -88,31 +99,30 @@ def test_a_run_is_measured_and_reported(run, suite, capsys):
     table = list(csv.DictReader((folder / "scores.csv").open()))
     assert [r["name"] for r in table] == list(found)
     page = (folder / "report.html").read_text()
-    assert "What pruning does" in page
+    assert "What pruning does" in page and (folder / "moments.csv").is_file()
     assert page.count("data:image/png") >= 6
     assert "http://" not in page and "https://" not in page and "<script" not in page
 
 
-def test_a_second_evaluation_computes_nothing_again(run, suite, monkeypatch):
-    first = evaluate(str(run), load_suite(suite, []))
-    before = scores(first)
-
+def test_a_second_evaluation_computes_nothing_again(run, suite, evaluated, monkeypatch):
     def never(*arguments):
         raise AssertionError("a vector is computed again")
 
     monkeypatch.setattr(VectorCache, "_compute", never)
-    assert scores(evaluate(str(run), load_suite(suite, []))) == before
+    folder = evaluate(str(run), load_suite(suite, []))
+    assert scores(folder) == evaluated
+    assert "Moments of the pixel values" not in (folder / "report.html").read_text()  # no score asks for them
+    assert not (folder / "moments.csv").exists()
 
 
-def test_other_seeds_are_other_images(run, suite, tmp_path):
-    first = scores(evaluate(str(run), load_suite(suite, [])))
-    other = scores(evaluate(str(run), load_suite(suite, ["seed=2", f"output={tmp_path}"])))
-    assert first["frechet_random_conv"]["value"] != other["frechet_random_conv"]["value"]
+def test_other_seeds_are_other_images(run, suite, evaluated, tmp_path):
+    other = scores(evaluate(str(run), load_suite(suite, [*FEW, "seed=2", f"output={tmp_path}"])))
+    assert evaluated["frechet_random_conv"]["value"] != other["frechet_random_conv"]["value"]
 
 
 def test_two_checkpoints_can_be_compared(run, suite, tmp_path, capsys):
     folders = [
-        evaluate(str(run / "checkpoints" / name), load_suite(suite, [f"output={tmp_path / name}"]))
+        evaluate(str(run / "checkpoints" / name), load_suite(suite, [*FEW, f"output={tmp_path / name}"]))
         for name in ("images_000000000040.ckpt", "images_000000000096.ckpt")
     ]
     assert compare.main([*map(str, folders), "--output", str(tmp_path / "comparison")]) == 0
@@ -134,13 +144,13 @@ def test_data_that_is_read_by_other_rules_is_refused_with_them(run, suite, capsy
 
 
 @pytest.mark.slow
-def test_another_experiments_data_can_be_named(run, suite, tmp_path):
+def test_another_experiments_data_can_be_named(run, suite, evaluated, tmp_path):
     config = tmp_path / "others.yaml"
     config.write_text(f"extends: {ROOT / 'tests' / 'tiny.yaml'}\ndata: {{kind: chest_xray, count: 160}}\n")
     folder = evaluate(str(run), load_suite(suite, [f"against={config}", f"output={tmp_path / 'out'}"]))
-    other, own = scores(folder)["frechet_random_conv"], scores(evaluate(str(run), load_suite(suite, [])))
-    assert other["fingerprint"]["real"] != own["frechet_random_conv"]["fingerprint"]["real"]
-    assert other["value"] != own["frechet_random_conv"]["value"]
+    other, own = scores(folder)["frechet_random_conv"], evaluated["frechet_random_conv"]
+    assert other["fingerprint"]["real"] != own["fingerprint"]["real"]
+    assert other["value"] != own["value"]
 
 
 @pytest.mark.parametrize(
@@ -151,13 +161,11 @@ def test_another_experiments_data_can_be_named(run, suite, tmp_path):
         pytest.param("dicom", 1e-5, marks=pytest.mark.slow),
     ],
 )
-def test_files_of_a_generator_score_as_the_generator_does(run, suite, tmp_path, form, apart):
-    few = [f"scores.{name}=null" for name in ("moments", "copies", "ratio", "precision_recall")]
-    whole = scores(evaluate(str(run), load_suite(suite, [*few, f"output={tmp_path / 'run'}"])))
+def test_files_of_a_generator_score_as_the_generator_does(run, suite, evaluated, tmp_path, form, apart):
     files = generate_files(Request(run, 120, seed=1, format=form, output=tmp_path / form)).folder
-    found = scores(evaluate(str(files), load_suite(suite, [*few, f"against={run}", f"output={tmp_path / 'files'}"])))
+    found = scores(evaluate(str(files), load_suite(suite, [*FEW, f"against={run}", f"output={tmp_path / 'files'}"])))
     name = "frechet_random_conv"
-    assert found[name]["value"] == pytest.approx(whole[name]["value"], rel=apart)
+    assert found[name]["value"] == pytest.approx(evaluated[name]["value"], rel=apart)
 
 
 def test_a_folder_is_measured_against_a_folder(suite, tmp_path, monkeypatch):
@@ -167,7 +175,7 @@ def test_a_folder_is_measured_against_a_folder(suite, tmp_path, monkeypatch):
     )
     held_out = write_pngs(tmp_path / "h", 60, 3)
     overrides = [f"against={real}", f"held_out={held_out}"]
-    alike = scores(evaluate(str(same), load_suite(suite, overrides)))
+    alike = scores(evaluate(str(same), load_suite(suite, [*overrides, MOMENTS])))
     assert alike["frechet_random_conv"]["verdict"] == "within the floor"
     assert alike["moment_agreement"]["verdict"] != "worse than the floor"
     other = scores(evaluate(str(brighter), load_suite(suite, overrides)))
@@ -194,7 +202,7 @@ def test_listed_copies_are_those_that_the_score_counts(suite, tmp_path):
     names = ("real", "held_out", "judged")
     real, held_out, judged = (write_pngs(tmp_path / name, 100, seed) for seed, name in enumerate(names))
     few = ["extractors.random_conv=null", "images=100"]
-    few += [f"scores.{name}=null" for name in ("frechet", "precision_recall", "moments", "ratio")]
+    few += [f"scores.{name}=null" for name in ("frechet", "precision_recall", "ratio")]
     folders = [f"against={real}", f"held_out={held_out}", f"output={tmp_path / 'out'}"]
     out = evaluate(str(judged), load_suite(suite, [*few, *folders, "scores.copies.false_alarms=0.2"]))
     listed = list(csv.DictReader((out / "copies.csv").open()))
@@ -246,7 +254,8 @@ def test_no_name_of_a_patient_or_a_file_is_written(suite, tmp_path):
     )
     from experiments import config as cfg
 
-    folder = evaluate(str(train(cfg.load(str(config)))), load_suite(suite, ["images=60"]))
+    folder = evaluate(str(train(cfg.load(str(config)))), load_suite(suite, ["images=60", MOMENTS]))
+    assert (folder / "moments.csv").is_file()
     for path in folder.iterdir():
         text = path.read_text()
         assert "Cyst- (" not in text and str(root) not in text, path.name
@@ -312,8 +321,7 @@ def test_extractors_without_weights_are_left_out_aloud(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on(run, suite, tmp_path):
-    whole = scores(evaluate(str(run), load_suite(suite, [f"output={tmp_path / 'whole'}"])))
+def test_a_killed_evaluation_goes_on(run, suite, evaluated, tmp_path):
     output, cache = tmp_path / "killed", tmp_path / "cache"
     command = [sys.executable, "-m", "experiments.evaluate", str(run), f"suite={suite}", f"output={output}"]
     process = subprocess.Popen(
@@ -329,4 +337,4 @@ def test_a_killed_evaluation_goes_on(run, suite, tmp_path):
         [*command, f"data.cache_dir={cache}"], cwd=ROOT, capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr
-    assert scores(output) == whole
+    assert scores(output) == evaluated

@@ -408,6 +408,7 @@ scores: {precision_recall: {_target_: lightning_modules.metrics.precision_recall
 """
 
 
+@pytest.mark.usefixtures("drawn")
 def test_warnings_and_sizes_are_in_every_result(tmp_path, capsys):
     fill(tmp_path / "real", 0, count=40, size=(32, 32))
     for i in range(40):

@@ -15,7 +15,7 @@ from datamodules.errors import DataError, UnreadableImageError
 from datamodules.writers import write_png16
 from experiments.config import ConfigError
 from experiments.evaluation.image_sets import FolderImages, ImageSet, RealImages, choose
-from experiments.evaluation.resampling import halves, interval
+from experiments.evaluation.resampling import halves, interval, together
 from experiments.evaluation.scoring import Scorer, Sets
 from experiments.evaluation.vectors import VectorCache
 from lightning_modules.metrics.features import FeatureExtractor
@@ -309,6 +309,28 @@ def test_halves_of_pairs_share_neither_images_nor_patients(tmp_path):
     kept = torch.arange(201) != 3
     one.values({"pairs": of_pairs}, kept)
     assert of_pairs.given[-1][1] == set(range(0, 200, 2)) - {2}
+
+
+def test_generated_images_of_one_patient_are_drawn_together(tmp_path):
+    """Translations of slices of one patient vary together: of 20 patients with 10 equal slices each there are 20."""
+    generated = Numbers(normal(20, 1).repeat_interleave(10), np.arange(200) // 10)
+    (row,) = scorer(tmp_path, Sets(Numbers(normal(200, 0)), generated, None, None)).measure({"shift": Shift()})
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * 0.1 * (1 / 200 + 1 / 20) ** 0.5, rel=0.35)
+
+
+def test_generated_pairs_share_no_patient(tmp_path):
+    generated = Numbers(np.arange(60) / 1000, np.arange(60) // 3)  # (2, 3), (8, 9) ... are of two patients
+    of_pairs = OfPairs()
+    one = scorer(tmp_path, Sets(Numbers(np.arange(60) / 1000), generated, None, None), replicates=10)
+    one.measure({"pairs": of_pairs})
+    assert of_pairs.given[0][1] == set(range(2, 60, 6))
+    one.values({"pairs": of_pairs}, torch.arange(60) != 9)
+    assert of_pairs.given[-1][1] == set(range(2, 60, 6)) - {8}
+
+
+def test_halves_do_not_depend_on_what_groups_are_called():
+    assert together(["b", "a", "b", "c", "a"]) == ["0", "1", "0", "3", "1"]
+    assert together([f"generated {i}" for i in range(12)]) == [str(i) for i in range(12)]
 
 
 def test_few_pairs_are_said_to_be_pairs(tmp_path):

@@ -273,7 +273,7 @@ def test_bundle_says_what_it_holds(published):
 def test_bundle_holds_onnx_unless_it_is_left_out(runs, tmp_path, monkeypatch):
     from experiments import exporting
 
-    monkeypatch.setattr(exporting, "onnx_of", lambda generator: b"onnx")
+    monkeypatch.setattr(exporting, "onnx_of", lambda *_: b"onnx")
     folder = export(runs["dcgan"], tmp_path / "bundle", form="monai-bundle")
     assert (folder / "models" / "model.onnx").read_bytes() == b"onnx"
     export(runs["dcgan"], folder, with_onnx=False, form="monai-bundle")
@@ -312,6 +312,7 @@ def test_medigan_imports_the_package_and_gets_the_next_images_each_time(runs, pu
     assert np.array_equal(package.generate(**{**base, "seed": 9})[0], package.generate(weights, 1, seed=0)[0]) is False
 
 
+@pytest.mark.slow
 def test_modules_in_a_medigan_package_are_enough(published, tmp_path):
     code = (
         "import importlib, sys\n"
@@ -377,7 +378,7 @@ def test_network_that_there_is_not_is_not_built(exports, change):
 @pytest.mark.parametrize("name", ["generator.json", "generator.safetensors"])
 def test_missing_file_is_said(copied, name):
     (copied / name).unlink()
-    with pytest.raises(ExportError, match="holds no exported generator"):
+    with pytest.raises(ExportError, match="holds no exported network"):
         load_generator(copied)
 
 
@@ -391,7 +392,7 @@ def test_damaged_weights_are_refused(copied):
 def test_other_classes_are_refused(copied, name):
     said = json.loads((copied / "generator.json").read_text())
     change(copied, network={**said["network"], "class": name})
-    with pytest.raises(ExportError, match=r"is none of|is no exported generator"):
+    with pytest.raises(ExportError, match=r"is none of|is no exported network"):
         load_generator(copied)
 
 
@@ -435,7 +436,7 @@ def test_weights_of_another_shape_type_or_without_end_are_refused(copied):
             load_generator(copied)
     (copied / "generator.safetensors").write_bytes(b"\xff" * 100)
     change(copied, files={"generator.safetensors": hashlib.sha256(b"\xff" * 100).hexdigest()})
-    with pytest.raises(ExportError, match="is no exported generator"):
+    with pytest.raises(ExportError, match="is no exported network"):
         load_generator(copied)
 
 
@@ -590,7 +591,7 @@ def test_generator_whose_weights_are_not_finite_is_refused(runs, tmp_path, monke
 
     trained = load_run(runs["dcgan"])
     next(trained.module.generator_ema.parameters()).fill_(float("nan"))
-    monkeypatch.setattr(exporting, "load_run", lambda path: trained)
+    monkeypatch.setattr(exporting, "load_trained", lambda *_: trained)
     with pytest.raises(ConfigError, match="not finite"):
         export(runs["dcgan"], tmp_path / "out", with_onnx=False)
     assert not (tmp_path / "out").exists()

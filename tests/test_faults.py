@@ -23,7 +23,6 @@ from conftest import (
     cut_in_half,
     flip_a_bit,
     newest_checkpoint,
-    run_cli,
     tiny,
     tiny_config,
     write_kidney,
@@ -215,7 +214,8 @@ time.sleep(8)
     assert codes == [0, -signal.SIGKILL]
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_dead_rank_ends_the_others_and_is_named(tmp_path, victim):
     process = started(*tiny("dcgan", tmp_path, "trainer.devices=2", FOREVER, "callbacks.losses.every_images=8"))
     try:
@@ -254,18 +254,17 @@ def test_dead_reader_is_named(tmp_path):
     assert "data.num_workers=0" in errors.decode() and "Traceback" not in errors.decode()
 
 
-def test_second_process_in_a_run_directory_refuses(tmp_path):
+def test_second_process_in_a_run_directory_refuses(tmp_path, capsys):
     process = started(*tiny("dcgan", tmp_path, FOREVER))
     try:
         wait_for_clock(process, tmp_path / "runs", 40)
         (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
-        second = run_cli(*tiny("dcgan", tmp_path, FOREVER, f"resume={directory}"))
+        assert run.main(tiny("dcgan", tmp_path, FOREVER, f"resume={directory}")) == run.EXIT_BAD_CONFIG
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    assert second.returncode == run.EXIT_BAD_CONFIG
-    assert f"process {process.pid} is training in this run directory; stop it first" in second.stderr
+    assert f"process {process.pid} is training in this run directory; stop it first" in capsys.readouterr().err
 
 
 # Shared memory --------------------------------------------------------------------------------------------------------

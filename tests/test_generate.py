@@ -388,6 +388,6 @@ def test_no_process_outlives_the_others(run, tmp_path, whose, number):
             assert time.monotonic() < deadline
             time.sleep(0.1)
     if whose == "child":
-        assert process.returncode == 1 and "a process that generates has died" in err
+        assert process.returncode == 1 and "a process that makes images has died" in err
     if whose == "group":
         assert process.returncode == 85 and "the same command goes on" in out, err

@@ -111,11 +111,11 @@ def test_no_loss_is_differentiated_behind_the_strategys_back():
 
 def test_show_list_and_help_import_neither_torch_nor_lightning():
     code = (
-        "import sys; from experiments import compare, evaluate, export, generate, reproduce, run, sweep\n"
+        "import sys; from experiments import compare, evaluate, export, generate, reproduce, run, sweep, translate\n"
         "for arguments in (['--list'], ['demo', '--show']): assert run.main(arguments) == 0\n"
         "for arguments in (['--list'], ['phantom_families', '--show']): assert sweep.main(arguments) == 0\n"
         "for verb in (evaluate, reproduce): assert verb.main(['--list']) == 0\n"
-        "for verb in (compare, evaluate, export, generate, reproduce):\n"
+        "for verb in (compare, evaluate, export, generate, reproduce, translate):\n"
         "    try: verb.main(['--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'lightning', 'monai', 'wandb', 'numpy', 'optuna', 'matplotlib'} & set(sys.modules)\n"

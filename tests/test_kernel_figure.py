@@ -9,6 +9,8 @@ import torch
 from experiments.studies.kernel_figure import kernel_change, kernel_figure
 from lightning_modules.networks.kidney import Generator
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def generator(kernel=3, size=(32, 32), seed=0, channels=1, norm="none"):
     torch.manual_seed(seed)

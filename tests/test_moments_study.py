@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from conftest import figures_drawn
 from dicom_files import write_mammogram
 from PIL import Image
 
@@ -75,7 +76,7 @@ def moments_below(folder, top):
 def output(folders, tmp_path_factory):
     """What the command writes into a folder, and says."""
     out, said = tmp_path_factory.mktemp("out"), io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said), figures_drawn():
         roots = [str(folders / "real"), str(folders / "generated")]
         assert main([*roots, "--value-range", "0", "65535", "--output", str(out / "new" / "folder")]) == 0
     return out / "new" / "folder", said.getvalue()

@@ -40,9 +40,15 @@ def send_at(clock, number):
     return Send()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(tiny_config("dcgan", tmp_path_factory.mktemp("whole")))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
-def test_run_saves_what_it_has_done_and_goes_on_to_the_same_weights(tmp_path, with_callback, monkeypatch, number):
-    whole = train(tiny_config("dcgan", tmp_path / "whole"))
+def test_run_saves_what_it_has_done_and_goes_on_to_the_same_weights(
+    whole, tmp_path, with_callback, monkeypatch, number
+):
     handlers = {n: signal.getsignal(n) for n in signal.Signals if n not in (signal.SIGKILL, signal.SIGSTOP)}
     seldom = ["callbacks.checkpoint.every_images=1000"]
     with_callback(send_at(48, number))

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import figures_drawn, tiny_config
 from test_evaluation_parts import Mean, Numbers
 
 from datamodules.phantom_drawings import chest_xray
@@ -37,7 +37,8 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(run):
     """The suite without the learned features, which take seconds."""
-    assert main([str(run), "suite=privacy", *FEW]) == 0
+    with figures_drawn():
+        assert main([str(run), "suite=privacy", *FEW]) == 0
     (folder,) = run.glob("evaluation/privacy-*")
     return folder
 

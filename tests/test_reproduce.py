@@ -360,6 +360,7 @@ def test_a_number_is_taken_at_its_clock(trained):
         kept.with_suffix(".gone").rename(kept)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_table_has_every_number_and_how_it_was_taken(trained):
     findings = report.find(trained)
     lines = report.write(trained, findings, ["<p>own part</p>"])

@@ -28,7 +28,23 @@ QUICK = [
     ("kidney_gan", "mid-pass", 0, 1),
     ("progressive", "fade", 2, 1),
     ("progressive", "fade before a border", 0, 1),
-    ("progressive", "stage border", 0, 2),  # of several processes: dcgan is killed and resumed in test_kill.py
+    ("progressive", "stage border", 0, 1),
+]
+# All pairs of values of two axes are in these cells, which every change runs; the others are make test-full's.
+PAIRS = [
+    *QUICK,
+    ("dcgan", "mid-pass", 0, 2),
+    ("dcgan", "pass boundary", 0, 1),
+    ("dcgan", "pass boundary", 2, 2),
+    ("wgan_gp", "pass boundary", 2, 2),
+    ("wgan_gp", "mid-pass", 2, 1),
+    ("wgan_gp", "mid-pass", 0, 2),
+    ("kidney_gan", "mid-pass", 2, 2),
+    ("progressive", "fade", 0, 2),
+    ("progressive", "fade before a border", 2, 2),
+    ("progressive", "stage border", 2, 2),
+    ("wgan", "mid-pass", 0, 1),
+    ("progressive_r1", "fade", 0, 1),
 ]
 MATRIX = [
     (family, stop, workers, devices)
@@ -69,10 +85,19 @@ def without_times(path):
     return [{key: value for key, value in row.items() if key not in changing} for row in read_rows(path)]
 
 
-@pytest.mark.parametrize(
-    "family, stop, workers, devices",
-    [pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.slow) for cell in MATRIX],
-)
+def marked(cell):
+    return pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.slow if cell in PAIRS else pytest.mark.full)
+
+
+def test_pairs_of_values_of_two_axes_are_all_among_the_cells():
+    def pairs(cells):
+        axes = [(cell[:2], *cell[2:]) for cell in cells]  # where a run can be stopped depends on its family
+        return {(i, j, cell[i], cell[j]) for cell in axes for i, j in ((0, 1), (0, 2), (1, 2))}
+
+    assert set(PAIRS) < set(MATRIX) and pairs(PAIRS) == pairs(MATRIX)
+
+
+@pytest.mark.parametrize("family, stop, workers, devices", list(map(marked, MATRIX)))
 def test_resumed_run_equals_uninterrupted_run(whole_run, tmp_path, family, stop, workers, devices):
     whole = whole_run(family, devices)
     part = tmp_path / "runs" / family / whole.name
@@ -143,6 +168,7 @@ def warnings_of(caplog):
     return said
 
 
+@pytest.mark.slow
 def test_other_number_of_threads_is_warned_of_once_and_gives_other_bits(whole_run, tmp_path, caplog):
     whole = whole_run("dcgan", 1)
     part = tmp_path / "runs" / "dcgan" / whole.name

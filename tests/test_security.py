@@ -522,6 +522,7 @@ HOSTILE_ROWS = (
 )
 
 
+@pytest.mark.usefixtures("drawn")
 def test_hostile_records_give_an_escaped_report_and_harmless_cells(run_dir):
     for name in ("metrics.jsonl", "scores.jsonl"):
         (run_dir / name).write_text("\n".join(HOSTILE_ROWS).replace("SCRIPT", SCRIPT).replace("DIGITS", "9" * 400))

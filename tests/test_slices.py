@@ -413,6 +413,7 @@ def evaluated(top, generated, *overrides):
     return main([*arguments, f"groups={top / 'real.csv'}", *overrides])
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_noisy_slice_of_a_folder_is_named_on_terminal_page_and_table(top, capsys, labelled):
     generated = write_pictures(top / "generated", 48, 1, noisy="M")

@@ -69,6 +69,7 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_whatever_happens_costs_one_trial_and_has_its_reason(sweep_of, capsys):
     sweep = sweep_of(
         "score 3 2",

@@ -19,7 +19,7 @@ from experiments.config import ConfigError
 from experiments.evaluation import privacy
 from experiments.evaluation.equal_pixels import PixelHash, checked_pixels
 from experiments.evaluation.image_sets import FolderImages, ImageSet
-from experiments.evaluation.page import Gallery, write_page
+from experiments.evaluation.page import Gallery, moment_sections, write_page
 from experiments.evaluation.scoring import Row, Scorer, Sets
 from experiments.evaluation.settings import Suite, Tools, build_tools
 from experiments.evaluation.slices import SliceScorer, check_slices, slice_lines
@@ -42,9 +42,9 @@ SIZES = 10  # sizes of files that are listed, the most frequent ones
 def evaluate(target: str, suite: Suite) -> Path:
     """Measure a run or a folder, and return the folder of the results.
 
-    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``re_identified.csv``, ``moments.csv``, ``report.html``,
-    with ``by`` also ``slices.csv`` and ``slices.html``, and ``scores.partial.jsonl``, from which a killed evaluation
-    goes on.
+    It holds ``scores.json``, ``scores.csv``, ``copies.csv``, ``re_identified.csv`` and ``report.html``; with a score of
+    moments ``moments.csv``, with ``by`` ``slices.csv`` and ``slices.html``; and, until it is finished,
+    ``scores.partial.jsonl``, from which a killed evaluation goes on.
 
     Args:
         target: A run directory, a checkpoint of one, or a folder of images.
@@ -95,11 +95,14 @@ def evaluate(target: str, suite: Suite) -> Path:
         privacy.write_matches(output / privacy.REIDENTIFIED, findings, sets, pseudonyms)
     if near is not None:
         _write_copies(output / "copies.csv", near, sets, pseudonyms)
-    study, pruning = moments_of(sets, cache, scorer, tools, suite.seed)
-    if study is not None:
-        write_text(output / "moments.csv", tables_csv(study, pruning))
+    sections: list[str] = []
+    if any(isinstance(score.reads, Moments) for score in tools.scores.values()):
+        study, pruning = moments_of(sets, cache, scorer, tools, suite.seed)
+        sections = moment_sections(study, pruning)
+        if study is not None:
+            write_text(output / "moments.csv", tables_csv(study, pruning))
     gallery = Gallery(sets, cache, pseudonyms, tools.copies, near)
-    write_page(output / "report.html", said, rows, gallery, study, pruning)
+    write_page(output / "report.html", said, rows, gallery, sections)
     finished.unlink(missing_ok=True)
     return output
 

@@ -8,41 +8,43 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from callbacks.real_images import RealPairs
 from datamodules.base import ImageDataModule
 from datamodules.cache import content_hashes
-from datamodules.dicom import read_dicom
 from datamodules.dicom_headers import CONTRADICTION, contradicting
 from datamodules.errors import DataError
 from datamodules.files import find_files
 from datamodules.mammography_layouts import read_rows
 from datamodules.patients import one_name_per_patient, patient_key
 from datamodules.pseudonyms import remember
-from datamodules.readers import DICOM, PICTURES, read_grey
+from datamodules.readers import DICOM
+from datamodules.records import Intensity
 from datamodules.transforms import pad_equally, resize
-from datamodules.value_range import range_of
 from datamodules.versions import name_ending, rules_of
 from experiments.config import ConfigError
 from experiments.folders import (
+    SUFFIXES,
     FileSet,
     Size,
     copies_among,
     has_aspect,
     join_groups,
+    read_image,
     said_of_copies,
     sizes_of,
     text_of_size,
 )
-from experiments.loading import Trained, generate
+from experiments.loading import Trained, generate, translated
+from lightning_modules.protocols import Samples, Translates
 
 log = logging.getLogger(__name__)
-SUFFIXES = PICTURES | DICOM | {".tif", ".tiff", ".bmp"}
 Role = Literal["real", "held-out", "generated"]
 KEYS = {"real": "against", "held-out": "held_out", "generated": ""}  # how a suite names their folders
 
@@ -140,7 +142,7 @@ class GeneratedImages(ImageSet):
         truncation: See ``Synthesis.sample``.
     """
 
-    def __init__(self, trained: Trained, count: int, seed: int, truncation: float = 1.0) -> None:
+    def __init__(self, trained: Trained[Samples], count: int, seed: int, truncation: float = 1.0) -> None:
         self.trained, self.seed, self.truncation = trained, seed, truncation
         self.names = [f"generated {i}" for i in range(count)]
         self.groups = self.names
@@ -160,9 +162,44 @@ class GeneratedImages(ImageSet):
         What is smaller than the final resolution is enlarged by repeating pixels.
         """
         chunks = generate(self.trained.module, start, stop - start, self.seed, self.truncation)
-        half = self.trained.intensity.levels / 2.0
-        images = torch.cat([images for _, images in chunks]).cpu().add_(1.0).mul_(half).round_().div_(half).sub_(1.0)
+        images = rounded(torch.cat([images for _, images in chunks]).cpu(), self.trained.intensity)
         return images if tuple(images.shape[2:]) == self.size else F.interpolate(images, self.size)
+
+
+class TranslatedImages(ImageSet):
+    """Translations of the sources of a split; those of the real images, where sources belong to targets.
+
+    Args:
+        trained: The translator.
+        real: The real images, targets of one split.
+        seed: Of what a noisy network draws.
+    """
+
+    def __init__(self, trained: Trained[Translates], real: RealImages, seed: int) -> None:
+        self.trained, self.seed, self.split, self.size = trained, seed, real.splits, real.size
+        self.data = cast(RealPairs, real.data)
+        indices = [index for _, index in real.places]
+        if not self.data.paired:  # an order of their own: source i has nothing to do with target i
+            indices = choose(self.data.source_size(self.split), len(real), seed + 1)
+        self.indices = np.array(indices, dtype=int)
+        self.names = [f"translation {i}" for i in indices]
+        self.groups, self.about = (real.groups, real.about) if self.data.paired else (self.names, ())
+        family, clock = type(trained.module).__name__, trained.module.images_seen
+        self.what = f"{trained.config['name']} ({family}), {clock:,} images seen, of the sources of {self.split}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return the hashes of weights and sources."""
+        hashed = {"weights_sha256": self.trained.weights_sha256, "seed": self.seed}
+        order = hashlib.sha256(str(self.indices.tolist()).encode()).hexdigest()[:20]
+        sources = {"sources": self.data.source_fingerprint(self.split), "split": self.split, "order": order}
+        bits, device = self.trained.intensity.bits, self.trained.module.device.type
+        return {**hashed, **sources, "size": list(self.size), "bits": bits, "device": device}
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Translate, rounded to the data set's bits as real images and written files are."""
+        sources = self.data.sources(self.split, self.indices[start:stop])
+        images = torch.stack(list(translated(self.trained.module, sources, self.seed, start)))
+        return rounded(images, self.trained.intensity)
 
 
 class FolderImages(ImageSet):
@@ -271,22 +308,13 @@ class FolderImages(ImageSet):
 
     def _read(self, path: Path) -> Tensor:
         try:
-            image = self._values(path)
+            setting = "generated_value_range" if self.role == "generated" else "value_range"
+            image = read_image(path, self.value_range, setting)
         except DataError as error:
             raise type(error)(f"{self.file_set.called}: {error}") from error
         if self.pad:
             image = pad_equally(image, *self.size, value=-1.0)
         return torch.from_numpy(resize(image, *self.size)).clamp(-1.0, 1.0)
-
-    def _values(self, path: Path) -> np.ndarray:
-        """Return an image (1, H, W) float32 in its own size, with its range as -1 .. 1."""
-        if path.suffix.lower() in DICOM:
-            values, (low, high) = read_dicom(path, value_range=self.value_range), (0.0, 1.0)
-        else:
-            values = read_grey(path)
-            setting = "generated_value_range" if self.role == "generated" else "value_range"
-            low, high = range_of(path, values, self.value_range, setting)
-        return ((values - low) * (2.0 / (high - low)) - 1.0)[None].astype(np.float32)
 
     def _check_aspect(self, sizes: list[Size]) -> None:
         other = [i for i, size in enumerate(sizes) if not has_aspect(size, self.size)]
@@ -309,6 +337,12 @@ class FolderImages(ImageSet):
             f"{smaller.total()} of {len(self)} {self.role} images are enlarged to {text_of_size(self.size)} pixels "
             f"(they have {_sizes_in_words(smaller)}): what is missing in them counts as a difference"
         ]
+
+
+def rounded(images: Tensor, intensity: Intensity) -> Tensor:
+    """Return images in [-1, 1] with the values that a data set's files can have."""
+    half = intensity.levels / 2.0
+    return images.add(1.0).mul_(half).round_().div_(half).sub_(1.0)
 
 
 def choose(count: int, at_most: int | None, seed: int) -> list[int]:

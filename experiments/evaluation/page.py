@@ -3,6 +3,7 @@
 import html
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,7 @@ def write_page(
     said: dict[str, Any],
     rows: list[Row],
     gallery: Gallery,
-    study: MomentStudy | None,
-    pruning: PruningEffect | None,
+    moments: Sequence[str],
 ) -> None:
     """Write the report.
 
@@ -73,8 +73,7 @@ def write_page(
         said: What was evaluated, from ``scores.json``.
         rows: The scores.
         gallery: Where pictures come from.
-        study: The analysis of moments; None = it could not be made.
-        pruning: What leaving out outliers does to the scores; None = there are none.
+        moments: The sections on moments, from ``moment_sections``.
     """
     title = f"Evaluation of {said['what']}"
     parts = [
@@ -93,7 +92,7 @@ def write_page(
         _samples(gallery.sets),
         f"<h2>Nearest {_kind(gallery.sets)} images</h2>",
         _neighbours(gallery),
-        *_moments(study, pruning),
+        *moments,
         "<h2>Fingerprint</h2><p>Two scores can be compared if their fingerprints are equal.</p>",
         f"<pre>{html.escape(json.dumps(said, indent=1))}</pre>",
         "<details><summary>Fingerprint of every score</summary>",
@@ -280,7 +279,13 @@ def _pairs(gallery: Gallery, pool: ImageSet, chosen: list[int], which: Tensor, d
     return f"<figure class=grid>{shown}<figcaption>{said}</figcaption></figure>"
 
 
-def _moments(study: MomentStudy | None, pruning: PruningEffect | None) -> list[str]:
+def moment_sections(study: MomentStudy | None, pruning: PruningEffect | None) -> list[str]:
+    """Return the analysis of moments as sections of the report.
+
+    Args:
+        study: The analysis; None = it could not be made.
+        pruning: What leaving out outliers does to the scores; None = there are none.
+    """
     if study is None:
         return ["<h2>Moments of the pixel values</h2><p>Not analysed: there are too few images, or all are alike.</p>"]
     return [*sections(study), *([pruning_section(pruning)] if pruning else [])]

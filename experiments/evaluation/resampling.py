@@ -49,6 +49,12 @@ def halves(groups: Sequence[str], seed: int, replicate: int) -> Halves:
     return Halves(rows[in_first[of[rows]]], rows[~in_first[of[rows]]])
 
 
+def together(groups: Sequence[str]) -> list[str]:
+    """Return groups called by the place of their first row: halves then do not depend on what groups are called."""
+    first: dict[str, int] = {}
+    return [str(first.setdefault(group, i)) for i, group in enumerate(groups)]
+
+
 def interval(value: float, replicates: Sequence[float], freedom: int) -> tuple[float, float]:
     """Return the 95 % interval of a score from its values on halves.
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from callbacks.files import append_rows
 from callbacks.version import code_version
 from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.resampling import halves, interval
+from experiments.evaluation.resampling import halves, interval, together
 from experiments.evaluation.vectors import VectorCache, key_of
 from experiments.run_directory import versions
 from lightning_modules.metrics.features import FeatureExtractor
@@ -52,12 +53,14 @@ class Sets:
 
 
 class _Prepared(NamedTuple):
-    """What an instrument is called with: real and generated vectors, and the groups of the real ones."""
+    """What an instrument is called with: real and generated vectors, and the groups of both."""
 
     measure: Callable[[Tensor, Tensor], dict[str, float]]
     real: Tensor
     groups: list[str]
     generated: Tensor
+    of_generated: list[str]
+    rows: list[int]  # which generated images these are; of a pair its first
 
 
 class _Resampled(NamedTuple):
@@ -125,9 +128,10 @@ class Scorer:
         for instrument in instruments.values():
             for label, extractor in self._read_by(instrument).items():
                 with suppress(ValueError):
-                    measure, real, _, generated = self._prepared(instrument, extractor)
-                    rows = kept[:-1:2] & kept[1::2] if instrument.unit == "pair" else kept
-                    measured = measure(real, generated[rows[: len(generated)]])
+                    prepared = self._prepared(instrument, extractor)
+                    rows = torch.tensor(prepared.rows, dtype=torch.long)
+                    whole = kept[rows] & kept[rows + 1] if instrument.unit == "pair" else kept[rows]
+                    measured = prepared.measure(prepared.real, prepared.generated[whole])
                     found |= {title(name, extractor, label): value for name, value in measured.items()}
         return found
 
@@ -206,18 +210,18 @@ class Scorer:
         return rows
 
     def _resampled(self, instrument: Instrument, prepared: _Prepared, bar: tqdm) -> _Resampled:
-        measure, real, groups, generated = prepared
+        measure, real, groups, generated, of_generated, _ = prepared
         count = len(set(groups))
         if count < FEW_GROUPS:
             bar.update(self.replicates)
             what = "groups of real images" if instrument.unit == "image" else "pairs of real images of different groups"
             return _Resampled([], [], [], f"no interval and no floor: {count} {what} are too few to halve")
         found = _Resampled([], [], [], "")
-        each = [str(i) for i in range(len(generated))]
+        each = together(of_generated)
         for k in range(self.replicates):
-            of_real, of_generated = halves(groups, self.seed, k), halves(each, self.seed, k)
+            of_real, judged_half = halves(groups, self.seed, k), halves(each, self.seed, k)
             here, there = real[of_real.first], real[of_real.second]
-            judged = generated[of_generated.first]
+            judged = generated[judged_half.first]
             size = min(len(there), len(judged))
             try:
                 found.halves.append(measure(here, judged))
@@ -231,22 +235,25 @@ class Scorer:
         return found
 
     def _prepared(self, instrument: Instrument, extractor: FeatureExtractor) -> _Prepared:
-        generated, _ = self._of(self.sets.generated, extractor, instrument.at_most)
+        generated, of_generated = self._of(self.sets.generated, extractor, instrument.at_most)
+        rows = list(range(len(generated)))
         if isinstance(instrument, MemorisationScore):
             if self.sets.train is None or self.sets.held_out is None or not len(self.sets.held_out):
                 raise TooFewImagesError("needs training images and held-out real images, and there are none")
             train, _ = self._of(self.sets.train, extractor, None)
             real, groups = self._of(self.sets.held_out, extractor, instrument.at_most)
-            return _Prepared(partial(instrument.measure, train), real, groups, generated)
+            return _Prepared(partial(instrument.measure, train), real, groups, generated, of_generated, rows)
         assert isinstance(instrument, DistributionScore)
         real, groups = self._of(self.sets.real, extractor, instrument.at_most)
         if instrument.unit == "pair":
-            chosen = _pairs(groups)
-            real, groups, generated = real[chosen], [groups[i] for i in chosen], generated[:-1:2]
-        if instrument.one_per_group:
-            first = sorted({group: i for i, group in reversed(list(enumerate(groups)))}.values())
-            real, groups, generated = real[first], [groups[i] for i in first], generated[: len(first)]
-        return _Prepared(instrument.measure, real, groups, generated)
+            chosen, rows = _pairs(groups), _pairs(of_generated)
+        elif instrument.one_per_group:
+            chosen, rows = _firsts(groups), _firsts(of_generated)
+            rows = rows[: len(chosen)]
+        else:
+            return _Prepared(instrument.measure, real, groups, generated, of_generated, rows)
+        real, groups = real[chosen], [groups[i] for i in chosen]
+        return _Prepared(instrument.measure, real, groups, generated[rows], [of_generated[i] for i in rows], rows)
 
     def _of(self, images: ImageSet, extractor: FeatureExtractor, at_most: int | None) -> tuple[Tensor, list[str]]:
         """Return vectors and groups of the first images of a set, whose order is mixed."""
@@ -315,6 +322,11 @@ def _pairs(groups: Sequence[str]) -> list[int]:
             found.append(i)
             taken |= pair
     return found
+
+
+def _firsts(groups: Sequence[str]) -> list[int]:
+    """Return the place of the first of each group, ascending."""
+    return sorted({group: i for i, group in reversed(list(enumerate(groups)))}.values())
 
 
 def _with_different_names(rows: list[Row]) -> list[Row]:

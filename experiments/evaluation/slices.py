@@ -22,7 +22,7 @@ from experiments.evaluation.assignment import AGREEMENT, Vectors, assign, number
 from experiments.evaluation.attributes import Members, members, problems_of, strange_values
 from experiments.evaluation.comparison import SIGNIFICANT, holm
 from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.resampling import halves, interval
+from experiments.evaluation.resampling import Halves, halves, interval, together
 from experiments.evaluation.scoring import FEW_GROUPS, Row, Scorer, Sets, described, finished, is_bad, verdict
 from experiments.evaluation.settings import Suite, Tools
 from experiments.evaluation.vectors import VectorCache, key_of
@@ -187,7 +187,9 @@ class SliceScorer:
 
     def _how(self) -> str:
         if self.sets.generated.about:
-            return f"Generated images belong to slices by their labels ({self.suite.generated_labels})."
+            labels = self.suite.generated_labels
+            whose = f"their labels ({labels})" if labels else "the labels of their sources"
+            return f"Generated images belong to slices by {whose}."
         return (
             "Generated images have no labels: which slice they belong to was told by a classifier of the real images' "
             f"features ({', '.join(self.tools.extractors)}). Real images were told apart in the same way, by "
@@ -274,10 +276,13 @@ class SliceScorer:
     def _share(self, divided: _Divided, name: str) -> Row:
         """Return the share of the generated images that are the slice's; the floor is that of the real ones."""
         real, generated = (of.of[name][of.known] for of in (divided.real, divided.generated))
-        groups = [group for group, known in zip(self.sets.real.groups, divided.real.known, strict=True) if known]
+        groups, judged = (
+            [group for group, known in zip(images.groups, of.known, strict=True) if known]
+            for images, of in ((self.sets.real, divided.real), (self.sets.generated, divided.generated))
+        )
         values, floors, differences = [], [], []
         for k in range(self.replicates):
-            of_real, of_generated = self._halves(groups, len(generated), k)
+            of_real, of_generated = self._halves(groups, judged, k)
             values.append(float(generated[of_generated.first].mean()))
             floors.append(float(real[of_real.second].mean()))
             differences.append(values[-1] - float(real[of_real.first].mean()))
@@ -326,16 +331,15 @@ class SliceScorer:
             Their rows (N,), and bool (N,): reached by half of the generated images, by as many of these as the floor
             has images, by the other half of the real ones.
         """
-        of_real, of_generated = self._halves(groups, len(generated), k)
+        of_real, of_generated = self._halves(groups, self.sets.generated.groups[: len(generated)], k)
         here, judged, there = real[of_real.first], generated[of_generated.first], real[of_real.second]
         size = min(len(there), len(judged))
         by_half = reached(here, judged).numpy()
         by_as_many = by_half if size == len(judged) else reached(here, judged[:size]).numpy()
         return of_real.first, by_half, by_as_many, reached(here, there[:size]).numpy()
 
-    def _halves(self, groups: Sequence[str], generated: int, k: int) -> tuple[Any, Any]:
-        each = [str(i) for i in range(generated)]
-        return halves(groups, self.suite.seed, k), halves(each, self.suite.seed, k)
+    def _halves(self, groups: Sequence[str], of_generated: Sequence[str], k: int) -> tuple[Halves, Halves]:
+        return halves(groups, self.suite.seed, k), halves(together(of_generated), self.suite.seed, k)
 
 
 def check_slices(suite: Suite, tools: Tools, sets: Sets) -> list[str]:

@@ -5,23 +5,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from callbacks.real_images import RealPairs
 from datamodules.base import ImageDataModule
 from datamodules.value_range import ends_of, share_used, unlike_shares
 from experiments import config as cfg
 from experiments.config import ConfigError
-from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages
+from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages, TranslatedImages
+from experiments.evaluation.privacy import SUITE as PRIVACY
 from experiments.evaluation.scoring import Sets
 from experiments.evaluation.settings import Suite
 from experiments.folders import image_cache, overlap
-from experiments.loading import Trained, data_of, load_run
+from experiments.loading import Trained, data_of, load_trained
 from experiments.run_directory import recorded_config, refuse_links
+from lightning_modules.protocols import Averages, Translates, can
 
 log = logging.getLogger(__name__)
 
+TRANSLATE = "translate images with python -m experiments.translate, and evaluate the folder that it writes"
 LOOKED_AT, TOGETHER = 100, 10  # images of a set whose values are looked at before any score is taken; read at a time
 
 
@@ -31,11 +36,11 @@ class Subject:
 
     Attributes:
         path: As the user named it.
-        trained: The run's generator; None = a folder.
+        trained: What the run has trained, a generator or a translator; None = a folder.
     """
 
     path: Path
-    trained: Trained | None
+    trained: Trained[Averages] | None
 
 
 def subject_of(path: Path, device: torch.device) -> Subject:
@@ -45,7 +50,7 @@ def subject_of(path: Path, device: torch.device) -> Subject:
         ConfigError: If it is neither a run nor a folder, or the run directory leads elsewhere.
     """
     if path.is_file() or (path / "config.yaml").is_file():
-        trained = load_run(path, device)
+        trained = load_trained(path, device, Averages)
         refuse_links(trained.directory)
         return Subject(path, trained)
     if path.is_dir():
@@ -64,6 +69,8 @@ def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
     if against is None and subject.trained is None:
         raise ConfigError([f"{subject.path}: a folder needs real images: against=FOLDER, EXPERIMENT or RUN"])
     if against is not None and Path(against).is_dir() and not (Path(against) / "config.yaml").is_file():
+        if _translates(subject):
+            raise ConfigError([f"against={against}: a folder holds no sources; {TRANSLATE}"])
         _refuse(suite, "a folder has no splits and no settings", "split", "data")
         return Path(against)
     _refuse(suite, "these are for folders of real images", "groups", "held_out", "value_range", "size")
@@ -83,6 +90,8 @@ def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
     if not data.size(suite.split):
         full = " or ".join(split for split in ("train", "val", "test") if data.size(split))
         raise ConfigError([f"split={suite.split}: the split has no images; take {full}"])
+    if _translates(subject):
+        _check_sources(suite, data)
     return data
 
 
@@ -100,8 +109,9 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
     held_out: ImageSet | None = None
     if isinstance(data, ImageDataModule):
         real: ImageSet = RealImages(data, [suite.split], seed, images)
-        # Of a run only the images that it has seen; of a folder those that the user names.
-        if subject.trained is None or not _differences(data, subject.trained):
+        # Of a run only the images that it has seen; of a folder those that the user names. A translation resembles the
+        # target of its source, of training and of others alike: what is near to training images says nothing there.
+        if not _translates(subject) and (subject.trained is None or not _differences(data, subject.trained)):
             train, held_out = RealImages(data, ["train"], seed), RealImages(data, ["val", "test"], seed)
     else:
         size = suite.size or (_size_of(subject.trained) if subject.trained else None)
@@ -119,7 +129,7 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _refuse(suite, "these are for a folder that is evaluated", "generated_value_range", "generated_labels")
         if isinstance(data, ImageDataModule):
             _refuse(suite, "this is for folders of images", "pad")
-        generated: ImageSet = GeneratedImages(subject.trained, len(real), seed, suite.truncation)
+        generated = _made(suite, subject.trained, real)
     else:
         value_range = suite.generated_value_range
         labels = Path(suite.generated_labels) if suite.generated_labels else None
@@ -129,9 +139,40 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)
     warnings = _warnings(real, generated, held_out)
+    if isinstance(generated, TranslatedImages) and suite.split == "train" and suite.against is None:
+        warnings += ("the translator was trained on these sources: split=val or test shows what it does to new ones",)
     for warning in warnings:
         log.warning("warning: %s", warning)
     return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None, warnings)
+
+
+def _made(suite: Suite, trained: Trained[Any], real: ImageSet) -> ImageSet:
+    """Return what a run makes: as many images as there are real ones, or translations."""
+    if not can(trained.module, Translates):
+        return GeneratedImages(trained, len(real), suite.seed, suite.truncation)
+    if suite.name == PRIVACY:
+        raise ConfigError(
+            [
+                f"suite={PRIVACY}: asks whether images made of nothing resemble training images; a translation "
+                "resembles the target of its source, and is that patient's data"
+            ]
+        )
+    if suite.truncation != 1.0:
+        raise ConfigError([f"truncation={suite.truncation:g}: a translator has no latents to truncate"])
+    assert isinstance(real, RealImages)
+    return TranslatedImages(trained, real, suite.seed)
+
+
+def _translates(subject: Subject) -> bool:
+    return subject.trained is not None and can(subject.trained.module, Translates)
+
+
+def _check_sources(suite: Suite, data: ImageDataModule) -> None:
+    """Raise ConfigError unless a split has sources for a translator."""
+    if not can(data, RealPairs):
+        raise ConfigError([f"against={suite.against}: {type(data).__name__} holds no sources; {TRANSLATE}"])
+    if not data.source_size(suite.split):
+        raise ConfigError([f"split={suite.split}: the split has no sources; name another"])
 
 
 def cache_dir(data: ImageDataModule | Path) -> Path:
@@ -148,18 +189,19 @@ def _refuse(suite: Suite, why: str, *names: str) -> None:
         raise ConfigError([f"{', '.join(given)}: {why}"])
 
 
-def _differences(data: ImageDataModule, trained: Trained) -> str:
+def _differences(data: ImageDataModule, trained: Trained[Any]) -> str:
     """Return in what a data set is not the one that a run was trained on, or nothing."""
     before, now = trained.module.data_facts, data.facts()
-    changed = [key for key in ("data_set", "images", "fingerprint") if before.get(key) != now[key]]
-    said = [f"{key}: was {before.get(key)}, is {now[key]}" for key in changed]
+    keys = ("data_set", "images", "fingerprint", "source", "paired")  # the last two of pairs only
+    changed = [key for key in keys if before.get(key) != now.get(key)]
+    said = [f"{key}: was {before.get(key)}, is {now.get(key)}" for key in changed]
     since = [rule for rule in now["reading"] if rule not in before.get("reading", [])]
     if said and since:  # which is perhaps why
         said.append(f"files are read by other rules since then: {', '.join(since)}")
     return "; ".join(said)
 
 
-def _size_of(trained: Trained) -> tuple[int, int]:
+def _size_of(trained: Trained[Any]) -> tuple[int, int]:
     return trained.module.image_size
 
 

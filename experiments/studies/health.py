@@ -32,7 +32,7 @@ from experiments.tracking import JSONLinesLogger, read_rows
 from experiments.training import build, build_trainer
 from lightning_modules.cadence import Every
 from lightning_modules.losses import gradient_penalty
-from lightning_modules.protocols import Clocked, Judges, can
+from lightning_modules.protocols import Clocked, Judges, Samples, can
 from lightning_modules.step import Batch
 
 IMAGES, BATCH = 9_600, 16
@@ -216,7 +216,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
             raise KeyboardInterrupt
         rows = read_rows(directory / "metrics.jsonl")
     picture = folder / f"{case.failure} {case.family} {case.seed}.png".replace(" ", "_")
-    if diverged_at is None:
+    if diverged_at is None and can(module, Samples):
         write_grid(module.sample(32, ema=False), picture, columns=8)
     signals = [
         {"images_seen": row["images_seen"]}

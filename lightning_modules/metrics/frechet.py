@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,6 +26,12 @@ class GaussianStatistics:
     mean: Tensor
     covariance: Tensor
     count: int
+
+    @cached_property
+    def root(self) -> Tensor:
+        """R (D, rank) with R R^T = covariance, computed once: real images are compared with again and again."""
+        with single_thread():
+            return _factor(self.covariance)
 
 
 class FeatureSums:
@@ -70,7 +77,7 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of different lengths: {len(a.mean)} and {len(b.mean)}")
     with single_thread():
-        return _distance(a, _factor(a.covariance), b)
+        return _distance(a, b)
 
 
 def frechet_distance_of(real: Tensor, generated: Tensor) -> float:
@@ -204,9 +211,8 @@ def _statistics(features: Tensor) -> GaussianStatistics:
     return sums.statistics()
 
 
-def _distance(a: GaussianStatistics, root: Tensor, b: GaussianStatistics) -> float:
-    """Return the distance, given R with R R^T = S_a."""
-    trace_of_root = torch.linalg.eigvalsh(root.T @ b.covariance @ root).clamp(min=0.0).sqrt().sum()
+def _distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
+    trace_of_root = torch.linalg.eigvalsh(a.root.T @ b.covariance @ a.root).clamp(min=0.0).sqrt().sum()
     return _sum_of_terms(a.mean - b.mean, a.covariance.trace() + b.covariance.trace(), trace_of_root)
 
 
@@ -214,10 +220,9 @@ def _distances_of_parts(real: GaussianStatistics, generated: Tensor, sizes: list
     """Return the distances of the first images, so many at a time; the real root and the sums are taken once."""
     distances, sums = [], FeatureSums(generated.shape[1])
     with single_thread():
-        root = _factor(real.covariance)
         for start, stop in zip((0, *sizes), sizes, strict=False):
             sums.add(generated[start:stop])
-            distances.append(_distance(real, root, sums.statistics()))
+            distances.append(_distance(real, sums.statistics()))
     return distances
 
 
@@ -237,12 +242,16 @@ def _sum_of_terms(difference: Tensor, traces: Tensor, trace_of_root: Tensor) -> 
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """Return R with R R^T = covariance: Cholesky, or the eigenvectors where fewer images than dimensions forbid it."""
+    """Return R with R R^T = covariance: Cholesky's, or eigenvectors where fewer images than dimensions forbid it.
+
+    Of these only those that are more than rounding: with few images R is narrow, and what follows is cheap.
+    """
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if not failed:
         return factor
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0.0).sqrt()
+    counts = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, counts] * values[counts].sqrt()
 
 
 @contextmanager

@@ -5,6 +5,8 @@
     generator = load_generator("runs/demo/20261120-183111-72b2/export")
     images = generator.sample(16, seed=0)
 
+Translators are exported in the same way, and loaded by ``load_translator``.
+
 A folder may come from a stranger: nothing in it is run, it names networks of Mirage only, and it cannot make this
 process take more memory than its files.
 
@@ -14,9 +16,9 @@ imported where a file of it is read or written.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,19 +36,23 @@ from lightning_modules.networks.latents import (
     sample_latents,
     sample_noise,
 )
+from lightning_modules.networks.layers import check_shape
+from lightning_modules.networks.translators import Translator
 
-FORMAT, FORMAT_WITH_LABELS = 1, 2  # of the folder; readers of 1 would not know what to do with labels
+# Of the folder: a reader of 1 would not know what to do with labels, one of 2 not with an image as input.
+FORMAT, FORMAT_WITH_LABELS, FORMAT_OF_TRANSLATORS = 1, 2, 3
 WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
 GENERATORS: dict[str, type[LatentGenerator]] = {
     f"{network.__module__}.{network.__qualname__}": network
     for network in (dcgan.Generator, kidney.Generator, progressive.Generator)
 }
+TRANSLATORS: dict[str, type[Translator]] = {}  # none is shipped yet
 _LARGEST_DESCRIPTION = 2**20  # bytes
 _LARGEST_SIDE = 2**14  # pixels
 
 
 class ExportError(ValueError):
-    """A folder holds no exported generator, or a network cannot be exported; the message says why."""
+    """A folder holds no exported network, or a network cannot be exported; the message says why."""
 
 
 class ExportedGenerator(nn.Module):
@@ -135,17 +141,83 @@ class ExportedGenerator(nn.Module):
         return torch.cat([images for _, images in in_chunks(make, start, n, size)])
 
 
+class ExportedTranslator(nn.Module):
+    """A translator, from one direction of the network or its only one.
+
+    Args:
+        network: The network.
+        description: What ``generator.json`` says: sources, intensity range, data set, versions ...
+    """
+
+    def __init__(self, network: Translator, description: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.network, self.description = network, description or {}
+        self.eval().requires_grad_(False)
+
+    @property
+    def source_channels(self) -> int:
+        """Channels of the images that it takes."""
+        return arguments_of(self.network)["source_channels"]
+
+    def forward(self, sources: Tensor, noise: Noise | None = None) -> Tensor:
+        """Map sources (N, source_channels, H, W) in [-1, 1] to images (N, C, H, W) in [-1, 1]."""
+        return self.network.from_sources(sources, noise).float().clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def translate(self, sources: Tensor, seed: int = 0, start: int = 0) -> Tensor:
+        """Translate images start .. start + n - 1 of a list, one by one: an image's last bits depend on its company.
+
+        On a CPU these are, bit for bit, the images that ``python -m experiments.translate`` writes.
+
+        Args:
+            sources: Images (n, source_channels, H, W) in [-1, 1].
+            seed: Of what a noisy network draws for image i, which depends on (seed, i) alone.
+            start: Place of the first image in its list.
+
+        Returns:
+            Images (n, C, H, W) float32 in [-1, 1] on the network's device.
+
+        Raises:
+            ValueError: If there is no source, or they have other channels than the network takes.
+        """
+        if not len(sources):
+            raise ValueError("no sources were given")
+        check_shape(sources, self.source_channels, sources.shape[2:])
+        device = next(self.network.parameters()).device
+        images = [
+            self(source[None].to(device), sample_noise(1, seed, place, device))
+            for place, source in enumerate(sources, start)
+        ]
+        return torch.cat(images)
+
+
 def arguments_of(network: nn.Module) -> dict[str, Any]:
-    """Return the arguments that a generator was built with.
+    """Return the arguments that a network was built with.
 
     Raises:
         ExportError: If the network does not say them, or is not one that can be loaded again.
     """
-    name = f"{type(network).__module__}.{type(network).__qualname__}"
+    name = _name_of(network)
     arguments = getattr(network, "arguments", None)
-    if name not in GENERATORS or not isinstance(arguments, dict):
-        raise ExportError(f"{name}: cannot be exported; give it ``arguments`` and add it to exported.GENERATORS")
+    if name not in (*GENERATORS, *TRANSLATORS) or not isinstance(arguments, dict):
+        registry = "TRANSLATORS" if isinstance(network, Translator) else "GENERATORS"
+        raise ExportError(f"{name}: cannot be exported; give it ``arguments`` and add it to exported.{registry}")
     return arguments
+
+
+def _name_of(network: nn.Module) -> str:
+    return f"{type(network).__module__}.{type(network).__qualname__}"
+
+
+def describe_translator(translator: ExportedTranslator) -> dict[str, Any]:
+    """Return what ``load_translator`` needs besides the weights, as plain values."""
+    arguments = arguments_of(translator.network)
+    height, width = arguments["image_size"]
+    return {
+        "network": {"class": _name_of(translator.network), "arguments": arguments},
+        "source": {"channels": arguments["source_channels"], "low": -1.0, "high": 1.0},
+        "image": {"height": height, "width": width, "channels": arguments["image_channels"], "low": -1.0, "high": 1.0},
+    }
 
 
 def describe(generator: ExportedGenerator) -> dict[str, Any]:
@@ -154,12 +226,7 @@ def describe(generator: ExportedGenerator) -> dict[str, Any]:
     arguments = arguments_of(network)
     stage, alpha = (network.stage, network.alpha) if isinstance(network, Grows) else (None, None)
     return {
-        "network": {
-            "class": f"{type(network).__module__}.{type(network).__qualname__}",
-            "arguments": arguments,
-            "stage": stage,
-            "alpha": alpha,
-        },
+        "network": {"class": _name_of(network), "arguments": arguments, "stage": stage, "alpha": alpha},
         "image": {"height": height, "width": width, "channels": arguments["image_channels"], "low": -1.0, "high": 1.0},
         "latents": {
             "length": generator.latent_dim,
@@ -171,11 +238,11 @@ def describe(generator: ExportedGenerator) -> dict[str, Any]:
     }
 
 
-def weights_of(generator: ExportedGenerator) -> bytes:
+def weights_of(exported: ExportedGenerator | ExportedTranslator) -> bytes:
     """Return weights and buffers of the network in the safetensors format."""
     from safetensors.torch import save
 
-    return save({name: tensor.cpu().contiguous().clone() for name, tensor in generator.network.state_dict().items()})
+    return save({name: tensor.cpu().contiguous().clone() for name, tensor in exported.network.state_dict().items()})
 
 
 def build(
@@ -197,7 +264,7 @@ def build(
     Raises:
         ExportError: If the class is none of ``GENERATORS``, or it has no such stage.
     """
-    return ExportedGenerator(_built(network, "the description"), prior, classes, label_rows)
+    return ExportedGenerator(_built(network, "the description", GENERATORS), prior, classes, label_rows)
 
 
 def load_generator(folder: str | Path) -> ExportedGenerator:
@@ -209,33 +276,68 @@ def load_generator(folder: str | Path) -> ExportedGenerator:
     Raises:
         ExportError: If a file is missing or damaged, does not fit the other, or names another network than Mirage's.
     """
+
+    def build(said: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> ExportedGenerator:
+        network = _network(said["network"], weights, folder / WEIGHTS, GENERATORS)
+        prior = said["latents"]["prior"]
+        if prior not in get_args(Prior):
+            raise ExportError(f"{folder / DESCRIPTION}: does not say how latents are drawn ({said['latents']})")
+        return ExportedGenerator(network, prior, *_labels_of(said, folder / DESCRIPTION), said)
+
+    return _loaded(Path(folder), (FORMAT, FORMAT_WITH_LABELS), build)
+
+
+def load_translator(folder: str | Path) -> ExportedTranslator:
+    """Load an exported translator on the CPU, in evaluation mode.
+
+    Args:
+        folder: What ``python -m experiments.export`` has written.
+
+    Raises:
+        ExportError: As of ``load_generator``.
+    """
+
+    def build(said: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> ExportedTranslator:
+        return ExportedTranslator(_network(said["network"], weights, folder / WEIGHTS, TRANSLATORS), said)
+
+    return _loaded(Path(folder), (FORMAT_OF_TRANSLATORS,), build)
+
+
+Exported = TypeVar("Exported", ExportedGenerator, ExportedTranslator)
+
+
+def _loaded(
+    folder: Path, formats: Sequence[int], build: Callable[[dict[str, Any], dict[str, Tensor], Path], Exported]
+) -> Exported:
+    """Return what a folder describes, built from its description and its weights."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    folder = Path(folder)
     try:
         said = _read_description(folder / DESCRIPTION)
         content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
-        raise ExportError(f"{folder}: holds no exported generator ({error})") from error
+        raise ExportError(f"{folder}: holds no exported network ({error})") from error
     try:
-        if type(said["format"]) is not int or said["format"] not in (FORMAT, FORMAT_WITH_LABELS):
-            read = f"{FORMAT} and {FORMAT_WITH_LABELS}"
-            raise ExportError(f"{folder / DESCRIPTION}: has format {said['format']!r}, this version reads {read}")
+        _check_format(said["format"], formats, folder / DESCRIPTION)
         digest = hashlib.sha256(content).hexdigest()
         if said["files"][WEIGHTS] != digest:
             raise ExportError(f"{folder / WEIGHTS}: is not the file that {DESCRIPTION} describes (SHA-256 {digest})")
-        network = _network(said["network"], load(content), folder / WEIGHTS)
-        prior = said["latents"]["prior"]
-        if prior not in get_args(Prior):
-            raise ExportError(f"{folder / DESCRIPTION}: does not say how latents are drawn ({said['latents']})")
-        generator = ExportedGenerator(network, prior, *_labels_of(said, folder / DESCRIPTION), said)
+        return build(said, load(content), folder)
     except ExportError:
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, SafetensorError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ExportError(f"{folder}: is no exported generator ({what[:300]})") from error
-    return generator
+        raise ExportError(f"{folder}: is no exported network ({what[:300]})") from error
+
+
+def _check_format(said: Any, formats: Sequence[int], path: Path) -> None:
+    known = (FORMAT, FORMAT_WITH_LABELS, FORMAT_OF_TRANSLATORS)
+    if type(said) is not int or said not in known:
+        raise ExportError(f"{path}: has format {said!r}, this version reads {', '.join(map(str, known))}")
+    if said not in formats:
+        what = "translator" if said == FORMAT_OF_TRANSLATORS else "generator"
+        raise ExportError(f"{path}: describes a {what}; load it with load_{what}")
 
 
 def _labels_of(said: dict[str, Any], path: Path) -> tuple[list[str], dict[str, int]]:
@@ -262,25 +364,38 @@ def _read_description(path: Path) -> dict[str, Any]:
     return said
 
 
-def _network(said: dict[str, Any], weights: dict[str, Tensor], path: Path) -> LatentGenerator:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _network(
+    said: dict[str, Any], weights: dict[str, Tensor], path: Path, known: Mapping[str, type[Network]]
+) -> Network:
     """Build the network that is described. First without memory, to see whether the weights are its own."""
-    cls, arguments = _class_of(said, path.parent), said["arguments"]
-    if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
-        raise ExportError(f"{path.parent}: image_size={arguments['image_size']}: sides are 1 to {_LARGEST_SIDE} pixels")
+    cls, arguments = _class_of(said, path.parent, known), said["arguments"]
+    _check_images(arguments, path.parent)
     with torch.device("meta"):
         wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in cls(**arguments).state_dict().items()}
     if wanted != {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}:
         raise ExportError(f"{path}: holds other weights than the network has that {DESCRIPTION} describes")
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise ExportError(f"{path}: holds weights that are not finite")
-    network = _built(said, path.parent)
+    network = _built(said, path.parent, known)
     network.load_state_dict(weights)
     return network
 
 
-def _built(said: dict[str, Any], where: Path | str) -> LatentGenerator:
+def _check_images(arguments: dict[str, Any], folder: Path) -> None:
+    """Raise ExportError unless a network makes images, of images, that runs can have."""
+    if not all(1 <= int(side) <= _LARGEST_SIDE for side in arguments["image_size"]):
+        raise ExportError(f"{folder}: image_size={arguments['image_size']}: sides are 1 to {_LARGEST_SIDE} pixels")
+    for name in ("image_channels", "source_channels"):
+        if name in arguments and not 1 <= int(arguments[name]) <= 4:
+            raise ExportError(f"{folder}: {name}={arguments[name]}: images have 1 to 4 channels")
+
+
+def _built(said: dict[str, Any], where: Path | str, known: Mapping[str, type[Network]]) -> Network:
     """Build the network that is described, at its stage."""
-    cls = _class_of(said, where)
+    cls = _class_of(said, where, known)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
         network = cls(**said["arguments"])
     if isinstance(network, Grows):
@@ -291,8 +406,10 @@ def _built(said: dict[str, Any], where: Path | str) -> LatentGenerator:
     return network
 
 
-def _class_of(said: dict[str, Any], where: Path | str) -> type[LatentGenerator]:
-    cls = GENERATORS.get(said["class"])
+def _class_of(said: dict[str, Any], where: Path | str, known: Mapping[str, type[Network]]) -> type[Network]:
+    cls = known.get(said["class"])
     if cls is None:
-        raise ExportError(f"{where}: network {said['class']!r} is none of {', '.join(GENERATORS)}")
+        raise ExportError(
+            f"{where}: network {said['class']!r} is none of {', '.join(known) or 'those that are shipped'}"
+        )
     return cls

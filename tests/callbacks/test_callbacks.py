@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_state, newest_checkpoint, tiny_config
+from conftest import assert_same_state, figures_drawn, newest_checkpoint, tiny_config
 from PIL import Image
 
 from callbacks.clock import crossed
@@ -28,7 +28,8 @@ from lightning_modules.step import LossRecord
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return train(tiny_config("dcgan", tmp_path_factory.mktemp("run")))
+    with figures_drawn():
+        return train(tiny_config("dcgan", tmp_path_factory.mktemp("run")))
 
 
 class Clock:

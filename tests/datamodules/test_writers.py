@@ -12,7 +12,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
 from datamodules.readers import read_grey
 from datamodules.records import Intensity
-from datamodules.writers import NOTICE, write_dicom, write_png8, write_png16
+from datamodules.writers import NOTICE, NOTICE_OF_TRANSLATION, write_dicom, write_png8, write_png16
 
 HU = Intensity(-1000.0, 1000.0, 12, "HU", "Hounsfield units")
 GREY = Intensity(0.0, 255.0, 8, "grey value", "display window; bright is dense")
@@ -223,6 +223,18 @@ def test_dicom_says_that_it_is_synthetic(tmp_path):
     assert ds.PatientIdentityRemoved == "YES" and "no patient" in ds.DeidentificationMethod
     assert ds.BurnedInAnnotation == "NO" and ds.Manufacturer == "Mirage"
     assert ds.ImageComments == ds.DerivationDescription == ds.SeriesDescription == f"{NOTICE} WGAN-GP"
+
+
+def test_file_made_of_another_image_does_not_say_that_there_is_no_patient(tmp_path):
+    image, hidden = torch.zeros(1, 4, 6), ("DeidentificationMethod", "BurnedInAnnotation")
+    write_dicom(image, tmp_path / "a.dcm", HU, "Pix2Pix", translated=True)
+    ds = pydicom.dcmread(tmp_path / "a.dcm")
+    assert ds.SyntheticData == "YES" and ds.PatientName == "SYNTHETIC^MIRAGE" and ds.PatientIdentityRemoved == "NO"
+    assert ds.ImageComments == f"{NOTICE_OF_TRANSLATION} Pix2Pix" and not any(name in ds for name in hidden)
+    for write_png in (write_png8, write_png16):
+        write_png(image, tmp_path / "a.png", translated=True)
+        with Image.open(tmp_path / "a.png") as file:
+            assert file.text == {"Synthetic": "yes", "Software": "Mirage", "Comment": NOTICE_OF_TRANSLATION}
 
 
 @pytest.mark.parametrize("description", ["", "x" * 20_000, "Lungenödem 肺 \\ 10 µm\n\tline\0 two\ud800", "a\\b" * 500])

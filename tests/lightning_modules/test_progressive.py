@@ -220,7 +220,7 @@ def penalty_gradient(module, images, fakes, mixed):
         (1, 1.0, False),
         (1, 1.0, True),
         (3, 0.5, False),
-        (3, 1.0, True),
+        pytest.param(3, 1.0, True, marks=pytest.mark.slow),
         pytest.param(3, 0.5, True, marks=pytest.mark.slow),
         pytest.param(3, 1.0, False, marks=pytest.mark.slow),
     ],

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from callbacks.clock import crossed
 from callbacks.scores import ScoreLog
+from lightning_modules.protocols import Classifies
 from lightning_modules.run_record import Score
 from lightning_modules.schedules import Schedule
 from lightning_modules.step import Batch, Phase, PhasedModule
@@ -49,6 +50,8 @@ class ToyClassifier(PhasedModule):
 
 class ToyAccuracy(L.Callback):
     """Scores the share of held-out images whose labels are all right, and divides the rates by ten when it stands."""
+
+    needs = Classifies
 
     def __init__(self, every_images: int) -> None:
         self.every_images, self.best, self.scores = every_images, -1.0, ScoreLog()

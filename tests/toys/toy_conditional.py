@@ -110,8 +110,8 @@ class ToyConditional(Synthesis):
         n = len(labels)
         return self.generator.given(self.draw_latents(n, use), labels, self.draw_noise(n, use))
 
-    def critic_scores(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        return observe(self.discriminator, images, labels)
+    def critic_scores(self, images: Tensor, told: Tensor | None = None) -> Tensor:
+        return observe(self.discriminator, images, told)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
         real, labels = (part.chunk(self.real_batches)[0] for part in (batch["image"], self.labels_of(batch)))
