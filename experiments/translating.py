@@ -20,7 +20,7 @@ from datamodules.writers import NOTICE_OF_TRANSLATION
 from experiments.config import ConfigError
 from experiments.folders import SUFFIXES as READ
 from experiments.folders import Size, image_cache, read_image, text_of_size
-from experiments.image_folder import ImageFolder, file_hash
+from experiments.image_folder import SETTINGS, TABLE, ImageFolder, file_hash
 from experiments.loading import load_trained, translated, unfinished
 from experiments.making import SUFFIXES, Outcome, check_format, make_missing, one_thread, settings_of, write_image
 from experiments.report import csv_cell
@@ -231,6 +231,10 @@ def _names(sources: Sequence[Source], suffix: str) -> list[str]:
         other = first.setdefault(name.casefold(), source.name)  # some file systems know no capital letters
         if other != source.name:
             raise ConfigError([f"{other} and {source.name}: both would be written as {name}; rename one"])
+    files = {*first, SETTINGS, TABLE}
+    for name, source in zip(names, sources, strict=True):
+        if folders := [parent for parent in Path(name).parents if parent.as_posix().casefold() in files]:
+            raise ConfigError([f"{source.name}: a file is to be written as {folders[0]}, too; rename the folder"])
     return names
 
 

@@ -165,6 +165,17 @@ def test_declared_range_of_16_bits(translator_run, tmp_path, capsys):
             "--value-range, e.g. --value-range 0 4095",
         ),
         (lambda folder: None, ["--value-range", "5", "5"], "--value-range: LOW must be below HIGH"),
+        (lambda folder: None, ["--value-range", "0", "inf"], "HIGH, and both finite"),  # all would be black
+        (
+            lambda folder: (folder / "b").rename(folder / "A.PNG"),
+            [],
+            "A.PNG/c.png: a file is to be written as A.PNG, too; rename the folder",
+        ),
+        (
+            lambda folder: (folder / "b").rename(folder / "manifest.csv"),
+            [],
+            "manifest.csv/c.png: a file is to be written as manifest.csv, too; rename the folder",
+        ),
         (
             lambda folder: None,
             ["--output", "INSIDE"],
@@ -333,6 +344,17 @@ def test_split_without_sources_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ToyPairs, "source_size", lambda self, split: 0)
     with pytest.raises(ConfigError, match="split=val: the split has no sources; name another"):
         sets_of_run(run, "split=val")
+
+
+def test_images_that_the_network_cannot_take_are_refused(translator_run, monkeypatch):
+    from lightning_modules.toy_translator import Generator
+
+    def refuse(self, images, noise=None):
+        raise RuntimeError("sides must\nbe even")
+
+    monkeypatch.setattr(Generator, "from_sources", refuse)
+    with pytest.raises(ConfigError, match=r"\(ToyTranslator\), 96 images seen, .*: sides must be even$"):
+        sets_of_run(translator_run, "split=val")
 
 
 def test_training_pairs_are_warned_of(translator_run, caplog):

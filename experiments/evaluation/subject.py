@@ -248,8 +248,8 @@ def _first_images(images: ImageSet) -> Iterator[np.ndarray]:
 def _check_fit(real: ImageSet, generated: ImageSet) -> None:
     try:
         first = generated.read(0, 1)
-    except ValueError as error:  # e.g. a truncation that the family does not know
-        raise ConfigError([str(error)]) from error
+    except (ValueError, RuntimeError) as error:  # e.g. a truncation that the family does not know, or a size
+        raise ConfigError([f"{generated.what}: {' '.join(str(error).split())[:300]}"]) from error
     if not first.isfinite().all():
         raise ConfigError(["the generator makes values that are not finite: training has diverged"])
     expected = real.read(0, 1)
