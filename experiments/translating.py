@@ -11,9 +11,8 @@ from pathlib import Path
 from torch import Tensor, from_numpy
 from tqdm import tqdm
 
-from datamodules.cache import content_hashes
 from datamodules.errors import DataError, UnreadableImageError
-from datamodules.files import find_files
+from datamodules.files import find_files, in_threads
 from datamodules.value_range import Range
 from datamodules.versions import name_ending, rules_of
 from datamodules.writers import NOTICE_OF_TRANSLATION
@@ -216,11 +215,15 @@ def _sources(folder: Path) -> list[Source]:
     files = find_files(folder, READ)
     if not files:
         raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(READ))})"])
-    contents = content_hashes(files, image_cache() / "hashes" / "folders.json")
-    return [
-        Source(path, path.relative_to(folder).as_posix(), content)
-        for path, content in zip(files, contents, strict=True)
-    ]
+    return in_threads(lambda path: Source(path, path.relative_to(folder).as_posix(), _content(path)), files)
+
+
+def _content(path: Path) -> str:
+    """Return the SHA-256 of a file, from its bytes; of one that cannot be opened nothing: reading it says why."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return ""
 
 
 def _names(sources: Sequence[Source], suffix: str) -> list[str]:

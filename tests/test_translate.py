@@ -213,6 +213,17 @@ def test_source_that_changes_in_between_is_not_taken_for_another(translator_run,
     assert not (tmp_path / "out" / "b" / "d.png").exists()
 
 
+def test_source_that_was_replaced_with_its_time_kept_is_read_anew(translator_run, tmp_path):
+    """What other verbs remember of a file by size and time is not trusted."""
+    folder, picture = tmp_path / "sources", tmp_path / "sources" / "x.bmp"
+    folder.mkdir()
+    for grey, output in ((10, "first"), (240, "second")):
+        Image.new("L", (32, 32), grey).save(picture)
+        os.utime(picture, (1_000_000_000, 1_000_000_000))
+        assert command(translator_run, folder, tmp_path / output) == 0
+    assert contents(tmp_path / "first") != contents(tmp_path / "second")
+
+
 def test_names_of_any_kind_reach_the_table(translator_run, tmp_path):
     folder = tmp_path / "sources"
     folder.mkdir()
@@ -361,6 +372,9 @@ def test_training_pairs_are_warned_of(translator_run, caplog):
     folder = evaluate(str(translator_run), load_suite("quick", QUICK))
     said = "the translator was trained on these sources: split=val or test shows what it does to new ones"
     assert said in caplog.text and said in (folder / "report.html").read_text()
+    same = ["against=" + str(ROOT / "tests" / "tiny_translator.yaml")]  # called otherwise
+    assert said in sets_of_run(translator_run, *same).warnings
+    assert said not in sets_of_run(translator_run, *same, "data.count=50").warnings
 
 
 @pytest.mark.parametrize(

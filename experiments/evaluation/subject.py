@@ -139,8 +139,10 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)
     warnings = _warnings(real, generated, held_out)
-    if isinstance(generated, TranslatedImages) and suite.split == "train" and suite.against is None:
-        warnings += ("the translator was trained on these sources: split=val or test shows what it does to new ones",)
+    if isinstance(data, ImageDataModule) and isinstance(generated, TranslatedImages) and suite.split == "train":
+        if not _differences(data, generated.trained):
+            known = "the translator was trained on these sources: split=val or test shows what it does to new ones"
+            warnings += (known,)
     for warning in warnings:
         log.warning("warning: %s", warning)
     return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None, warnings)
