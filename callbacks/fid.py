@@ -108,7 +108,7 @@ class FrechetScore(L.Callback):
         log.info(
             "periodic score: %s of %s generated images, every %s images",
             self.extractor.score_name,
-            f"{self.count:,}",
+            f"{how_many(trainer, pl_module, self.split, self.count):,}",
             f"{self.every_images:,}",
         )
 

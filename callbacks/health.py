@@ -279,9 +279,9 @@ class Health(L.Callback):
     - nearest_ratio: the newest of the callback ``NearestTraining``, where there is one.
 
     Images are those of the live generator at the present resolution; a translator is given held-out sources (training
-    ones if too few are held out). Nothing of the run changes: no global random
-    number is drawn, no weight or buffer moves. All processes measure the same images, so that layers that exchange
-    statistics stay in step; the first one's numbers count.
+    ones if too few are held out). Nothing of the run changes: no global random number is drawn, no weight or buffer
+    moves. All processes measure the same images, so that layers that exchange statistics stay in step; the first one's
+    numbers count.
 
     Args:
         every_images: Images between two measurements. They are taken in the first batch from there on that has a step

@@ -361,7 +361,8 @@ def _how_taken(said: dict[str, Any], rows: list[Any]) -> str:
     extractors = {tuple(_text(of.get(name)) for name in names): None for of in taken}
     settings = [
         ("generated images", generated.get("images")),
-        ("their seed, truncation", f"{_text(generated.get('seed'))}, {_text(generated.get('truncation'))}"),
+        ("their seed", generated.get("seed")),
+        *([("truncation", generated["truncation"])] if "truncation" in generated else []),
         ("real images, groups", f"{_text(real.get('images'))}, {_text(real.get('groups'))}"),
         ("split", real.get("split")),
         ("resolution", said.get("resolution")),

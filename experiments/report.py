@@ -180,14 +180,19 @@ def plot(rows: list[dict[str, Any]], keys: list[str], label: str, scale: str = "
     axes = figure.subplots()
     for key in keys:
         points = [(row["images_seen"], row[key]) for row in rows if _is_number(row.get(key))]
-        name = key.removeprefix("loss/").replace("$", r"\$")  # which would begin a formula
+        name = _as_text(key.removeprefix("loss/"))
         if points:
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=name)
-    axes.set(xlabel="images seen", ylabel=label, yscale=scale)
+    axes.set(xlabel="images seen", ylabel=_as_text(label), yscale=scale)
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
         axes.legend()
     return inline_figure(figure)
+
+
+def _as_text(name: str) -> str:
+    """Return a name as matplotlib shows it: a dollar would begin a formula."""
+    return name.replace("$", r"\$")
 
 
 def inline_figure(figure: "Figure") -> str:
@@ -201,7 +206,7 @@ def _score_plot(scores: list[dict[str, Any]]) -> str:
     if not scores:
         return ""
     scale = "log" if is_frechet(scores[-1]) else "linear"  # it falls by orders of magnitude
-    unit = f" ({text_of(scores[-1]['unit'])})".replace("$", r"\$") if "unit" in scores[-1] else ""
+    unit = f" ({text_of(scores[-1]['unit'])})" if "unit" in scores[-1] else ""
     return plot(scores, ["value"], metric_of(scores[-1]) + unit, scale)
 
 

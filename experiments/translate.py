@@ -1,6 +1,7 @@
 """Translate a folder of images: ``python -m experiments.translate RUN INPUT --output FOLDER``."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +69,10 @@ def _translate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         return refuse("the command", ["--device cuda: no GPU is visible on this machine; use cpu"])
-    if options.value_range and not options.value_range[0] < options.value_range[1]:
-        return refuse("the command", ["--value-range: LOW must be below HIGH"])
     values = dict(vars(options))
     value_range = tuple(values.pop("value_range") or ()) or None
+    if value_range and not -math.inf < value_range[0] < value_range[1] < math.inf:
+        return refuse("the command", ["--value-range: LOW must be below HIGH, and both finite"])
     try:
         outcome = translate_files(Request(path=values.pop("run"), value_range=value_range, **values), stopped)
     except ConfigError as error:

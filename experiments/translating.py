@@ -11,16 +11,15 @@ from pathlib import Path
 from torch import Tensor, from_numpy
 from tqdm import tqdm
 
-from datamodules.cache import content_hashes
 from datamodules.errors import DataError, UnreadableImageError
-from datamodules.files import find_files
+from datamodules.files import find_files, in_threads
 from datamodules.value_range import Range
 from datamodules.versions import name_ending, rules_of
 from datamodules.writers import NOTICE_OF_TRANSLATION
 from experiments.config import ConfigError
 from experiments.folders import SUFFIXES as READ
 from experiments.folders import Size, image_cache, read_image, text_of_size
-from experiments.image_folder import ImageFolder, file_hash
+from experiments.image_folder import SETTINGS, TABLE, ImageFolder, file_hash
 from experiments.loading import load_trained, translated, unfinished
 from experiments.making import SUFFIXES, Outcome, check_format, make_missing, one_thread, settings_of, write_image
 from experiments.report import csv_cell
@@ -216,11 +215,15 @@ def _sources(folder: Path) -> list[Source]:
     files = find_files(folder, READ)
     if not files:
         raise ConfigError([f"{folder}: holds no image ({', '.join(sorted(READ))})"])
-    contents = content_hashes(files, image_cache() / "hashes" / "folders.json")
-    return [
-        Source(path, path.relative_to(folder).as_posix(), content)
-        for path, content in zip(files, contents, strict=True)
-    ]
+    return in_threads(lambda path: Source(path, path.relative_to(folder).as_posix(), _content(path)), files)
+
+
+def _content(path: Path) -> str:
+    """Return the SHA-256 of a file, from its bytes; of one that cannot be opened nothing: reading it says why."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return ""
 
 
 def _names(sources: Sequence[Source], suffix: str) -> list[str]:
@@ -231,6 +234,10 @@ def _names(sources: Sequence[Source], suffix: str) -> list[str]:
         other = first.setdefault(name.casefold(), source.name)  # some file systems know no capital letters
         if other != source.name:
             raise ConfigError([f"{other} and {source.name}: both would be written as {name}; rename one"])
+    files = {*first, SETTINGS, TABLE}
+    for name, source in zip(names, sources, strict=True):
+        if folders := [parent for parent in Path(name).parents if parent.as_posix().casefold() in files]:
+            raise ConfigError([f"{source.name}: a file is to be written as {folders[0]}, too; rename the folder"])
     return names
 
 

@@ -268,6 +268,7 @@ def test_no_name_of_a_patient_or_a_file_is_written(suite, tmp_path):
         (["."], "a folder needs real images: against="),
         (["RUN", "suite=standart"], "did you mean 'standard'?"),
         (["RUN", "replicates=3"], "a spread needs at least 10"),
+        ([".", "value_range=[0,.inf]"], "value_range=[0.0, inf]: give two finite values, the smaller one first"),
         (["RUN", "scores.frechet.k=3"], "Frechet has no argument 'k'"),
         (["RUN", "extractors.random_conv=null"], "there is no extractor"),
         (["RUN", "against=tests/tiny.yaml", "split=test", "data.test_fraction=0"], "no images; take train"),

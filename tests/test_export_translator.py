@@ -107,6 +107,16 @@ def test_card_of_other_translators(tmp_path):
         export(checkpoint, tmp_path / "onnx")
 
 
+def test_card_speaks_of_truncation_where_there_are_latents(translator_run, tmp_path):
+    run = shutil.copytree(translator_run, tmp_path / "run")
+    for name, generated in (("translated", {"seed": 3}), ("generated", {"seed": 4, "truncation": 0.5})):
+        (run / "evaluation" / name).mkdir(parents=True)
+        (run / "evaluation" / name / "scores.json").write_text(json.dumps({"generated": generated, "scores": []}))
+    card = (export(run, tmp_path / "export", with_onnx=False) / "README.md").read_text()
+    assert "| their seed | 4 |\n| truncation | 0.5 |\n" in card
+    assert "| their seed | 3 |\n| real images, groups |" in card
+
+
 @pytest.mark.slow
 def test_onnx_takes_images(translator_run, tmp_path):
     import onnxruntime

@@ -165,6 +165,17 @@ def test_declared_range_of_16_bits(translator_run, tmp_path, capsys):
             "--value-range, e.g. --value-range 0 4095",
         ),
         (lambda folder: None, ["--value-range", "5", "5"], "--value-range: LOW must be below HIGH"),
+        (lambda folder: None, ["--value-range", "0", "inf"], "HIGH, and both finite"),  # all would be black
+        (
+            lambda folder: (folder / "b").rename(folder / "A.PNG"),
+            [],
+            "A.PNG/c.png: a file is to be written as A.PNG, too; rename the folder",
+        ),
+        (
+            lambda folder: (folder / "b").rename(folder / "manifest.csv"),
+            [],
+            "manifest.csv/c.png: a file is to be written as manifest.csv, too; rename the folder",
+        ),
         (
             lambda folder: None,
             ["--output", "INSIDE"],
@@ -200,6 +211,17 @@ def test_source_that_changes_in_between_is_not_taken_for_another(translator_run,
         assert command(translator_run, sources, tmp_path / "out") == 2
     assert "b/d.jpg: has changed while the folder was translated; begin anew" in capsys.readouterr().err
     assert not (tmp_path / "out" / "b" / "d.png").exists()
+
+
+def test_source_that_was_replaced_with_its_time_kept_is_read_anew(translator_run, tmp_path):
+    """What other verbs remember of a file by size and time is not trusted."""
+    folder, picture = tmp_path / "sources", tmp_path / "sources" / "x.bmp"
+    folder.mkdir()
+    for grey, output in ((10, "first"), (240, "second")):
+        Image.new("L", (32, 32), grey).save(picture)
+        os.utime(picture, (1_000_000_000, 1_000_000_000))
+        assert command(translator_run, folder, tmp_path / output) == 0
+    assert contents(tmp_path / "first") != contents(tmp_path / "second")
 
 
 def test_names_of_any_kind_reach_the_table(translator_run, tmp_path):
@@ -335,10 +357,24 @@ def test_split_without_sources_is_refused(tmp_path, monkeypatch):
         sets_of_run(run, "split=val")
 
 
+def test_images_that_the_network_cannot_take_are_refused(translator_run, monkeypatch):
+    from lightning_modules.toy_translator import Generator
+
+    def refuse(self, images, noise=None):
+        raise RuntimeError("sides must\nbe even")
+
+    monkeypatch.setattr(Generator, "from_sources", refuse)
+    with pytest.raises(ConfigError, match=r"\(ToyTranslator\), 96 images seen, .*: sides must be even$"):
+        sets_of_run(translator_run, "split=val")
+
+
 def test_training_pairs_are_warned_of(translator_run, caplog):
     folder = evaluate(str(translator_run), load_suite("quick", QUICK))
     said = "the translator was trained on these sources: split=val or test shows what it does to new ones"
     assert said in caplog.text and said in (folder / "report.html").read_text()
+    same = ["against=" + str(ROOT / "tests" / "tiny_translator.yaml")]  # called otherwise
+    assert said in sets_of_run(translator_run, *same).warnings
+    assert said not in sets_of_run(translator_run, *same, "data.count=50").warnings
 
 
 @pytest.mark.parametrize(

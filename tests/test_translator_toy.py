@@ -103,6 +103,7 @@ def test_unpaired_translations_are_compared_with_targets_as_sets(unpaired_run):
     rows = read_rows(unpaired_run / "scores.jsonl")
     assert [row["images_seen"] for row in rows] == [0, 40, 80, 96]
     assert {row["generated"] for row in rows} == {18}  # not 2,000: there are no more sources
+    assert "of 18 generated images, every 40 images" in (unpaired_run / "log.txt").read_text()
     module, data = loaded(unpaired_run)
     assert (rows[-1]["split"], rows[-1]["sources"]) == ("val", data.source_fingerprint("val"))
     from lightning_modules.metrics.features import RandomConvNet

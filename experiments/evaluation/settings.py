@@ -1,6 +1,7 @@
 """A suite: which instruments an evaluation takes, on how many images; checked before anything is computed."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -85,8 +86,8 @@ class Suite:
             raise ValueError(f"seed={self.seed}: must not be negative")
         for name in ("value_range", "generated_value_range"):
             ends = getattr(self, name)
-            if ends is not None and not ends[0] < ends[1]:
-                raise ValueError(f"{name}={list(ends)}: give the smaller value first")
+            if ends is not None and not -math.inf < ends[0] < ends[1] < math.inf:
+                raise ValueError(f"{name}={list(ends)}: give two finite values, the smaller one first")
 
     @property
     def attributes(self) -> tuple[str, ...]:

@@ -139,8 +139,10 @@ def sets_of(suite: Suite, subject: Subject, data: ImageDataModule | Path) -> Set
         _check_new(generated, [real, train, held_out])
     _check_fit(real, generated)
     warnings = _warnings(real, generated, held_out)
-    if isinstance(generated, TranslatedImages) and suite.split == "train" and suite.against is None:
-        warnings += ("the translator was trained on these sources: split=val or test shows what it does to new ones",)
+    if isinstance(data, ImageDataModule) and isinstance(generated, TranslatedImages) and suite.split == "train":
+        if not _differences(data, generated.trained):
+            known = "the translator was trained on these sources: split=val or test shows what it does to new ones"
+            warnings += (known,)
     for warning in warnings:
         log.warning("warning: %s", warning)
     return Sets(real, generated, train, held_out if held_out is not None and len(held_out) else None, warnings)
@@ -248,8 +250,8 @@ def _first_images(images: ImageSet) -> Iterator[np.ndarray]:
 def _check_fit(real: ImageSet, generated: ImageSet) -> None:
     try:
         first = generated.read(0, 1)
-    except ValueError as error:  # e.g. a truncation that the family does not know
-        raise ConfigError([str(error)]) from error
+    except (ValueError, RuntimeError) as error:  # e.g. a truncation that the family does not know, or a size
+        raise ConfigError([f"{generated.what}: {' '.join(str(error).split())[:300]}"]) from error
     if not first.isfinite().all():
         raise ConfigError(["the generator makes values that are not finite: training has diverged"])
     expected = real.read(0, 1)
