@@ -425,7 +425,7 @@ def test_broken_description_is_refused(copied, content):
 
 def test_weights_of_another_shape_type_or_without_end_are_refused(copied):
     weights = load((copied / "generator.safetensors").read_bytes())
-    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    name = max(weights, key=lambda name: weights[name].numel())  # they come in any order, and some have one row only
     for wrong, said in (
         (weights[name][:1], "other weights"),
         (weights[name].half(), "other weights"),
