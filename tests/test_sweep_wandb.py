@@ -215,7 +215,7 @@ def test_what_the_agent_starts_has_its_id_and_the_right_values(tmp_path):
         path.unlink()
     done = run_cli(*agents_arguments(config, values), "resume=auto", WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
-    assert all(folder.name.endswith("-agent456") for folder in directory.glob("wandb/offline-run-*"))
+    assert {file.name for file in directory.glob("wandb/offline-run-*/*.wandb")} == {"run-agent456.wandb"}
     assert len(list(directory.glob("wandb/offline-run-*"))) == 2
 
 
