@@ -1,7 +1,5 @@
 """The periodic score: Frechet distance between real images and those of the averaged generator."""
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -18,9 +16,9 @@ from callbacks.checkpoint import is_intact
 from callbacks.clock import check_cadence, crossed
 from callbacks.divergence import assert_finite
 from callbacks.files import training_goes_on, write_atomically
-from callbacks.generated import broadcast_buffers, generated, how_many, real_pairs
+from callbacks.generated import broadcast_buffers, generated, how_many, real_pairs, share_of
 from callbacks.real_images import even_rows, real_images
-from callbacks.scores import ScoreLog
+from callbacks.scores import ScoreLog, hash_of
 from callbacks.version import code_version
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.features import ExtractorError, FeatureExtractor
@@ -149,18 +147,16 @@ class FrechetScore(L.Callback):
         name = f"score/{self.extractor.score_name}"
         fingerprint = self._fingerprint(trainer, module, fake.count)
         # One process's value for all: the choice of the best checkpoint must not hang on the last bit.
-        value, key = trainer.strategy.broadcast((frechet_distance(self._real, fake), _hash(fingerprint)[:8]), src=0)
+        value, key = trainer.strategy.broadcast((frechet_distance(self._real, fake), hash_of(fingerprint)[:8]), src=0)
         about = {"generated_at": list(self._generated_at), **fingerprint}
         self._log.add(trainer, module, Score(name, key, value), about)
 
     def _generated(self, trainer: L.Trainer, module: Averages) -> Iterator[Tensor]:
         """Yield this process's share of images 0 .. count - 1 of the seed, at the final resolution."""
         count = how_many(trainer, module, self.split, self.count)
-        per_process = -(-count // trainer.world_size)
-        first = trainer.global_rank * per_process
-        last = min(first + per_process, count)
-        for start in range(first, last, self.batch_size):
-            stop = min(start + self.batch_size, last)
+        share = share_of(trainer, count)
+        for start in share[:: self.batch_size]:
+            stop = min(start + self.batch_size, share.stop)
             images, _ = generated(trainer, module, self.split, count, self.seed, start, stop)
             images = images.clamp(-1.0, 1.0)
             self._generated_at = tuple(images.shape[2:])
@@ -204,9 +200,9 @@ class FrechetScore(L.Callback):
     def _real_key(self, trainer: L.Trainer, module: Averages) -> str:
         images = [real_images(trainer).fingerprint(self.split), "even rows", self.max_real]
         what = [*images, self.extractor.identity(), module.device.type]
-        return _hash(what)[:20]
+        return hash_of(what)[:20]
 
-    def _fingerprint(self, trainer: L.Trainer, module: Averages, generated: int) -> dict[str, Any]:
+    def _fingerprint(self, trainer: L.Trainer, module: Averages, made: int) -> dict[str, Any]:
         """Return what two scores must share to be compared."""
         assert self._real is not None
         data = real_images(trainer)
@@ -214,7 +210,7 @@ class FrechetScore(L.Callback):
             "metric": "frechet_distance",
             "code_version": code_version(),
             **self.extractor.identity(),
-            "generated": generated,
+            "generated": made,
             "real": self._real.count,
             "data_set": type(data).__name__,
             "data_fingerprint": data.fingerprint(self.split),
@@ -271,10 +267,6 @@ def _rounded_up(number: float) -> int:
     """Return a number with two digits that count, not below."""
     step = 10 ** max(0, math.floor(math.log10(number)) - 1)
     return math.ceil(number / step) * step
-
-
-def _hash(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _stored_statistics(path: Path, dimensions: int) -> GaussianStatistics | None:

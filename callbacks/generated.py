@@ -35,6 +35,13 @@ def how_many(trainer: L.Trainer, module: Averages, split: str, count: int) -> in
     return min(count, real_pairs(trainer).source_size(split)) if can(module, Translates) else count
 
 
+def share_of(trainer: L.Trainer, count: int) -> range:
+    """Return this process's part of images 0 .. count - 1, which follow each other; the last may have none."""
+    per_process = -(-count // trainer.world_size)
+    first = trainer.global_rank * per_process
+    return range(first, min(first + per_process, count))
+
+
 def generated(
     trainer: L.Trainer, module: Averages, split: str, count: int, seed: int, start: int, stop: int, ema: bool = True
 ) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,5 @@
 """The periodic score of a translator whose data is paired: how far its translations lie from their targets."""
 
-import hashlib
-import json
 from typing import Any
 
 import lightning as L
@@ -11,9 +9,9 @@ from torch import Tensor
 
 from callbacks.clock import check_cadence, crossed
 from callbacks.divergence import assert_finite
-from callbacks.generated import broadcast_buffers, check_sources, real_pairs
+from callbacks.generated import broadcast_buffers, check_sources, real_pairs, share_of
 from callbacks.real_images import RealPairs, even_rows
-from callbacks.scores import ScoreLog
+from callbacks.scores import ScoreLog, hash_of
 from callbacks.version import code_version
 from lightning_modules.protocols import Translates
 from lightning_modules.run_record import Score
@@ -77,18 +75,15 @@ class PairedError(L.Callback):
         pairs = even_rows(data.size(self.split), self.max_pairs or data.size(self.split))
         # Each process's errors at their places, so that their sum does not depend on the number of processes.
         errors = torch.zeros(len(pairs), dtype=torch.float64, device=module.device)
-        per_process = -(-len(pairs) // trainer.world_size)
-        first = trainer.global_rank * per_process
-        last = min(first + per_process, len(pairs))
-        for start in range(first, last, self.batch_size):
-            stop = min(start + self.batch_size, last)
+        share = share_of(trainer, len(pairs))
+        for start in share[:: self.batch_size]:
+            stop = min(start + self.batch_size, share.stop)
             errors[start:stop] = self._errors(data, module, pairs[start:stop], start)
         gathered = module.all_gather(errors).reshape(-1, len(pairs)).sum(dim=0)
         unit = (intensity["high"] - intensity["low"]) / 2.0  # of images in [-1, 1]
         value = float(gathered.mean()) * unit
         about = self._about(trainer, module, len(pairs))
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-        score = Score("score/mean_absolute_error", key, trainer.strategy.broadcast(value, src=0))
+        score = Score("score/mean_absolute_error", hash_of(about)[:8], trainer.strategy.broadcast(value, src=0))
         self._log.add(trainer, module, score, about)
 
     def _errors(self, data: RealPairs, module: Translates, pairs: np.ndarray, start: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Where a periodic score goes, whatever it measures."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,8 @@ class ScoreLog:
             row = {"images_seen": module.images_seen, "value": score.value, **direction, **about}
             self._rows = self._rows or Rows(Path(trainer.default_root_dir) / "scores.jsonl")
             self._rows.append(row)
+
+
+def hash_of(what: Any) -> str:
+    """Return the SHA-256 of plain values, e.g. of what two scores must share to be compared."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

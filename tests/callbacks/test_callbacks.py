@@ -1,6 +1,7 @@
 """EMA, score, grids, log and progress, as they work in a run."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from callbacks.clock import crossed
 from callbacks.ema import GeneratorEMA
 from callbacks.fid import FrechetScore
+from callbacks.generated import share_of
 from callbacks.loss_log import LossLog
 from callbacks.real_images import even_rows
 from callbacks.sample_grid import SampleGrid, write_grid
@@ -383,3 +385,10 @@ def test_scores_csv_takes_rows_with_other_columns(tmp_path):
 
     _write_csv(tmp_path / "s.csv", [{"images_seen": 0, "value": 1.0}, {"images_seen": 8, "value": 0.5, "new": "x"}])
     assert (tmp_path / "s.csv").read_text().splitlines() == ["images_seen,value,new", "0,1.0,", "8,0.5,x"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 18, 19])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_processes_share_images_without_gap_and_repeat(count, world_size):
+    shares = [share_of(SimpleNamespace(world_size=world_size, global_rank=rank), count) for rank in range(world_size)]
+    assert [i for share in shares for i in share] == list(range(count))
