@@ -87,7 +87,7 @@ _WEAKEN = "lower the discriminator's steps, rate or width, or raise its penalty"
 
 # In the order in which they are asked: the first that fits explains the ones behind it. Each value lies about halfway,
 # as a ratio, between what healthy runs and runs with the failure showed in three measurements in a row, on seeds 100
-# and up of experiments/studies/health.py (small DCGANs, WGAN-GPs and progressive GANs on phantoms).
+# and up of experiments/benchmarks/instruments/health.py (small DCGANs, WGAN-GPs and progressive GANs on phantoms).
 ILLNESSES = (
     Illness(
         DIVERGING,

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules import remarks
-from datamodules.augmentation import Augmentation, augment
-from datamodules.cache import Extremes, Files, ImageCache, cache_key, content_hashes, is_blank, open_or_build
-from datamodules.duplicates import Duplicates, JoinedGroups, Questions, agree
-from datamodules.errors import DataError, UnreadableImageError
-from datamodules.pseudonyms import remember
-from datamodules.reading_processes import READ_AHEAD, move_to_shared_memory, outlive_a_signal, shared_bytes
-from datamodules.records import NO_FINDING, Intensity, Record, Used
-from datamodules.samplers import BatchRequest, Schedule, ScheduleBatchSampler
-from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group
-from datamodules.transforms import resize
-from datamodules.versions import RESIZING, Rule, name_ending, newest, rules_of, sentences
+from datamodules.batches.augmentation import Augmentation, augment
+from datamodules.batches.reading_processes import READ_AHEAD, move_to_shared_memory, outlive_a_signal, shared_bytes
+from datamodules.batches.samplers import BatchRequest, Schedule, ScheduleBatchSampler
+from datamodules.batches.transforms import resize
+from datamodules.files.cache import Extremes, Files, ImageCache, cache_key, content_hashes, is_blank, open_or_build
+from datamodules.files.errors import DataError, UnreadableImageError
+from datamodules.files.pseudonyms import remember
+from datamodules.records import remarks
+from datamodules.records.duplicates import Duplicates, JoinedGroups, Questions, agree
+from datamodules.records.records import NO_FINDING, Intensity, Record, Used
+from datamodules.records.splits import SPLITS, check_disjoint, represent_classes, split_by_group
+from datamodules.records.versions import RESIZING, Rule, name_ending, newest, rules_of, sentences
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]

@@ -19,15 +19,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
-from datamodules.errors import DataError, UnreadableImageError
-from datamodules.files import is_hidden
-from datamodules.pseudonyms import remember
-from datamodules.readers import read_grey, read_table_bytes
-from datamodules.records import NO_FINDING, Intensity, Record
-from datamodules.samplers import Schedule
-from datamodules.splits import SPLITS, stratified_split
+from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.samplers import Schedule
+from datamodules.decoding.readers import read_grey, read_table_bytes
+from datamodules.files.errors import DataError, UnreadableImageError
+from datamodules.files.files import is_hidden
+from datamodules.files.pseudonyms import remember
+from datamodules.records.records import NO_FINDING, Intensity, Record
+from datamodules.records.splits import SPLITS, stratified_split
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
-from datamodules.errors import DataError, UnreadableImageError
-from datamodules.files import is_hidden
-from datamodules.pseudonyms import remember
-from datamodules.readers import image_size, read_grey, read_table_bytes
-from datamodules.records import Intensity, Record
-from datamodules.samplers import Schedule
+from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.samplers import Schedule
+from datamodules.decoding.readers import image_size, read_grey, read_table_bytes
+from datamodules.files.errors import DataError, UnreadableImageError
+from datamodules.files.files import is_hidden
+from datamodules.files.pseudonyms import remember
+from datamodules.records.records import Intensity, Record
 
 log = logging.getLogger(__name__)
 

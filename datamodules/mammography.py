@@ -15,20 +15,29 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
-from datamodules.dicom import read_dicom
-from datamodules.dicom_ranges import Range, series_ranges
-from datamodules.errors import DataError, UnreadableImageError
-from datamodules.files import walk_files
-from datamodules.mammography_layouts import REASONS, UNKNOWN, Found, cbis_ddsm, folder, inbreast, read_rows, vindr
-from datamodules.patients import one_name_per_patient
-from datamodules.readers import DICOM, PICTURES, image_size, read_grey
-from datamodules.records import Intensity, Record
-from datamodules.samplers import Schedule
-from datamodules.transforms import resize
-from datamodules.value_range import range_of
-from datamodules.versions import Rule, newest
+from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.samplers import Schedule
+from datamodules.batches.transforms import resize
+from datamodules.decoding.dicom import read_dicom
+from datamodules.decoding.dicom_ranges import Range, series_ranges
+from datamodules.decoding.readers import DICOM, PICTURES, image_size, read_grey
+from datamodules.decoding.value_range import range_of
+from datamodules.files.errors import DataError, UnreadableImageError
+from datamodules.files.files import walk_files
+from datamodules.records.mammography_layouts import (
+    REASONS,
+    UNKNOWN,
+    Found,
+    cbis_ddsm,
+    folder,
+    inbreast,
+    read_rows,
+    vindr,
+)
+from datamodules.records.patients import one_name_per_patient
+from datamodules.records.records import Intensity, Record
+from datamodules.records.versions import Rule, newest
 
 log = logging.getLogger(__name__)
 Side = Literal["left", "right"]  # border of an image

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
+from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.samplers import Schedule
+from datamodules.batches.transforms import resize
 from datamodules.phantom_drawings import chest_xray, kidney_ct, mammogram
-from datamodules.records import Intensity, Record
-from datamodules.samplers import Schedule
-from datamodules.transforms import resize
+from datamodules.records.records import Intensity, Record
 
 Kind = Literal["mammogram", "chest_xray", "kidney_ct"]
 KINDS: dict[str, ModuleType] = {"mammogram": mammogram, "chest_xray": chest_xray, "kidney_ct": kidney_ct}

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.config import ConfigError
+from experiments.configuration.config import ConfigError
 from experiments.run import EXIT_BAD_CONFIG, refuse
 
 EPILOG = """\

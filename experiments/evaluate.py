@@ -5,8 +5,8 @@ import json
 import logging
 import sys
 
-from experiments.config import SUITES, ConfigError, description, shipped
-from experiments.redaction import RedactingFormatter
+from experiments.configuration.config import SUITES, ConfigError, description, shipped
+from experiments.configuration.redaction import RedactingFormatter
 from experiments.run import EXIT_PREEMPTED, refuse
 
 EPILOG = """\
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _show(suite: str, overrides: list[str]) -> int:
     from omegaconf import OmegaConf
 
-    from experiments.config import load
+    from experiments.configuration.config import load
 
     try:
         print(OmegaConf.to_yaml(OmegaConf.create(load(suite, overrides, SUITES))), end="")
@@ -72,10 +72,10 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
     logging.getLogger("lightning").setLevel(logging.WARNING)
-    from datamodules.errors import DataError
+    from datamodules.files.errors import DataError
     from experiments.evaluation.evaluation import evaluate, score_lines
-    from experiments.evaluation.settings import load_suite
-    from experiments.report import text_of
+    from experiments.measuring.settings import load_suite
+    from experiments.record.report import text_of
     from lightning_modules.metrics.features import ExtractorError
 
     try:

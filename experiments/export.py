@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.config import ConfigError
+from experiments.configuration.config import ConfigError
 from experiments.run import refuse
 
 EPILOG = """\
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _export(options: argparse.Namespace) -> int:
     """Import the heavy packages, export, and say where to."""
-    from experiments.exporting import export
+    from experiments.publishing.exporting import export
 
     try:
         folder = export(

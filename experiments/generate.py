@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.config import ConfigError
+from experiments.configuration.config import ConfigError
 from experiments.run import EXIT_PREEMPTED, refuse
 
 EPILOG = """\
@@ -67,8 +67,8 @@ def _generate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
     """Import the heavy packages, generate, and say what came out."""
     import torch
 
-    from experiments.generation import Request, generate_files
-    from experiments.making import ProcessLostError
+    from experiments.publishing.generating import Request, generate_files
+    from experiments.publishing.making import ProcessLostError
 
     if options.device == "cuda" and not torch.cuda.is_available():
         return refuse("the command", ["--device cuda: no GPU is visible on this machine; use cpu"])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config import ConfigError, Node, load
+from experiments.configuration.config import ConfigError, Node, load
 from experiments.run import EXIT_PREEMPTED, refuse
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def run_command(experiment: str, overrides: Sequence[str], slurm: Node) -> str:
     Raises:
         ConfigError: With everything that is wrong with the experiment.
     """
-    from experiments.run_directory import new_id
-    from experiments.training import build, checked, problems_of_shape, problems_of_sharing
+    from experiments.record.run_directory import new_id
+    from experiments.running.training import build, checked, problems_of_shape, problems_of_sharing
 
     placed = [f"trainer.num_nodes={slurm['nodes']}", f"trainer.devices={slurm['gpus_per_node']}"]
     added = [*overrides, *placed, f"run_id={new_id()}", "resume=auto"]

@@ -6,8 +6,8 @@ import logging
 import shlex
 import sys
 
-from experiments.config import PAPERS, ConfigError, description, shipped
-from experiments.redaction import RedactingFormatter
+from experiments.configuration.config import PAPERS, ConfigError, description, shipped
+from experiments.configuration.redaction import RedactingFormatter
 from experiments.run import EXIT_PREEMPTED, refuse
 
 EPILOG = """\
@@ -55,9 +55,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     """Import the heavy packages, train, and report."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
-    from datamodules.errors import DataError
+    from datamodules.files.errors import DataError
+    from experiments.papers.runs import ENDED, train
     from experiments.papers.study import load_study
-    from experiments.papers.training import ENDED, train
     from lightning_modules.metrics.features import ExtractorError
 
     study = load_study(options.paper, options.overrides)

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from experiments.config import ConfigError, description, load, shipped
-from experiments.handing_down import launched_rank, started_by_the_first_process
-from experiments.redaction import RedactingFormatter
+from experiments.configuration.config import ConfigError, description, load, shipped
+from experiments.configuration.redaction import RedactingFormatter
+from experiments.running.handing_down import launched_rank, started_by_the_first_process
 
 EXIT_BAD_CONFIG = 2
 EXIT_DIVERGED = 3
@@ -86,14 +86,14 @@ def name_among_overrides(options: argparse.Namespace) -> None:
 
 def _with_defaults(config: dict) -> dict:
     """Import the heavy packages, and return the configuration as a run records it."""
-    from experiments.training import checked, recorded
+    from experiments.running.training import checked, recorded
 
     return recorded(checked(config))
 
 
 def _plan(config: dict, budget: str) -> int:
     """Import the heavy packages, measure, and print the plan."""
-    from experiments.plan import plan, seconds_of
+    from experiments.running.plan import plan, seconds_of
 
     print("\n".join(plan(config, seconds_of(budget))))
     return 0
@@ -110,16 +110,16 @@ def _train(config: dict) -> int:
     from callbacks.divergence import DivergedError
     from callbacks.generated import EmptySplitError
     from callbacks.preemption import Preempted
-    from datamodules.errors import DataError
-    from experiments.faults import FaultError, OutOfMemoryError
-    from experiments.processes import (
+    from datamodules.files.errors import DataError
+    from experiments.record.report import newest_samples, score_lines
+    from experiments.running.faults import FaultError, OutOfMemoryError
+    from experiments.running.processes import (
         ProcessDiedError,
         external_launcher,
         is_first_process,
         let_the_first_process_speak,
     )
-    from experiments.report import newest_samples, score_lines
-    from experiments.training import train
+    from experiments.running.training import train
     from lightning_modules.metrics.features import ExtractorError
     from lightning_modules.step import OtherDataError
 
@@ -159,7 +159,7 @@ def _advice(config: dict, images_seen: int) -> str:
     """Return what to lower so that the stage at a clock fits, measured as the plan does."""
     import torch
 
-    from experiments.plan import advice
+    from experiments.running.plan import advice
 
     torch.cuda.empty_cache()
     try:

@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 
-from experiments.config import SWEEPS, ConfigError, description, shipped
+from experiments.configuration.config import SWEEPS, ConfigError, description, shipped
 from experiments.run import refuse
 
 EPILOG = """\

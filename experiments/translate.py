@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.config import ConfigError
+from experiments.configuration.config import ConfigError
 from experiments.generate import at_least_1, stop_at_signals
 from experiments.run import EXIT_PREEMPTED, refuse
 
@@ -63,9 +63,9 @@ def _translate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
     """Import the heavy packages, translate, and say what came out."""
     import torch
 
-    from datamodules.errors import DataError
-    from experiments.making import ProcessLostError
-    from experiments.translating import Request, translate_files
+    from datamodules.files.errors import DataError
+    from experiments.publishing.making import ProcessLostError
+    from experiments.publishing.translating import Request, translate_files
 
     if options.device == "cuda" and not torch.cuda.is_available():
         return refuse("the command", ["--device cuda: no GPU is visible on this machine; use cpu"])

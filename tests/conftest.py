@@ -19,8 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datamodules import pseudonyms
-from experiments import config as cfg
+from datamodules.files import pseudonyms
+from experiments.configuration import config as cfg
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -250,7 +250,7 @@ def cut_in_half(path):
 @pytest.fixture
 def with_callback(monkeypatch):
     """Put a callback before the others of the runs of this process."""
-    from experiments import training
+    from experiments.running import training
 
     def add(callback):
         build = training.build

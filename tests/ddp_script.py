@@ -13,8 +13,8 @@ from torch import nn
 from callbacks.preemption import Preemption
 from callbacks.rank_agreement import RankAgreement
 from datamodules.phantoms import Phantoms
-from experiments.config import TrainerSettings
-from experiments.training import build_trainer
+from experiments.configuration.config import TrainerSettings
+from experiments.running.training import build_trainer
 from lightning_modules.cadence import Every
 from lightning_modules.ema import frozen_copy
 from lightning_modules.losses import (
@@ -76,7 +76,7 @@ def roll_back(devices, folder):
         os.environ["MIRAGE_START"] = start
     from test_faults import ROLL_BACK, Poison
 
-    from experiments import training
+    from experiments.running import training
 
     build = training.build
 

@@ -13,12 +13,12 @@ import torch
 from conftest import tiny_config
 
 from callbacks.health import Health
-from experiments import config as cfg
-from experiments import training
-from experiments.checkpoint_check import check_resumable, check_trained
-from experiments.config import ConfigError
-from experiments.run_directory import Start
-from experiments.tensor_check import OptimizerState, incomplete_problem, optimizers_problem
+from experiments.configuration import config as cfg
+from experiments.configuration.config import ConfigError
+from experiments.record.checkpoint_check import check_resumable, check_trained
+from experiments.record.run_directory import Start
+from experiments.record.tensor_check import OptimizerState, incomplete_problem, optimizers_problem
+from experiments.running import training
 from lightning_modules.step import OtherDataError
 
 FAMILIES = {"dcgan": "exp_avg_sq", "wgan": "square_avg", "wgan_gp": "exp_avg_sq", "kidney_gan": "exp_avg_sq"}

@@ -5,11 +5,11 @@ import torch
 import yaml
 from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 
-from experiments import config as cfg
 from experiments import run
-from experiments.config import CONFIGS, ConfigError, shipped
-from experiments.run_directory import changed_hyper_parameters
-from experiments.training import train
+from experiments.configuration import config as cfg
+from experiments.configuration.config import CONFIGS, ConfigError, shipped
+from experiments.record.run_directory import changed_hyper_parameters
+from experiments.running.training import train
 from lightning_modules.run_record import RunRecord, Score
 from lightning_modules.schedules import ConstantSchedule, ProgressiveSchedule
 
@@ -341,7 +341,7 @@ def test_resuming_from_an_older_checkpoint_keeps_the_new_ones(tmp_path):
 
 
 def test_a_run_directory_is_for_one_process(tmp_path, capsys):
-    from experiments import run_directory
+    from experiments.record import run_directory
 
     first = train(tiny_config("dcgan", tmp_path))
     run_directory.write_status(first, "running", pid=1)
@@ -351,7 +351,8 @@ def test_a_run_directory_is_for_one_process(tmp_path, capsys):
 
 
 def test_the_lock_of_a_run_is_never_let_go_before_its_end(tmp_path, monkeypatch):
-    from experiments import run_directory, training
+    from experiments.record import run_directory
+    from experiments.running import training
 
     agree, held = training.processes.agree_on_start, []
 
@@ -475,7 +476,7 @@ def test_early_stage_of_a_growing_network_is_never_the_best_checkpoint():
 )
 def test_score_with_another_fingerprint_starts_anew(tmp_path, monkeypatch, change):
     from callbacks import fid
-    from experiments.run_directory import clock_of
+    from experiments.record.run_directory import clock_of
 
     values = iter([9.0, 5.0, 3.0, 7.0, 8.0])  # at 0, 40, 80, 96 and, of another kind, at 96
     monkeypatch.setattr(fid, "frechet_distance", lambda *_: next(values))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
 
-from experiments.tracking import read_rows
-from experiments.training import train
+from experiments.record.tracking import read_rows
+from experiments.running.training import train
 
 SCRIPT = ROOT / "tests" / "ddp_script.py"
 

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 
 from callbacks import fid
 from callbacks.fid import FrechetScore, Watch
-from experiments import config as cfg
 from experiments import evaluate, run
-from experiments.config import PAPERS, SUITES, SWEEPS, ConfigError, shipped
-from experiments.run_directory import with_own_extractors
+from experiments.configuration import config as cfg
+from experiments.configuration.config import PAPERS, SUITES, SWEEPS, ConfigError, shipped
+from experiments.record.run_directory import with_own_extractors
+from experiments.record.tracking import read_rows
+from experiments.running.training import build, train
 from experiments.sweeps.settings import _scores
-from experiments.tracking import read_rows
-from experiments.training import build, train
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.frechet import frechet_distance_of
 

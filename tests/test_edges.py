@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from experiments.studies.edges import edge_figure, simple_edges, sobel_edges
+from experiments.figures.edges import edge_figure, simple_edges, sobel_edges
 
 pytestmark = pytest.mark.usefixtures("drawn")
 

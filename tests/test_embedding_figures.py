@@ -8,7 +8,7 @@ import torch
 from matplotlib.collections import PathCollection
 from scipy.stats import gaussian_kde
 
-from experiments.studies.embedding_figures import gaussian_samples, pairs_figure, project, scatter_figure
+from experiments.figures.embeddings import gaussian_samples, pairs_figure, project, scatter_figure
 from lightning_modules.metrics.score import TooFewImagesError
 
 pytestmark = pytest.mark.usefixtures("drawn")

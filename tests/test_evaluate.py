@@ -16,16 +16,16 @@ import pytest
 from conftest import ROOT, tiny_config, write_kidney
 from PIL import Image
 
-from datamodules import versions
+from datamodules.records import versions
 from experiments import compare
-from experiments.config import SUITES, ConfigError, shipped
+from experiments.configuration.config import SUITES, ConfigError, shipped
 from experiments.evaluate import main
 from experiments.evaluation.evaluation import evaluate
-from experiments.evaluation.settings import build_tools, load_suite
 from experiments.evaluation.subject import Subject, sets_of
-from experiments.evaluation.vectors import VectorCache
-from experiments.generation import Request, generate_files
-from experiments.training import train
+from experiments.measuring.settings import build_tools, load_suite
+from experiments.measuring.vectors import VectorCache
+from experiments.publishing.generating import Request, generate_files
+from experiments.running.training import train
 
 SUITE = """
 images: 120
@@ -252,7 +252,7 @@ def test_no_name_of_a_patient_or_a_file_is_written(suite, tmp_path):
     config.write_text(
         f"extends: {ROOT / 'tests' / 'tiny_kidney.yaml'}\nruns_dir: {tmp_path / 'runs'}\ndata: {{root: {root}}}\n"
     )
-    from experiments import config as cfg
+    from experiments.configuration import config as cfg
 
     folder = evaluate(str(train(cfg.load(str(config)))), load_suite(suite, ["images=60", MOMENTS]))
     assert (folder / "moments.csv").is_file()

@@ -13,15 +13,15 @@ from dicom_files import write_mammogram
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
-from datamodules.errors import DataError
-from datamodules.writers import write_png16
-from experiments.config import ConfigError
+from datamodules.files.errors import DataError
+from datamodules.writing.writers import write_png16
+from experiments.configuration.config import ConfigError
 from experiments.evaluate import main
-from experiments.evaluation.equal_pixels import checked_pixels
-from experiments.evaluation.image_sets import FolderImages
-from experiments.evaluation.settings import load_suite
 from experiments.evaluation.subject import Subject, sets_of
-from experiments.evaluation.vectors import VectorCache
+from experiments.measuring.equal_pixels import checked_pixels
+from experiments.measuring.image_sets import FolderImages
+from experiments.measuring.settings import load_suite
+from experiments.measuring.vectors import VectorCache
 from lightning_modules.schedules import ConstantSchedule
 
 COUNT = 12

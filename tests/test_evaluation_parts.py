@@ -11,13 +11,13 @@ from dicom_files import write_mammogram
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney
-from datamodules.errors import DataError, UnreadableImageError
-from datamodules.writers import write_png16
-from experiments.config import ConfigError
-from experiments.evaluation.image_sets import FolderImages, ImageSet, RealImages, choose
-from experiments.evaluation.resampling import halves, interval, together
-from experiments.evaluation.scoring import Scorer, Sets
-from experiments.evaluation.vectors import VectorCache
+from datamodules.files.errors import DataError, UnreadableImageError
+from datamodules.writing.writers import write_png16
+from experiments.configuration.config import ConfigError
+from experiments.measuring.image_sets import FolderImages, ImageSet, RealImages, choose
+from experiments.measuring.resampling import halves, interval, together
+from experiments.measuring.scoring import Scorer, Sets
+from experiments.measuring.vectors import VectorCache
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.score import DistributionScore, MemorisationScore
 from lightning_modules.schedules import ConstantSchedule

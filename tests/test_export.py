@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from experiments import export as verb
-from experiments.config import ConfigError
-from experiments.exporting import export
-from experiments.loading import generate, load_run
-from experiments.training import train
+from experiments.configuration.config import ConfigError
+from experiments.publishing.exporting import export
+from experiments.record.loading import generate, load_run
+from experiments.running.training import train
 from lightning_modules.networks.exported import ExportedGenerator, ExportError, arguments_of, build, load_generator
 
 CASES = ("dcgan", "wgan_gp", "kidney_gan", "progressive", "progressive in mid-fade", "progressive in an early stage")
@@ -236,7 +236,7 @@ SCHEMA = {
 
 @pytest.mark.slow
 def test_monai_runs_the_bundle_offline_and_makes_the_images_of_generate(runs, published, tmp_path):
-    from datamodules.writers import write_png8
+    from datamodules.writing.writers import write_png8
 
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     done = subprocess.run(
@@ -271,7 +271,7 @@ def test_bundle_says_what_it_holds(published):
 
 
 def test_bundle_holds_onnx_unless_it_is_left_out(runs, tmp_path, monkeypatch):
-    from experiments import exporting
+    from experiments.publishing import exporting
 
     monkeypatch.setattr(exporting, "onnx_of", lambda *_: b"onnx")
     folder = export(runs["dcgan"], tmp_path / "bundle", form="monai-bundle")
@@ -570,7 +570,7 @@ def test_default_folder_lies_in_the_run_and_is_replaced(runs, capsys):
 
 
 def test_missing_packages_for_onnx_are_said_and_nothing_is_written(runs, tmp_path, monkeypatch, capsys):
-    from experiments import exporting
+    from experiments.publishing import exporting
 
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     assert verb.main([str(runs["dcgan"]), "--output", str(tmp_path / "out")]) == 2
@@ -587,7 +587,7 @@ def test_folder_with_something_else_is_refused_and_left_alone(runs, tmp_path, ca
 
 
 def test_generator_whose_weights_are_not_finite_is_refused(runs, tmp_path, monkeypatch):
-    from experiments import exporting
+    from experiments.publishing import exporting
 
     trained = load_run(runs["dcgan"])
     next(trained.module.generator_ema.parameters()).fill_(float("nan"))

@@ -9,9 +9,9 @@ import torch
 from conftest import ROOT, newest_checkpoint
 from toy_runs import state_of, trained
 
-from experiments.config import ConfigError
-from experiments.exporting import export
-from experiments.loading import load_trained, translated
+from experiments.configuration.config import ConfigError
+from experiments.publishing.exporting import export
+from experiments.record.loading import load_trained, translated
 from lightning_modules.networks import exported
 from lightning_modules.networks.exported import ExportError
 from lightning_modules.protocols import Translates

@@ -7,9 +7,19 @@ import pytest
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
-from experiments.evaluation.resampling import halves
-from experiments.studies import extractors as study
-from experiments.studies.extractors import BODY, CHANGES, FLOORS, MEASURED, REAL, SEED, WARP, Stages, multiples
+from experiments.benchmarks.instruments import extractors as study
+from experiments.benchmarks.instruments.extractors import (
+    BODY,
+    CHANGES,
+    FLOORS,
+    MEASURED,
+    REAL,
+    SEED,
+    WARP,
+    Stages,
+    multiples,
+)
+from experiments.measuring.resampling import halves
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.frechet import frechet_distance_of
 

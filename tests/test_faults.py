@@ -32,14 +32,15 @@ from PIL import Image
 
 from callbacks.checkpoint import is_intact
 from callbacks.divergence import DivergedError
-from datamodules import versions
 from datamodules.phantoms import Phantoms
-from experiments import config as cfg
-from experiments import run, training
-from experiments.faults import FaultError, explain
-from experiments.run_directory import read_status
-from experiments.tracking import read_rows
-from experiments.training import train
+from datamodules.records import versions
+from experiments import run
+from experiments.configuration import config as cfg
+from experiments.record.run_directory import read_status
+from experiments.record.tracking import read_rows
+from experiments.running import training
+from experiments.running.faults import FaultError, explain
+from experiments.running.training import train
 from lightning_modules.schedules import ConstantSchedule
 
 FOREVER = "schedule.total_images=1000000"
@@ -204,7 +205,7 @@ def test_lightnings_observer_does_not_kill_the_first_process():
     code = """
 import subprocess, sys, time
 from lightning.fabric.strategies.launchers.subprocess_script import _launch_process_observer
-from experiments.processes import dismiss_the_observer
+from experiments.running.processes import dismiss_the_observer
 _launch_process_observer([subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])])
 if sys.argv[1] == "dismissed":
     dismiss_the_observer()
@@ -407,7 +408,8 @@ def test_out_of_memory_says_what_would_fit(tmp_path):
     """The limit stands in for a full device; the advice is measured in a process of its own."""
     script = (
         "import resource, sys, torch\n"
-        "from experiments import run, training\n"
+        "from experiments import run\n"
+        "from experiments.running import training\n"
         "fit = training.L.Trainer.fit\n"
         "def limited(*a, **k):\n"
         "    used = int(open('/proc/self/status').read().split('VmData:')[1].split()[0]) * 1024\n"

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import t as student_t
 
-from experiments.evaluation import scoring
-from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.scoring import Scorer, Sets, is_bad
+from experiments.measuring import scoring
+from experiments.measuring.image_sets import ImageSet
+from experiments.measuring.scoring import Scorer, Sets, is_bad
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.score import DistributionScore
 

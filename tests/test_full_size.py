@@ -10,10 +10,10 @@ from conftest import SHARED, newest_checkpoint, run_cli
 from dicom_files import write_mammogram
 from PIL import Image
 
-from datamodules.records import Intensity
-from datamodules.writers import write_dicom
-from experiments import config as cfg
-from experiments.training import build
+from datamodules.records.records import Intensity
+from datamodules.writing.writers import write_dicom
+from experiments.configuration import config as cfg
+from experiments.running.training import build
 
 STEPS = [
     "schedule.batch_sizes=1",

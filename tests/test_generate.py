@@ -20,11 +20,11 @@ from conftest import ROOT, children, cut_in_half, flip_a_bit, tiny_config
 from PIL import Image
 
 from experiments import generate as verb
-from experiments.config import ConfigError
-from experiments.generation import Request, generate_files
-from experiments.image_folder import SETTINGS, TABLE
-from experiments.loading import generate, load_run
-from experiments.training import train
+from experiments.configuration.config import ConfigError
+from experiments.publishing.generating import Request, generate_files
+from experiments.publishing.image_folder import SETTINGS, TABLE
+from experiments.record.loading import generate, load_run
+from experiments.running.training import train
 from lightning_modules.networks.latents import CHUNK_IMAGES, chunk_size
 
 COUNT = 2 * CHUNK_IMAGES + 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.studies.kernel_figure import kernel_change, kernel_figure
+from experiments.figures.kernel import kernel_change, kernel_figure
 from lightning_modules.networks.kidney import Generator
 
 pytestmark = pytest.mark.usefixtures("drawn")

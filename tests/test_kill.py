@@ -11,9 +11,9 @@ from contextlib import suppress
 import pytest
 from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
 
-from experiments.run_directory import read_status
-from experiments.tracking import read_rows
-from experiments.training import train
+from experiments.record.run_directory import read_status
+from experiments.record.tracking import read_rows
+from experiments.running.training import train
 
 # Each with the clock before which it is killed.
 LONGER = {

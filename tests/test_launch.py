@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_same_state, children, newest_checkpoint, run_cli, tiny
 
-from experiments import launch, processes, run
-from experiments.run_directory import read_status, write_status
+from experiments import launch, run
+from experiments.record.run_directory import read_status, write_status
+from experiments.running import processes
 
 # Starts the tasks that the script asks for, hands signals on to them, and ends as srun does: the first error ends all
 # the others, and the highest code is its own.

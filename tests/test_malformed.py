@@ -13,7 +13,7 @@ from picture_files import bmp_file, chunk, exif, interlaced_png, page, png_file,
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney, read_classes
-from datamodules.errors import DataError
+from datamodules.files.errors import DataError
 from experiments import run
 from lightning_modules.schedules import ConstantSchedule
 

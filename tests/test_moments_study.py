@@ -10,10 +10,10 @@ from conftest import figures_drawn
 from dicom_files import write_mammogram
 from PIL import Image
 
-from datamodules.errors import DataError
-from datamodules.writers import write_png16
-from experiments.studies.moment_figures import beyond_axes, contour_plots, scatter_matrix
-from experiments.studies.moments import (
+from datamodules.files.errors import DataError
+from datamodules.writing.writers import write_png16
+from experiments.figures.moments import beyond_axes, contour_plots, scatter_matrix
+from experiments.measuring.moments import (
     analyse,
     main,
     pruning_effect,

@@ -4,13 +4,13 @@ import pytest
 import torch
 from conftest import tiny, tiny_config
 
-from experiments import config as cfg
-from experiments import plan as plans
 from experiments import run
-from experiments.bare_step import bare_step
-from experiments.config import ConfigError
-from experiments.plan import GIB, duration, extrapolate, seconds_of, stages, table
-from experiments.training import build
+from experiments.configuration import config as cfg
+from experiments.configuration.config import ConfigError
+from experiments.running import plan as plans
+from experiments.running.bare_step import bare_step
+from experiments.running.plan import GIB, duration, extrapolate, seconds_of, stages, table
+from experiments.running.training import build
 
 
 def parts_of(family, tmp_path, *overrides):

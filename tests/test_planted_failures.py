@@ -5,9 +5,9 @@ import csv
 import pytest
 import torch
 
-from experiments.evaluation.image_sets import RealImages
-from experiments.evaluation.scoring import is_bad
-from experiments.studies.planted_failures import COPIES, PERFECT, main, phantoms, planted, run, table
+from experiments.benchmarks.instruments.planted_failures import COPIES, PERFECT, main, phantoms, planted, run, table
+from experiments.measuring.image_sets import RealImages
+from experiments.measuring.scoring import is_bad
 
 
 @pytest.fixture(scope="module")

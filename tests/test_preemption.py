@@ -12,8 +12,8 @@ from kill_harness import KILLS, clocks, kill_and_resume, reached
 
 from callbacks.preemption import Preempted
 from experiments import run
-from experiments.run_directory import read_status
-from experiments.training import train
+from experiments.record.run_directory import read_status
+from experiments.running.training import train
 
 # One per moment; both numbers of processes, all three signals.
 SHOWN = [0, 3, 11, 12, 18, 23]
@@ -80,7 +80,7 @@ def test_signal_in_the_last_batch_leaves_a_finished_run(tmp_path, with_callback)
 
 
 def test_wandb_is_told_that_the_run_will_go_on(tmp_path, with_callback, monkeypatch):
-    from experiments.tracking import WandbMirror
+    from experiments.record.tracking import WandbMirror
 
     told = []
     close = WandbMirror.close

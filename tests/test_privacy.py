@@ -21,15 +21,16 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from test_malformed import refused
 
-from datamodules.cache import ImageCache
-from datamodules.errors import DataError
+from datamodules.files.cache import ImageCache
+from datamodules.files.errors import DataError
+from datamodules.files.pseudonyms import HIDDEN, UNSAVED, Pseudonyms, quoted, remember
 from datamodules.mammography import Mammography
-from datamodules.pseudonyms import HIDDEN, UNSAVED, Pseudonyms, quoted, remember
-from datamodules.records import Intensity
-from datamodules.writers import write_dicom, write_png8
-from experiments import redaction, run
-from experiments.run_directory import read_status
-from experiments.training import log_file, train
+from datamodules.records.records import Intensity
+from datamodules.writing.writers import write_dicom, write_png8
+from experiments import run
+from experiments.configuration import redaction
+from experiments.record.run_directory import read_status
+from experiments.running.training import log_file, train
 from lightning_modules.schedules import ConstantSchedule
 
 SECRET = "s3cr3t-value-of-this-test"
@@ -56,7 +57,7 @@ def test_no_secret_of_the_environment_is_written(tmp_path):
     names = ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD", "MY_SECRET")
     environment = {name: f"{SECRET}-{name}" for name in names}
     code = (  # a library that logs what it should not, in the middle of the real command line
-        "import logging, os, sys; from experiments import run, training\n"
+        "import logging, os, sys; from experiments import run; from experiments.running import training\n"
         "fit = training.fit\n"
         "def talkative(*arguments):\n"
         "    logging.getLogger('library').error('%s https://me:hunter2@host/x', dict(os.environ))\n"
@@ -318,7 +319,7 @@ def test_pseudonyms_are_stable_and_differ_between_projects(tmp_path, monkeypatch
 
 def test_several_processes_make_one_salt(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from datamodules.pseudonyms import Pseudonyms\n"
+        "import sys; from pathlib import Path; from datamodules.files.pseudonyms import Pseudonyms\n"
         "p = Pseudonyms('a', Path('runs'))\n"
         "print(*[p.of(f'XK{i}') for i in range(50)])"
     )

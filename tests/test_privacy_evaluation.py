@@ -15,13 +15,13 @@ from datamodules.phantom_drawings import chest_xray
 from experiments import export as verb
 from experiments.evaluate import main
 from experiments.evaluation import privacy
-from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.scoring import Sets
-from experiments.evaluation.settings import build_tools, load_suite
-from experiments.evaluation.vectors import VectorCache
-from experiments.exporting import export
-from experiments.loading import load_run
-from experiments.training import train
+from experiments.measuring.image_sets import ImageSet
+from experiments.measuring.scoring import Sets
+from experiments.measuring.settings import build_tools, load_suite
+from experiments.measuring.vectors import VectorCache
+from experiments.publishing.exporting import export
+from experiments.record.loading import load_run
+from experiments.running.training import train
 from lightning_modules.metrics.memorisation import Copies, Copy
 from lightning_modules.metrics.re_identification import Finding, Interval, Match
 
@@ -162,7 +162,7 @@ def test_the_suite_says_what_each_test_found(evaluated):
 
 
 def test_matches_are_listed_by_pseudonyms(tmp_path, monkeypatch):
-    from datamodules.pseudonyms import Pseudonyms
+    from datamodules.files.pseudonyms import Pseudonyms
 
     monkeypatch.setenv("MIRAGE_PRIVATE", str(tmp_path / "private"))
     sets = Sets(*(Numbers([0.0, 0.1, 0.2]) for _ in range(4)))

@@ -6,13 +6,13 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from experiments import config as cfg
 from experiments import export, generate, launch, reproduce, run, sweep
-from experiments.evaluation.settings import load_suite
+from experiments.configuration import config as cfg
+from experiments.measuring.settings import load_suite
 from experiments.papers.study import load_study
+from experiments.running.training import build
 from experiments.sweeps.settings import check_experiments, load_sweep
 from experiments.sweeps.wandb_engine import sweep_config
-from experiments.training import build
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in sorted((ROOT / "experiments" / "docs").rglob("*.md"))}

@@ -17,16 +17,16 @@ import pytest
 import torch
 from conftest import ROOT, TINY_YAML, tiny_config
 
-from experiments import config as cfg
 from experiments import reproduce
-from experiments.config import PAPERS, ConfigError, shipped
-from experiments.loading import untrained
-from experiments.papers import report, training
+from experiments.configuration import config as cfg
+from experiments.configuration.config import PAPERS, ConfigError, shipped
+from experiments.jobs import trials
+from experiments.papers import page, runs
 from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
 from experiments.papers.verdicts import of_claim, of_number, score_of, spread
-from experiments.sweeps import trials
-from experiments.training import build
-from experiments.training import train as train_run
+from experiments.record.loading import untrained
+from experiments.running.training import build
+from experiments.running.training import train as train_run
 
 FID, STAND_IN = "fid", "frechet_efficientnet_lite0"
 FAKE = Path(__file__).parent / "fake_trial.py"
@@ -157,8 +157,8 @@ def test_commands_are_those_of_runs(tmp_path, capsys):
 def test_what_has_ended_is_not_run_again(tmp_path, behave):
     study = study_of(tmp_path, parallel=2)
     behave({"b_seed_1": "diverge"})
-    assert training.train(study) == 1
-    assert training.train(study) == 1  # it is still no whole study
+    assert runs.train(study) == 1
+    assert runs.train(study) == 1  # it is still no whole study
     assert starts(study) == {"a_seed_0": 1, "a_seed_1": 1, "b_seed_0": 1, "b_seed_1": 1}
     assert [run.state() for run in study.runs_of("b")] == ["finished", "diverged"]
     assert study.runs_of("b")[1].directory() is None and study.runs_of("b")[0].directory() is not None
@@ -167,11 +167,11 @@ def test_what_has_ended_is_not_run_again(tmp_path, behave):
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, behave, capsys):
     study = study_of(tmp_path)
     behave({"a_seed_0": "crash out of luck"})
-    assert training.train(study) == 1
+    assert runs.train(study) == 1
     assert "a_seed_0 failed: ValueError: out of luck" in capsys.readouterr().out
     assert sum(starts(study).values()) == 4
     behave({})
-    assert training.train(study) == 0
+    assert runs.train(study) == 0
     assert starts(study)["a_seed_0"] == 2 and starts(study)["b_seed_0"] == 1
 
 
@@ -186,10 +186,10 @@ def test_an_interrupted_study_goes_on(tmp_path, behave, capsys):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert training.train(study) == 85
+    assert runs.train(study) == 85
     thread.join()
     assert starts(study) == {"a_seed_0": 1, "a_seed_1": 1, "b_seed_0": 0, "b_seed_1": 0}
-    assert training.train(study) == 0
+    assert runs.train(study) == 0
     assert starts(study) == {"a_seed_0": 1, "a_seed_1": 2, "b_seed_0": 1, "b_seed_1": 1}
     assert "a_seed_1 goes on" in capsys.readouterr().out
 
@@ -197,8 +197,8 @@ def test_an_interrupted_study_goes_on(tmp_path, behave, capsys):
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, behave, capsys):
     study = study_of(tmp_path)
     behave({})
-    lock = training.try_lock(study.runs[0].folder / "lock")
-    assert training.train(study) == 0
+    lock = runs.try_lock(study.runs[0].folder / "lock")
+    assert runs.train(study) == 0
     assert "a_seed_0 is trained by another process" in capsys.readouterr().out
     assert starts(study)["a_seed_0"] == 0
     lock.close()
@@ -207,11 +207,11 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, behave, capsy
 def test_a_run_that_another_process_has_just_finished_is_not_run_again(tmp_path, behave, monkeypatch):
     study = study_of(tmp_path, seeds=(0,))
     behave({})
-    assert training.train(study) == 0
+    assert runs.train(study) == 0
     seen = iter(["not begun", "not begun"])  # what was true when the list was made
     state = Run.state
     monkeypatch.setattr(Run, "state", lambda self: next(seen, None) or state(self))
-    assert training.train(study) == 0
+    assert runs.train(study) == 0
     assert set(starts(study).values()) == {1}
 
 
@@ -221,8 +221,8 @@ def test_a_run_that_was_launched_by_hand_is_left_alone(tmp_path, behave, capsys)
     by_hand = study.runs[0].folder / "20261121"
     by_hand.mkdir(parents=True)
     (by_hand / "config.yaml").write_text("name: x\n")
-    lock = training.try_lock(by_hand / ".lock")
-    assert training.train(study) == 0
+    lock = runs.try_lock(by_hand / ".lock")
+    assert runs.train(study) == 0
     assert starts(study)["a_seed_0"] == 0 and "a_seed_0 is trained by another process" in capsys.readouterr().out
     lock.close()
 
@@ -230,7 +230,7 @@ def test_a_run_that_was_launched_by_hand_is_left_alone(tmp_path, behave, capsys)
 def test_a_run_begun_beside_a_finished_one_hides_nothing(tmp_path, behave):
     study = study_of(tmp_path)
     behave({})
-    assert training.train(study) == 0
+    assert runs.train(study) == 0
     later = study.runs[0].folder / "zz_later"
     later.mkdir()
     (later / "config.yaml").write_text("name: x\n")
@@ -345,7 +345,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_number_is_taken_at_its_clock(trained):
-    findings = report.find(trained)
+    findings = page.find(trained)
     clocks = [[one.trained.module.images_seen for one in found] for _, found, _ in findings.numbers]
     assert clocks == [[96], [48], []]
     first, second = (findings.numbers[i][1][0].scores[STAND_IN]["value"] for i in (0, 1))
@@ -362,16 +362,16 @@ def test_a_number_is_taken_at_its_clock(trained):
 
 @pytest.mark.usefixtures("drawn")
 def test_the_table_has_every_number_and_how_it_was_taken(trained):
-    findings = report.find(trained)
-    lines = report.write(trained, findings, ["<p>own part</p>"])
+    findings = page.find(trained)
+    lines = page.write(trained, findings, ["<p>own part</p>"])
     rows = list(csv.DictReader((trained.folder / "numbers.csv").open()))
     assert [row["paper"] for row in rows] == ["10.0", "11.0", "12.0"]
     assert [row["verdict"] for row in rows] == ["not comparable", "not comparable", "not run"]
     assert rows[0]["extractor"] == "efficientnet_lite0" and rows[0]["score_of_verdict"] == STAND_IN
     assert len(rows[0]["weights_sha256"]) == 64 and rows[2][STAND_IN] == ""
     assert float(rows[0][f"{STAND_IN}_low"]) <= float(rows[0][STAND_IN]) <= float(rows[0][f"{STAND_IN}_high"])
-    page = (trained.folder / "report.html").read_text()
-    assert "own part" in page and "Left out at this scale: C." in page
+    html = (trained.folder / "report.html").read_text()
+    assert "own part" in html and "Left out at this scale: C." in html
     assert any("not run. Left out at scale small." in line for line in lines)
 
 
@@ -394,10 +394,10 @@ def test_sahakyan_from_training_to_the_report(tmp_path):
     rows = list(csv.DictReader((folder / "numbers.csv").open()))
     assert [row["paper"] for row in rows] == "64.0 264.0 262.0 97.0 90.0 89.0 87.0 149.0".split() + [""] * 3
     assert {row["verdict"] for row in rows} == {"not comparable"}
-    page = (folder / "report.html").read_text()
-    assert page.count("<h3>Edges</h3>") == 10 and page.count("<h3>The kernel's effect</h3>") == 4
-    assert "reproduced<" not in page and page.count("direction here<") + page.count("undecided<") == 12
-    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    html = (folder / "report.html").read_text()
+    assert html.count("<h3>Edges</h3>") == 10 and html.count("<h3>The kernel's effect</h3>") == 4
+    assert "reproduced<" not in html and html.count("direction here<") + html.count("undecided<") == 12
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
     # A study that has been carried out is reported again, and nothing else.
     scores = sorted((folder / "scores").iterdir())
     before = {path: path.read_bytes() for path in scores}

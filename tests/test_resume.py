@@ -8,10 +8,10 @@ import torch
 from conftest import assert_same_state, newest_checkpoint, run_cli, tiny, tiny_config
 
 from callbacks.environment import record
-from experiments.report import write_report
-from experiments.run_directory import create
-from experiments.tracking import read_rows
-from experiments.training import train
+from experiments.record.report import write_report
+from experiments.record.run_directory import create
+from experiments.record.tracking import read_rows
+from experiments.running.training import train
 
 # A pass over 40 images ends at clock 40, where a batch of 8 ends as well; 24 lies in the middle of the first pass. The
 # growing run has stages that begin at 24 and 64; 32 and 72 lie in their fades.
@@ -280,8 +280,8 @@ def test_run_that_is_otherwise_resumes_to_the_bit_with_other_workers(whole_run, 
 def test_loaded_checkpoint_is_at_the_stage_and_alpha_of_its_clock_without_any_callback(whole_run):
     import torch
 
-    from experiments import config as cfg
-    from experiments.training import build
+    from experiments.configuration import config as cfg
+    from experiments.running.training import build
 
     directory = whole_run("progressive", 1)
     parts = build(cfg.experiment(cfg.load(str(directory / "config.yaml"))))
@@ -297,8 +297,8 @@ def test_grid_in_a_fade_shows_what_the_checkpoint_of_its_clock_holds(whole_run, 
     import torch
 
     from callbacks.sample_grid import enlarged, write_grid
-    from experiments import config as cfg
-    from experiments.training import build
+    from experiments.configuration import config as cfg
+    from experiments.running.training import build
 
     directory = whole_run("progressive", 1)
     module = build(cfg.experiment(cfg.load(str(directory / "config.yaml")))).module

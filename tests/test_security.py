@@ -27,21 +27,21 @@ from pydicom import dcmwrite
 from test_malformed import png, refused
 
 from callbacks.checkpoint import AtomicCheckpointIO, is_intact
-from datamodules import readers
-from datamodules.cache import ImageCache, content_hashes, open_or_build
 from datamodules.chestxray14 import read_table
 from datamodules.ct_kidney import CTKidney
-from datamodules.dicom import read_dicom
-from datamodules.dicom_headers import read_header
-from datamodules.errors import DataError, UnreadableImageError
+from datamodules.decoding import readers
+from datamodules.decoding.dicom import read_dicom
+from datamodules.decoding.dicom_headers import read_header
+from datamodules.decoding.readers import read_grey
+from datamodules.files.cache import ImageCache, content_hashes, open_or_build
+from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.mammography import Mammography
-from datamodules.readers import read_grey
 from experiments import evaluate, export, generate, run
-from experiments.config import ConfigError
-from experiments.loading import load_run
-from experiments.report import score_lines, write_report
-from experiments.tracking import read_rows
-from experiments.training import train
+from experiments.configuration.config import ConfigError
+from experiments.record.loading import load_run
+from experiments.record.report import score_lines, write_report
+from experiments.record.tracking import read_rows
+from experiments.running.training import train
 from lightning_modules.schedules import ConstantSchedule
 
 PACKAGES = ("lightning_modules", "datamodules", "callbacks", "experiments")
@@ -304,7 +304,7 @@ def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
 
 
 def test_deflated_dicom_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.dicom_headers.MAX_DEFLATED", 2**20)
+    monkeypatch.setattr("datamodules.decoding.dicom_headers.MAX_DEFLATED", 2**20)
     stored = np.zeros((1200, 1200), np.uint16)
     path = write_mammogram(tmp_path / "bomb.dcm", stored, syntax="deflated", bits=12)
     assert path.stat().st_size < 20_000

@@ -13,17 +13,17 @@ from PIL import Image
 from datamodules.chestxray14 import ChestXray14
 from datamodules.mammography import Mammography
 from datamodules.phantoms import Phantoms
-from experiments.config import ConfigError
+from experiments.configuration.config import ConfigError
 from experiments.evaluate import main
 from experiments.evaluation import assignment
 from experiments.evaluation.assignment import assign, cross_fitted, number_of
 from experiments.evaluation.attributes import MOST, Members, members, problems_of
 from experiments.evaluation.comparison import holm
-from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.scoring import Sets
-from experiments.evaluation.settings import Suite, Tools
 from experiments.evaluation.slices import Part, PartVectors, Slices, SliceScorer, check_slices, chosen, slice_lines
-from experiments.evaluation.vectors import VectorCache
+from experiments.measuring.image_sets import ImageSet
+from experiments.measuring.scoring import Sets
+from experiments.measuring.settings import Suite, Tools
+from experiments.measuring.vectors import VectorCache
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.frechet import Frechet, frechet_distance_of
 from lightning_modules.metrics.memorisation import NeighbourDistanceRatio

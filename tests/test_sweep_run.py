@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, TINY_YAML, run_cli
 from omegaconf import OmegaConf
 
-from experiments.run_directory import read_status
-from experiments.tracking import read_rows
+from experiments.record.run_directory import read_status
+from experiments.record.tracking import read_rows
 
 METRIC = "score/frechet_random_conv"
 
@@ -132,7 +132,8 @@ def test_killed_sweep_goes_on_to_exactly_its_plan_and_its_best_run_can_be_had_ag
         sweep.stderr.close()
     assert_nothing_trains(folder)
     ended = {row["number"]: row for row in table(folder) if row["state"] != "running"}
-    finished_at = {run: (run / "status.json").stat().st_mtime_ns for run in runs_of(folder) if run not in before}
+    statuses = [run / "status.json" for run in runs_of(folder) if run not in before]  # the victim may have none yet
+    finished_at = {status.parent: status.stat().st_mtime_ns for status in statuses if status.exists()}
 
     done = subprocess.run(
         [sys.executable, "-m", "experiments.sweep", str(path)], cwd=ROOT, capture_output=True, text=True

@@ -16,14 +16,15 @@ from conftest import ROOT
 from optuna.trial import TrialState
 from test_sweep import sweep_file
 
-from experiments.config import ConfigError
-from experiments.report import csv_cell
-from experiments.sweeps import runner, trials
+from experiments.configuration.config import ConfigError
+from experiments.jobs import trials
+from experiments.jobs.trials import reason, trial_name, try_lock, value_of
+from experiments.record.report import csv_cell
+from experiments.sweeps import runner
 from experiments.sweeps.folder import prepare
 from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.runner import Runner, device_slots
 from experiments.sweeps.settings import load_sweep
-from experiments.sweeps.trials import reason, trial_name, try_lock, value_of
 
 FAKE = Path(__file__).parent / "fake_trial.py"
 SEEDS = {"seed": {"int": [0, 99]}}
@@ -265,7 +266,7 @@ import fcntl
 lock = (folder / ".sweep-lock").open("ab")
 fcntl.flock(lock, fcntl.LOCK_EX)
 process = subprocess.Popen(
-    [sys.executable, "-m", "experiments.sweeps.keeper", str(lock.fileno())]
+    [sys.executable, "-m", "experiments.jobs.keeper", str(lock.fileno())]
     + [sys.executable, sys.argv[2], folder, "slow 1"],
     stdin=subprocess.PIPE, pass_fds=[lock.fileno()], start_new_session=True)
 (folder / "keeper").write_text(str(process.pid))

@@ -12,13 +12,13 @@ from PIL import Image
 from toy_runs import arguments, assert_resumes, in_two_processes, state_of, trained
 
 from experiments import run as verb
-from experiments.config import ConfigError
+from experiments.configuration.config import ConfigError
 from experiments.evaluation.evaluation import evaluate
-from experiments.evaluation.settings import load_suite
-from experiments.exporting import export
-from experiments.generation import Request, generate_files
-from experiments.loading import generate, load_run
-from experiments.tracking import read_rows
+from experiments.measuring.settings import load_suite
+from experiments.publishing.exporting import export
+from experiments.publishing.generating import Request, generate_files
+from experiments.record.loading import generate, load_run
+from experiments.record.tracking import read_rows
 from lightning_modules.networks import exported
 from lightning_modules.networks.latents import rows_of
 from lightning_modules.protocols import Averages, Clocked, Judges, Samples, can

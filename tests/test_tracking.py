@@ -8,12 +8,13 @@ import pytest
 from conftest import run_cli, tiny, tiny_config
 
 from callbacks.files import Rows, append_rows
-from experiments import tracking, training
-from experiments.evaluation.settings import Suite
 from experiments.evaluation.subject import Subject, real_data
-from experiments.loading import load_run
-from experiments.tracking import read_rows
-from experiments.training import train
+from experiments.measuring.settings import Suite
+from experiments.record import tracking
+from experiments.record.loading import load_run
+from experiments.record.tracking import read_rows
+from experiments.running import training
+from experiments.running.training import train
 
 
 def test_rows_that_a_resume_has_overtaken_are_left_out(tmp_path):

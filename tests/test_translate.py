@@ -17,18 +17,19 @@ from toy_runs import trained
 from toys.toy_pairs import source_of
 
 from datamodules.phantoms import Phantoms
-from datamodules.writers import NOTICE_OF_TRANSLATION
-from experiments import translate, translating
-from experiments.config import ConfigError, experiment
+from datamodules.writing.writers import NOTICE_OF_TRANSLATION
+from experiments import translate
+from experiments.configuration.config import ConfigError, experiment
 from experiments.evaluation.evaluation import evaluate
-from experiments.evaluation.settings import build_tools, load_suite
 from experiments.evaluation.slices import check_slices
 from experiments.evaluation.subject import real_data, sets_of, subject_of
-from experiments.generation import Request as ToGenerate
-from experiments.generation import generate_files
-from experiments.loading import data_of, load_trained
-from experiments.run_directory import recorded_config
-from experiments.translating import Maker, Request, translate_files
+from experiments.measuring.settings import build_tools, load_suite
+from experiments.publishing import translating
+from experiments.publishing.generating import Request as ToGenerate
+from experiments.publishing.generating import generate_files
+from experiments.publishing.translating import Maker, Request, translate_files
+from experiments.record.loading import data_of, load_trained
+from experiments.record.run_directory import recorded_config
 from lightning_modules.metrics.features import RandomConvNet
 from lightning_modules.metrics.torchmetrics_scores import FrechetDistance
 from lightning_modules.protocols import Translates

@@ -10,11 +10,11 @@ from PIL import Image
 from toy_runs import arguments, assert_resumes, in_two_processes, state_of, trained
 
 from callbacks.translation_grid import write_rows
-from experiments import config as cfg
 from experiments import run as verb
-from experiments.loading import data_of, load_run, load_trained
-from experiments.run_directory import recorded_config
-from experiments.tracking import read_rows
+from experiments.configuration import config as cfg
+from experiments.record.loading import data_of, load_run, load_trained
+from experiments.record.run_directory import recorded_config
+from experiments.record.tracking import read_rows
 from lightning_modules.metrics.separation import d_prime
 from lightning_modules.networks.latents import sample_noise
 from lightning_modules.protocols import Averages, Clocked, Judges, Samples, Translates, can

@@ -9,8 +9,8 @@ import torch
 import toys
 from conftest import ROOT, assert_same_state, newest_checkpoint
 
-from experiments import config as cfg
-from experiments.training import train
+from experiments.configuration import config as cfg
+from experiments.running.training import train
 
 toys.found()
 

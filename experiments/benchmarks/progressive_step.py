@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.bare_step import bare_step
 from experiments.benchmarks.timing import average_loop, rates, repeated, show
+from experiments.running.bare_step import bare_step
 from lightning_modules.losses import WassersteinGP
 from lightning_modules.networks.layers import EqualizedConv2d
 from lightning_modules.progressive_gan import ProgressiveGAN

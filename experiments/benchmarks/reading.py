@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.batches.samplers import BatchRequest
+from datamodules.batches.transforms import resize
 from datamodules.chestxray14 import ChestXray14
 from datamodules.phantom_drawings import chest_xray, kidney_ct
 from datamodules.phantoms import KINDS, Phantoms
-from datamodules.samplers import BatchRequest
-from datamodules.transforms import resize
 from experiments.benchmarks.timing import rates, show
 from lightning_modules.schedules import ConstantSchedule, ProgressiveSchedule
 

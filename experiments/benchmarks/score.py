@@ -10,8 +10,8 @@ from pathlib import Path
 
 from callbacks.fid import FrechetScore
 from callbacks.preemption import Preemption
-from experiments import config as cfg
-from experiments.training import build, build_trainer
+from experiments.configuration import config as cfg
+from experiments.running.training import build, build_trainer
 
 
 def main() -> None:

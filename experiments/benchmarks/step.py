@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from experiments.bare_step import bare_step
 from experiments.benchmarks.timing import average_loop, rates, repeated, show
+from experiments.running.bare_step import bare_step
 from lightning_modules.schedules import ConstantSchedule
 from lightning_modules.wgan_gp import WGANGP
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student_t
 
-from experiments.config import ConfigError
-from experiments.evaluation.resampling import interval
-from experiments.evaluation.scoring import Row, check_row
-from experiments.report import STYLE, csv_cell, text_of
-from experiments.run_directory import write_text
+from experiments.configuration.config import ConfigError
+from experiments.measuring.resampling import interval
+from experiments.measuring.scoring import Row, check_row
+from experiments.record.report import STYLE, csv_cell, text_of
+from experiments.record.run_directory import write_text
 
 SIGNIFICANT = 0.05
 

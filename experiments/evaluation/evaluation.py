@@ -13,23 +13,23 @@ from typing import Any
 import torch
 
 from callbacks.version import code_version
-from datamodules.pseudonyms import Pseudonyms
-from experiments import config as cfg
-from experiments.config import ConfigError
+from datamodules.files.pseudonyms import Pseudonyms
+from experiments.configuration import config as cfg
+from experiments.configuration.config import ConfigError
 from experiments.evaluation import privacy
-from experiments.evaluation.equal_pixels import PixelHash, checked_pixels
-from experiments.evaluation.image_sets import FolderImages, ImageSet
 from experiments.evaluation.page import Gallery, moment_sections, write_page
-from experiments.evaluation.scoring import Row, Scorer, Sets
-from experiments.evaluation.settings import Suite, Tools, build_tools
 from experiments.evaluation.slices import SliceScorer, check_slices, slice_lines
 from experiments.evaluation.slices_page import write_slices
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of, subject_of
-from experiments.evaluation.vectors import VectorCache, key_of
-from experiments.folders import text_of_size
-from experiments.report import csv_cell
-from experiments.run_directory import write_text
-from experiments.studies.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
+from experiments.measuring.equal_pixels import PixelHash, checked_pixels
+from experiments.measuring.folders import text_of_size
+from experiments.measuring.image_sets import FolderImages, ImageSet
+from experiments.measuring.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
+from experiments.measuring.scoring import Row, Scorer, Sets
+from experiments.measuring.settings import Suite, Tools, build_tools
+from experiments.measuring.vectors import VectorCache, key_of
+from experiments.record.report import csv_cell
+from experiments.record.run_directory import write_text
 from lightning_modules.metrics.memorisation import Copies, Copy, copies
 from lightning_modules.metrics.moments import Moments
 from lightning_modules.metrics.re_identification import Finding

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.sample_grid import enlarged, grid_picture
-from datamodules.pseudonyms import Pseudonyms
-from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.scoring import Row, Sets, in_half_widths, is_bad
-from experiments.evaluation.vectors import VectorCache
-from experiments.report import STYLE, inline_figure, inline_image, text_of
-from experiments.run_directory import write_text
-from experiments.studies.moments import MomentStudy, PruningEffect, pruning_section, sections
+from datamodules.files.pseudonyms import Pseudonyms
+from experiments.measuring.image_sets import ImageSet
+from experiments.measuring.moments import MomentStudy, PruningEffect, pruning_section, sections
+from experiments.measuring.scoring import Row, Sets, in_half_widths, is_bad
+from experiments.measuring.vectors import VectorCache
+from experiments.record.report import STYLE, inline_figure, inline_image, text_of
+from experiments.record.run_directory import write_text
 from lightning_modules.metrics.distances import nearest
 from lightning_modules.metrics.memorisation import Copies, Copy, threshold_rank
 from lightning_modules.metrics.pixels import Pixels

@@ -13,14 +13,14 @@ import numpy as np
 from scipy.stats import hypergeom
 from scipy.stats import t as student_t
 
-from datamodules.pseudonyms import Pseudonyms
+from datamodules.files.pseudonyms import Pseudonyms
+from experiments.configuration.untrusted import read_object
 from experiments.evaluation.comparison import holm
-from experiments.evaluation.scoring import Row, Scorer, Sets
-from experiments.evaluation.settings import Tools
-from experiments.evaluation.vectors import VectorCache
-from experiments.report import csv_cell
-from experiments.run_directory import write_text
-from experiments.untrusted import read_object
+from experiments.measuring.scoring import Row, Scorer, Sets
+from experiments.measuring.settings import Tools
+from experiments.measuring.vectors import VectorCache
+from experiments.record.report import csv_cell
+from experiments.record.run_directory import write_text
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.memorisation import Copies, Copy, threshold_rank
 from lightning_modules.metrics.re_identification import PLANTED, Disturbed, Films, Finding, ReIdentification

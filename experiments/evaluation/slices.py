@@ -17,15 +17,15 @@ from torch import Tensor
 
 from callbacks.files import append_rows
 from callbacks.version import code_version
-from experiments.config import ConfigError
+from experiments.configuration.config import ConfigError
 from experiments.evaluation.assignment import AGREEMENT, Vectors, assign, number_of
 from experiments.evaluation.attributes import Members, members, problems_of, strange_values
 from experiments.evaluation.comparison import SIGNIFICANT, holm
-from experiments.evaluation.image_sets import ImageSet
-from experiments.evaluation.resampling import Halves, halves, interval, together
-from experiments.evaluation.scoring import FEW_GROUPS, Row, Scorer, Sets, described, finished, is_bad, verdict
-from experiments.evaluation.settings import Suite, Tools
-from experiments.evaluation.vectors import VectorCache, key_of
+from experiments.measuring.image_sets import ImageSet
+from experiments.measuring.resampling import Halves, halves, interval, together
+from experiments.measuring.scoring import FEW_GROUPS, Row, Scorer, Sets, described, finished, is_bad, verdict
+from experiments.measuring.settings import Suite, Tools
+from experiments.measuring.vectors import VectorCache, key_of
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.precision_recall import reached
 from lightning_modules.metrics.score import Instrument, MemorisationScore

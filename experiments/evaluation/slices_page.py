@@ -6,10 +6,10 @@ import io
 from pathlib import Path
 
 from experiments.evaluation.page import OWN_STYLE, picture
-from experiments.evaluation.scoring import Row, Sets, in_half_widths, is_bad
 from experiments.evaluation.slices import AT_MOST, Part, Slice, Slices, nothing_worse, sentence
-from experiments.report import STYLE, csv_cell, text_of
-from experiments.run_directory import write_text
+from experiments.measuring.scoring import Row, Sets, in_half_widths, is_bad
+from experiments.record.report import STYLE, csv_cell, text_of
+from experiments.record.run_directory import write_text
 
 SHOWN = 8  # images of each kind in a slice
 SLICE_STYLE = """

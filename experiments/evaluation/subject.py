@@ -12,16 +12,16 @@ import torch
 
 from callbacks.real_images import RealPairs
 from datamodules.base import ImageDataModule
-from datamodules.value_range import ends_of, share_used, unlike_shares
-from experiments import config as cfg
-from experiments.config import ConfigError
-from experiments.evaluation.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages, TranslatedImages
+from datamodules.decoding.value_range import ends_of, share_used, unlike_shares
+from experiments.configuration import config as cfg
+from experiments.configuration.config import ConfigError
 from experiments.evaluation.privacy import SUITE as PRIVACY
-from experiments.evaluation.scoring import Sets
-from experiments.evaluation.settings import Suite
-from experiments.folders import image_cache, overlap
-from experiments.loading import Trained, data_of, load_trained
-from experiments.run_directory import recorded_config, refuse_links
+from experiments.measuring.folders import image_cache, overlap
+from experiments.measuring.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages, TranslatedImages
+from experiments.measuring.scoring import Sets
+from experiments.measuring.settings import Suite
+from experiments.record.loading import Trained, data_of, load_trained
+from experiments.record.run_directory import recorded_config, refuse_links
 from lightning_modules.protocols import Averages, Translates, can
 
 log = logging.getLogger(__name__)

@@ -8,14 +8,14 @@ import html
 from collections.abc import Sequence
 
 from experiments.evaluation.page import picture
-from experiments.loading import untrained
-from experiments.papers import report
+from experiments.figures.edges import edge_figure
+from experiments.figures.embeddings import pairs_figure, scatter_figure
+from experiments.figures.kernel import kernel_change, kernel_figure
+from experiments.papers import page
 from experiments.papers.study import Measured, Study
-from experiments.report import inline_figure, plot
-from experiments.studies.edges import edge_figure
-from experiments.studies.embedding_figures import pairs_figure, scatter_figure
-from experiments.studies.kernel_figure import kernel_change, kernel_figure
-from experiments.tracking import read_rows
+from experiments.record.loading import untrained
+from experiments.record.report import inline_figure, plot
+from experiments.record.tracking import read_rows
 from lightning_modules.networks.kidney import Generator
 from lightning_modules.networks.latents import sample_latents
 
@@ -33,8 +33,8 @@ def write_report(study: Study) -> list[str]:
     Raises:
         ConfigError: If nothing has finished.
     """
-    findings = report.find(study)
-    return report.write(
+    findings = page.find(study)
+    return page.write(
         study, findings, [_row(study.rows[name].title, found) for name, found in findings.rows.items() if found]
     )
 

@@ -15,18 +15,18 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments import config as cfg
-from experiments.config import PAPERS, ConfigError, Experiment, Node
+from experiments.configuration import config as cfg
+from experiments.configuration.config import PAPERS, ConfigError, Experiment, Node
 from experiments.evaluation.evaluation import device_of
-from experiments.evaluation.scoring import Row as Score
-from experiments.evaluation.scoring import Scorer, Sets
-from experiments.evaluation.settings import Suite, Tools, build_tools, load_suite
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of
-from experiments.evaluation.vectors import VectorCache
-from experiments.loading import Trained, load_run
-from experiments.run_directory import changed_hyper_parameters, matters, read_status, write_text
-from experiments.sweeps import trials
-from experiments.training import build, checked, recorded
+from experiments.jobs import trials
+from experiments.measuring.scoring import Row as Score
+from experiments.measuring.scoring import Scorer, Sets
+from experiments.measuring.settings import Suite, Tools, build_tools, load_suite
+from experiments.measuring.vectors import VectorCache
+from experiments.record.loading import Trained, load_run
+from experiments.record.run_directory import changed_hyper_parameters, matters, read_status, write_text
+from experiments.running.training import build, checked, recorded
 from lightning_modules.metrics.features import FeatureExtractor, InceptionV3
 
 

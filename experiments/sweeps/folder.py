@@ -3,8 +3,8 @@
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from experiments.config import ConfigError
-from experiments.run_directory import flat, write_text
+from experiments.configuration.config import ConfigError
+from experiments.record.run_directory import flat, write_text
 from experiments.sweeps.settings import Sweep
 
 # Trials made before and after a change of these could not be compared. Budget, pruning and machines may change.

@@ -17,11 +17,11 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.config import ConfigError
-from experiments.run_directory import write_text
+from experiments.configuration.config import ConfigError
+from experiments.jobs.trials import trial_name, try_lock
+from experiments.record.run_directory import write_text
 from experiments.sweeps.settings import MedianPruning, Sweep
 from experiments.sweeps.space import Assignment, Choice, Dimension, IntRange, label
-from experiments.sweeps.trials import trial_name, try_lock
 
 FOLDER = "folder"  # user attribute of the study: the folder that its runs lie in
 

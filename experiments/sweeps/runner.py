@@ -6,15 +6,9 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from experiments.config import did_you_mean
-from experiments.run import EXIT_PREEMPTED
-from experiments.sweeps import folder as sweep_folder
-from experiments.sweeps import trials
-from experiments.sweeps.optuna_engine import Study
-from experiments.sweeps.settings import Sweep, check_experiments
-from experiments.sweeps.space import EXPERIMENT, Assignment, label
-from experiments.sweeps.sweep_report import write_reports, write_table
-from experiments.sweeps.trials import (
+from experiments.configuration.config import did_you_mean
+from experiments.jobs import trials
+from experiments.jobs.trials import (
     Trial,
     device_slots,
     environment,
@@ -23,6 +17,12 @@ from experiments.sweeps.trials import (
     trial_name,
     was_interrupted,
 )
+from experiments.run import EXIT_PREEMPTED
+from experiments.sweeps import folder as sweep_folder
+from experiments.sweeps.optuna_engine import Study
+from experiments.sweeps.page import write_reports, write_table
+from experiments.sweeps.settings import Sweep, check_experiments
+from experiments.sweeps.space import EXPERIMENT, Assignment, label
 
 
 class Runner:

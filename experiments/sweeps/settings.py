@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import config as cfg
-from experiments.config import SWEEPS, ConfigError, Node, did_you_mean
+from experiments.configuration import config as cfg
+from experiments.configuration.config import SWEEPS, ConfigError, Node, did_you_mean
 from experiments.sweeps.space import EXPERIMENT, RESERVED, Assignment, FloatRange, Space, overrides_of, parse_space
 
 INSTEAD = {
@@ -193,7 +193,7 @@ def check_experiments(sweep: Sweep) -> None:
     Raises:
         ConfigError: With every problem, each once.
     """
-    from experiments.training import checked
+    from experiments.running.training import checked
 
     space, problems = sweep.search_space(), {}
     for branch in space.branches():
@@ -212,8 +212,8 @@ def check_experiments(sweep: Sweep) -> None:
 
 def _problems_of_experiment(sweep: Sweep, experiment: cfg.Experiment, with_data: bool) -> list[str]:
     from datamodules.base import ImageDataModule
-    from datamodules.errors import DataError
-    from experiments.training import problems_of_sharing
+    from datamodules.files.errors import DataError
+    from experiments.running.training import problems_of_sharing
     from lightning_modules.schedules import Schedule
 
     if problems := _problems_of_metric(sweep, experiment):

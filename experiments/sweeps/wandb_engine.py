@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from experiments import config as cfg
-from experiments.config import ConfigError, Node
+from experiments.configuration import config as cfg
+from experiments.configuration.config import ConfigError, Node
 from experiments.sweeps.settings import HyperbandPruning, MedianPruning, Sweep, check_experiments
 from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, IntRange, label
 
@@ -21,7 +21,7 @@ def register(sweep: Sweep) -> int:
     """
     text = to_yaml(sweep)
     check_experiments(sweep)
-    from experiments.run_directory import write_text
+    from experiments.record.run_directory import write_text
     from experiments.sweeps.folder import prepare
 
     prepare(sweep)

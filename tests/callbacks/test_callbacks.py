@@ -16,11 +16,11 @@ from callbacks.generated import share_of
 from callbacks.loss_log import LossLog
 from callbacks.real_images import even_rows
 from callbacks.sample_grid import SampleGrid, write_grid
-from datamodules.augmentation import Augmentation
+from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.samplers import BatchRequest
 from datamodules.phantoms import Phantoms
-from datamodules.samplers import BatchRequest
-from experiments.tracking import read_rows
-from experiments.training import train
+from experiments.record.tracking import read_rows
+from experiments.running.training import train
 from lightning_modules.metrics.features import RandomConvNet
 from lightning_modules.metrics.frechet import FeatureSums, frechet_distance
 from lightning_modules.run_record import RunRecord
@@ -109,8 +109,8 @@ def test_score_falls_under_its_own_name_with_its_fingerprint(finished):
 
 
 def test_score_equals_the_distance_computed_by_hand(finished, tmp_path, monkeypatch):
-    from experiments import config as cfg
-    from experiments.training import build
+    from experiments.configuration import config as cfg
+    from experiments.running.training import build
 
     config = tiny_config("dcgan", tmp_path)
     parts = build(cfg.experiment(config))
@@ -381,7 +381,7 @@ def test_held_out_images_are_taken_from_all_over_the_split():
 
 
 def test_scores_csv_takes_rows_with_other_columns(tmp_path):
-    from experiments.report import _write_csv
+    from experiments.record.report import _write_csv
 
     _write_csv(tmp_path / "s.csv", [{"images_seen": 0, "value": 1.0}, {"images_seen": 8, "value": 0.5, "new": "x"}])
     assert (tmp_path / "s.csv").read_text().splitlines() == ["images_seen,value,new", "0,1.0,", "8,0.5,x"]

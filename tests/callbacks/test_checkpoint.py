@@ -10,9 +10,10 @@ from conftest import cut_in_half, flip_a_bit, newest_checkpoint, tiny, tiny_conf
 from callbacks import fid
 from callbacks.checkpoint import AtomicCheckpointIO, PeriodicCheckpoint, is_intact
 from callbacks.divergence import DivergedError
-from experiments import run, training
-from experiments.run_directory import clock_of, newest_usable_checkpoint, read_status
-from experiments.training import train
+from experiments import run
+from experiments.record.run_directory import clock_of, newest_usable_checkpoint, read_status
+from experiments.running import training
+from experiments.running.training import train
 
 
 def test_write_is_whole_and_leaves_no_temporary(tmp_path):

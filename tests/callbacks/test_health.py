@@ -11,10 +11,10 @@ from conftest import ROOT, assert_same_state, newest_checkpoint, tiny, tiny_conf
 from callbacks import health
 from callbacks.divergence import DivergedError
 from callbacks.health import HEALTHY, ILLNESSES, PERSISTENT, STARTING, WARM_UP, Health, judge
-from experiments import config as cfg
-from experiments.report import write_report
-from experiments.tracking import read_rows
-from experiments.training import build, train
+from experiments.configuration import config as cfg
+from experiments.record.report import write_report
+from experiments.record.tracking import read_rows
+from experiments.running.training import build, train
 
 FINE = {
     "margin": 4.0,
@@ -279,7 +279,7 @@ def test_impossible_arguments_are_refused(arguments):
 
 @pytest.mark.slow
 def test_study_names_every_failure_once_and_no_healthy_run(tmp_path, capsys):
-    from experiments.studies.health import main
+    from experiments.benchmarks.instruments.health import main
 
     main(["--folder", str(tmp_path), "--failures", "1", "--healthy", "2"])
     out = capsys.readouterr().out

@@ -11,9 +11,9 @@ from scipy.stats import kendalltau
 
 from callbacks import health
 from callbacks.saturation import TREND, WINDOW, Scored, saturation
-from experiments.report import write_report
-from experiments.tracking import read_rows
-from experiments.training import train
+from experiments.record.report import write_report
+from experiments.record.tracking import read_rows
+from experiments.running.training import train
 
 WANDERING = (0.05, 0.08, 0.03, 0.06, 0.09, 0.04, 0.07, 0.035, 0.06, 0.05)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from datamodules.augmentation import PRESETS, Augmentation, augment
+from datamodules.batches.augmentation import PRESETS, Augmentation, augment
 
 EVERYTHING = Augmentation(flip_lr=0.5, max_rotation_degrees=20, max_shift=0.1, max_zoom=0.2)
 
@@ -162,7 +162,7 @@ def test_global_generators_are_not_touched():
 
 def test_monai_is_imported_only_where_it_is_used():
     code = (
-        "import sys, torch; from datamodules.augmentation import Augmentation, augment\n"
+        "import sys, torch; from datamodules.batches.augmentation import Augmentation, augment\n"
         "images = torch.zeros(2, 1, 4, 4)\n"
         "augment(images, Augmentation(), [0, 1]); augment(images, Augmentation('kidney_ct', None, 0, 0, 0), [0, 1])\n"
         "assert 'monai' not in sys.modules"

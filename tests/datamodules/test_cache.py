@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from datamodules import cache as cache_module
-from datamodules.cache import Files, ImageCache, cache_key, content_hashes, open_or_build
-from datamodules.errors import UnreadableImageError
+from datamodules.files import cache as cache_module
+from datamodules.files.cache import Files, ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.files.errors import UnreadableImageError
 
 SHAPE = (1, 4, 4)
 

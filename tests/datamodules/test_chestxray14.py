@@ -15,8 +15,8 @@ from conftest import ROOT, SHARED
 from PIL import Image
 
 from datamodules.chestxray14 import FINDINGS, Box, ChestXray14, Entry, read_boxes, read_list, read_table
-from datamodules.errors import DataError
-from datamodules.readers import read_grey
+from datamodules.decoding.readers import read_grey
+from datamodules.files.errors import DataError
 from lightning_modules.schedules import ConstantSchedule
 
 REAL, REAL_256 = SHARED / "chestxray14", SHARED / "chestxray14_256"
@@ -256,7 +256,7 @@ def test_quirk_9_other_sizes_are_resized_and_other_shapes_are_refused(tmp_path, 
 
 
 def test_batch_keeps_the_contract_and_grey_levels_map_to_minus_one_and_one(tmp_path):
-    from datamodules.samplers import BatchRequest
+    from datamodules.batches.samplers import BatchRequest
 
     root = write_nih(tmp_path / "root")
     for patient, grey in ((1, 0), (2, 255)):
@@ -459,7 +459,7 @@ import gzip, json, random, re, sys
 from collections import Counter
 from pathlib import Path
 from datamodules.chestxray14 import FINDINGS, read_boxes, read_list, read_table
-from datamodules.errors import DataError
+from datamodules.files.errors import DataError
 
 def mutate(raw, random):
     for _ in range(random.randint(1, 4)):
@@ -689,7 +689,7 @@ def test_real_training_set(tmp_path, split_by):
 
 @needs_samples
 def test_real_stratified_split_of_all_patients_is_balanced(tmp_path, real_tables):
-    from datamodules.splits import stratified_split
+    from datamodules.records.splits import stratified_split
 
     entries = real_tables[2020]
     groups = [name[:8] for name in entries]

@@ -10,7 +10,7 @@ from conftest import CLASSES, SHARED, write_kidney
 from PIL import Image
 
 from datamodules.ct_kidney import CTKidney, read_classes
-from datamodules.errors import DataError
+from datamodules.files.errors import DataError
 from lightning_modules.schedules import ConstantSchedule
 
 SCHEDULE = ConstantSchedule((32, 32), 8, 80)
@@ -46,7 +46,7 @@ def test_native_layout_is_read_with_the_folder_as_class(kidney_root, tmp_path):
 
 
 def test_batch_keeps_the_contract(kidney_root, tmp_path):
-    from datamodules.samplers import BatchRequest
+    from datamodules.batches.samplers import BatchRequest
 
     data = prepared(kidney_root, tmp_path)
     batch = data.train_images()[BatchRequest(16, np.arange(16, 19), np.array([0, 5, 5]), (32, 32))]

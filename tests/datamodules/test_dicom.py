@@ -13,9 +13,9 @@ from dicom_files import SYNTAXES, lut, mammogram, write_mammogram
 from pydicom import dcmread, dcmwrite
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from datamodules.dicom import MAX_PIXELS, read_dicom
-from datamodules.dicom_headers import read_header
-from datamodules.errors import UnreadableImageError
+from datamodules.decoding.dicom import MAX_PIXELS, read_dicom
+from datamodules.decoding.dicom_headers import read_header
+from datamodules.files.errors import UnreadableImageError
 
 DEPTHS = [
     (8, np.uint8),
@@ -288,7 +288,7 @@ def test_header_is_read_without_pixels(tmp_path):
 
 
 def test_import_is_lazy():
-    code = "import sys, datamodules.dicom; assert not {'pydicom', 'gdcm'} & {*sys.modules}"
+    code = "import sys, datamodules.decoding.dicom; assert not {'pydicom', 'gdcm'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -8,9 +8,9 @@ from pydicom import dcmwrite
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
-from datamodules.dicom import read_dicom, read_values
-from datamodules.dicom_headers import can_show_otherwise
-from datamodules.errors import UnreadableImageError
+from datamodules.decoding.dicom import read_dicom, read_values
+from datamodules.decoding.dicom_headers import can_show_otherwise
+from datamodules.files.errors import UnreadableImageError
 
 CODECS = ("jpeg2000", "jpeg_ls", "jpeg_lossless")
 # Stored bits, allocated bits, bits of the codestream.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from dicom_files import write_mammogram
 
-from datamodules import dicom_ranges
-from datamodules.dicom import read_dicom
-from datamodules.dicom_ranges import series_ranges
+from datamodules.decoding import dicom_ranges
+from datamodules.decoding.dicom import read_dicom
+from datamodules.decoding.dicom_ranges import series_ranges
 
 CT = {"RescaleSlope": 1, "RescaleIntercept": -1024, "Modality": "CT"}
 

@@ -9,12 +9,12 @@ from PIL import Image
 
 from datamodules import base
 from datamodules.base import ImageDataModule
-from datamodules.cache import ImageCache
-from datamodules.duplicates import Duplicates, JoinedGroups
-from datamodules.errors import DataError, UnreadableImageError
+from datamodules.decoding.readers import read_grey
+from datamodules.files.cache import ImageCache
+from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.phantoms import Phantoms
-from datamodules.readers import read_grey
-from datamodules.records import Intensity, Record
+from datamodules.records.duplicates import Duplicates, JoinedGroups
+from datamodules.records.records import Intensity, Record
 from lightning_modules.schedules import ConstantSchedule
 
 SIZE = 16

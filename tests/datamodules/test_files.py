@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from datamodules.files import find_files, walk_files, write_atomically
+from datamodules.files.files import find_files, walk_files, write_atomically
 
 
 def names(root):

@@ -22,10 +22,10 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from picture_files import bmp_file, chunk, exif, page, png_file, read_pypng, tiff_file  # noqa: E402
 
-from datamodules.dicom import _stored_values, read_dicom  # noqa: E402
-from datamodules.errors import UnreadableImageError  # noqa: E402
-from datamodules.readers import is_deep, picture_header, read_grey  # noqa: E402
-from datamodules.versions import rule_of  # noqa: E402
+from datamodules.decoding.dicom import _stored_values, read_dicom  # noqa: E402
+from datamodules.decoding.readers import is_deep, picture_header, read_grey  # noqa: E402
+from datamodules.files.errors import UnreadableImageError  # noqa: E402
+from datamodules.records.versions import rule_of  # noqa: E402
 
 SECONDS = 120
 MEMORY = 6 * 2**30  # address space; a decoder that believes a damaged size must fail, not fill the machine

@@ -11,10 +11,10 @@ from conftest import SHARED
 from dicom_files import code, write_mammogram
 from PIL import Image
 
-from datamodules import mammography_layouts
-from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
-from datamodules.errors import DataError, UnreadableImageError
+from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.samplers import BatchRequest
+from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.mammography import (
     Mammography,
     fuller_half,
@@ -23,9 +23,9 @@ from datamodules.mammography import (
     read_picture,
     seen_side,
 )
-from datamodules.mammography_layouts import read_cbis_csv, read_rows
-from datamodules.samplers import BatchRequest
-from experiments import config as cfg
+from datamodules.records import mammography_layouts
+from datamodules.records.mammography_layouts import read_cbis_csv, read_rows
+from experiments.configuration import config as cfg
 from lightning_modules.schedules import ConstantSchedule
 
 SMALL = ConstantSchedule((160, 128), 4, 8)

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from datamodules.patients import one_name_per_patient, patient_key
+from datamodules.records.patients import one_name_per_patient, patient_key
 
 
 @pytest.mark.parametrize(

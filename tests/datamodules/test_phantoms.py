@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from datamodules.batches.transforms import resize
 from datamodules.phantoms import KINDS, Phantoms
-from datamodules.transforms import resize
 from lightning_modules.schedules import ConstantSchedule
 
 ALL = sorted(KINDS)

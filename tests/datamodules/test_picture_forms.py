@@ -18,12 +18,12 @@ from conftest import ROOT
 from picture_files import bmp_file, chunk, exif, interlaced_png, page, png_file, read_pypng, tiff_file
 from PIL import Image, ImageOps
 
-from datamodules.errors import DataError, UnreadableImageError
+from datamodules.decoding.readers import MAX_PIXELS, full_value, image_size, is_deep, picture_header, read_grey
+from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.mammography import read_picture
-from datamodules.readers import MAX_PIXELS, full_value, image_size, is_deep, picture_header, read_grey
-from datamodules.versions import rule_of
-from experiments.evaluation.image_sets import FolderImages
-from experiments.studies.moments import moments, read_folder
+from datamodules.records.versions import rule_of
+from experiments.measuring.image_sets import FolderImages
+from experiments.measuring.moments import moments, read_folder
 
 RAMP = np.linspace(0, 4095, 21 * 13).round().astype(np.uint16).reshape(21, 13)  # 12-bit values
 GREY = (np.arange(21 * 13).reshape(21, 13) * 7 % 256).astype(np.uint8)
@@ -664,7 +664,7 @@ def test_the_same_pixels_are_the_same_in_every_reader(tmp_path):
 
 def test_decoders_are_imported_when_they_are_needed():
     code = (
-        "import sys; import datamodules.versions; "
+        "import sys; import datamodules.records.versions; "
         "assert 'PIL' in sys.modules and not {'tifffile', 'imagecodecs'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.errors import UnreadableImageError
-from datamodules.readers import image_size, read_grey
+from datamodules.decoding.readers import image_size, read_grey
+from datamodules.files.errors import UnreadableImageError
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 

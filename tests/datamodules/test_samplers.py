@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.samplers import ScheduleBatchSampler, pass_order
+from datamodules.batches.samplers import ScheduleBatchSampler, pass_order
 from lightning_modules.schedules import ConstantSchedule
 
 

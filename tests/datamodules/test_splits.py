@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.errors import DataError
-from datamodules.splits import SPLITS, check_disjoint, represent_classes, split_by_group, stratified_split
+from datamodules.files.errors import DataError
+from datamodules.records.splits import SPLITS, check_disjoint, represent_classes, split_by_group, stratified_split
 
 
 @settings(deadline=None, max_examples=60)

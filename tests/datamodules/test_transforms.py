@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datamodules.transforms import resize
+from datamodules.batches.transforms import resize
 
 
 def test_shrinking_by_whole_numbers_averages_boxes():

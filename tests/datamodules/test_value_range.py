@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from datamodules.errors import DataError, UnreadableImageError
+from datamodules.decoding.readers import read_grey
+from datamodules.decoding.value_range import ends_of, range_of, share_used, unlike_shares
+from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.mammography import read_picture
-from datamodules.readers import read_grey
-from datamodules.records import Intensity
-from datamodules.value_range import ends_of, range_of, share_used, unlike_shares
-from datamodules.writers import write_png8, write_png16
+from datamodules.records.records import Intensity
+from datamodules.writing.writers import write_png8, write_png16
 
 
 def saved(path, values, **options):

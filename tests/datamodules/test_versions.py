@@ -9,9 +9,9 @@ import pytest
 from conftest import write_kidney
 from PIL import Image
 
-from datamodules import versions
 from datamodules.ct_kidney import CTKidney
-from datamodules.files import find_files
+from datamodules.files.files import find_files
+from datamodules.records import versions
 from lightning_modules.schedules import ConstantSchedule
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
-from datamodules.readers import read_grey
-from datamodules.records import Intensity
-from datamodules.writers import NOTICE, NOTICE_OF_TRANSLATION, write_dicom, write_png8, write_png16
+from datamodules.decoding.readers import read_grey
+from datamodules.records.records import Intensity
+from datamodules.writing.writers import NOTICE, NOTICE_OF_TRANSLATION, write_dicom, write_png8, write_png16
 
 HU = Intensity(-1000.0, 1000.0, 12, "HU", "Hounsfield units")
 GREY = Intensity(0.0, 255.0, 8, "grey value", "display window; bright is dense")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from experiments.evaluation.settings import build_tools, load_suite
-from experiments.evaluation.vectors import VectorCache
+from experiments.measuring.settings import build_tools, load_suite
+from experiments.measuring.vectors import VectorCache
 from lightning_modules.metrics import radiomics
 from lightning_modules.metrics.features import ExtractorError
 from lightning_modules.metrics.radiomics import PACKAGES, FrechetRadiomics, Radiomics, z_scored
@@ -213,7 +213,7 @@ def test_one_override_adds_it_to_a_suite():
 def test_features_and_distance_are_those_of_frd_score(tmp_path, monkeypatch):
     frd = pytest.importorskip("frd_score.frd", reason="the extra frd is not installed: pyradiomics is compiled")
     pytest.importorskip("radiomics", reason="the extra frd is not installed: pyradiomics is compiled")
-    from datamodules.writers import write_png8
+    from datamodules.writing.writers import write_png8
 
     random = torch.Generator().manual_seed(0)
     sets = [torch.rand(10, 1, 20, 20, generator=random) * width - 1 for width in (2.0, 1.7)]

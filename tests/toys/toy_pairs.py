@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.phantoms import Phantoms
-from datamodules.records import Intensity
-from datamodules.splits import SPLITS
+from datamodules.records.records import Intensity
+from datamodules.records.splits import SPLITS
 
 SOURCE = Intensity(0.0, 1.0, 8, "grey level / 255", "phantom inverted and darkened")
 

@@ -16,9 +16,9 @@ from torchmetrics.image import (
     TotalVariation,
 )
 
-from experiments import config as cfg
-from experiments.evaluation.scoring import Scorer, Sets, arguments_of
-from experiments.evaluation.vectors import VectorCache
+from experiments.configuration import config as cfg
+from experiments.measuring.scoring import Scorer, Sets, arguments_of
+from experiments.measuring.vectors import VectorCache
 from lightning_modules.metrics.features import RandomConvNet
 from lightning_modules.metrics.from_torchmetrics import TorchmetricsScore
 from lightning_modules.metrics.kernel import kernel_distance

@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.image import FrechetInceptionDistance, MultiScaleStructuralSimilarityIndexMeasure
 
-from experiments.evaluation.settings import build_tools, load_suite
+from experiments.measuring.settings import build_tools, load_suite
 from lightning_modules.metrics import frechet, kernel, precision_recall, sliced_wasserstein
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet

@@ -1,0 +1,1 @@
+"""Pixels and headers of DICOM and picture files."""

@@ -1,0 +1,1 @@
+"""What a data set knows of its images: patients, splits, duplicates, versions."""

@@ -1,0 +1,1 @@
+"""Configuration files: reading, checking, building objects, and what may not be shown."""

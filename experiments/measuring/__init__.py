@@ -1,0 +1,1 @@
+"""Images, features and scores that verbs share."""

@@ -1,0 +1,1 @@
+"""What leaves the house: image files, exports, model cards, bundles."""

@@ -1,0 +1,1 @@
+"""The training of a run: plan, processes, launch of the trainer, faults."""

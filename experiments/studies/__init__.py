@@ -1,1 +1,0 @@
-"""Evaluations that the README's tables come from: each prints one."""

@@ -1,0 +1,230 @@
+"""What a sweep leaves behind: trials.csv, report.html with its plots, and the best trial's configuration."""
+
+import csv
+import html
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.configuration.config import TARGET
+from experiments.jobs.trials import trial_name
+from experiments.record.report import STYLE, csv_cell, inline_figure
+from experiments.record.run_directory import recorded_config, write_text
+from experiments.sweeps.optuna_engine import Study
+from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, FloatRange, label
+
+COLUMNS = ("number", "state", "value", "images_seen", "reason", "seconds", "run")
+
+
+def write_reports(study: Study) -> list[str]:
+    """Write everything and return lines that say what came out and where it lies."""
+    folder = study.folder
+    write_table(study)
+    write_text(folder / "report.html", _page(study))
+    best = study.best()
+    if best is None:
+        return [f"no trial finished; reasons are in {folder / 'trials.csv'}", f"report  {folder / 'report.html'}"]
+    write_text(folder / "best.yaml", best_config(study, best))
+    counts = ", ".join(f"{count} {state}" for state, count in _counts(study).items())
+    return [
+        "",
+        f"{counts}; best: {trial_name(best.number)}, {study.sweep.metric} = {best.value:.6g}",
+        *(f"  {key} = {label(value)}" for key, value in study.assignment(best).items()),
+        f"report  {folder / 'report.html'}",
+        f"best    python -m experiments.run {folder / 'best.yaml'}",
+    ]
+
+
+def write_table(study: Study) -> None:
+    """Write ``trials.csv``, one row per trial that was begun."""
+    keys = [dimension.key for dimension in study.space.dimensions]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*COLUMNS, *map(csv_cell, keys)])
+    for row in _rows(study):
+        writer.writerow([csv_cell(row.get(key, "")) for key in (*COLUMNS, *keys)])
+    write_text(study.folder / "trials.csv", buffer.getvalue())
+
+
+def best_config(study: Study, best: FrozenTrial) -> str:
+    """Return the best trial's recorded configuration as an experiment file of its own."""
+    config = recorded_config(study.folder / best.user_attrs["run"])
+    config |= {"name": f"{study.sweep.name}_best", "runs_dir": study.sweep.runs_dir}
+    path = study.folder / "best.yaml"
+    value = f"{study.sweep.metric} = {best.value!r}"
+    # Sums on a CPU depend on the number of threads in their last bits.
+    run = f"OMP_NUM_THREADS={best.user_attrs['threads']} python -m experiments.run {path}"
+    comment = f"# {trial_name(best.number)} of the sweep {study.sweep.name}: {value}\n# {run}\n\n"
+    return comment + OmegaConf.to_yaml(OmegaConf.create(config))
+
+
+def _rows(study: Study) -> list[dict[str, Any]]:
+    return [_row(study, trial) for trial in study.trials()]
+
+
+def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    row = {name: trial.user_attrs.get(name) for name in ("images_seen", "reason", "run")}
+    row |= {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value}
+    row["seconds"] = round(trial.duration.total_seconds(), 1) if trial.duration else None
+    row |= {key: label(value) for key, value in study.assignment(trial).items()}
+    return {key: "" if value is None else value for key, value in row.items()}
+
+
+def _counts(study: Study) -> dict[str, int]:
+    states = [trial.state.name.lower() for trial in study.trials()]
+    return {state: states.count(state) for state in dict.fromkeys(sorted(states))}
+
+
+def _page(study: Study) -> str:
+    sweep, best = study.sweep, study.best()
+    counts = ", ".join(f"{count} {state}" for state, count in _counts(study).items())
+    parts = [
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(sweep.name)}</title><style>{STYLE}</style>",
+        f"<h1>Sweep {html.escape(sweep.name)}</h1>",
+        f"<p>{html.escape(sweep.direction)} the {sweep.value} {html.escape(sweep.metric)}, {sweep.method}. "
+        f"{counts} of {study.planned} planned.</p>",
+    ]
+    if best is not None:
+        parts += [
+            f"<p>Best: {trial_name(best.number)}, {best.value:.6g}. Its configuration is best.yaml. The best of many "
+            "trials looks better than it is: score it anew, with another seed, before it is compared.</p>",
+            "<h2>History</h2>",
+            _history(study),
+            "<h2>Importance</h2>",
+            _importance(study),
+            "<h2>Parallel coordinates</h2>",
+            _parallel(study),
+        ]
+    return "\n".join([*parts, "<h2>Trials</h2>", _table(study), "<h2>Sweep</h2>", _settings(study)])
+
+
+def _settings(study: Study) -> str:
+    return f"<pre>{html.escape((study.folder / 'sweep.yaml').read_text())}</pre>"
+
+
+def _table(study: Study) -> str:
+    best = study.best()
+    keys = [*(key for key in COLUMNS if key != "run"), *(dimension.key for dimension in study.space.dimensions)]
+    lines = ["<tr>" + "".join(f"<th>{html.escape(key.replace('_', ' '))}" for key in keys)]
+    for row in _rows(study):
+        style = " style='font-weight: bold'" if best is not None and row["number"] == best.number else ""
+        cells = "".join(f"<td>{html.escape(_text(row.get(key, '')))}" for key in keys)
+        lines.append(f"<tr{style}>{cells}")
+    return f"<div style='overflow-x: auto'><table>{''.join(lines)}</table></div>"
+
+
+def _text(value: Any) -> str:
+    try:
+        return f"{float(value):.4g}" if not isinstance(value, int) and "." in str(value) else str(value)
+    except ValueError:
+        return str(value)
+
+
+def _valued(study: Study, state: TrialState) -> list[tuple[FrozenTrial, float]]:
+    return [(trial, trial.value) for trial in study.trials() if trial.state == state and trial.value is not None]
+
+
+def _scale(values: list[float]) -> str:
+    return "log" if min(values) > 0 and max(values) > 10 * min(values) else "linear"
+
+
+def _history(study: Study) -> str:
+    """Return the value of every trial, the best so far, and where trials failed."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    axes = figure.subplots()
+    numbers = [trial.number for trial, _ in _valued(study, TrialState.COMPLETE)]
+    values = [value for _, value in _valued(study, TrialState.COMPLETE)]
+    axes.plot(numbers, values, "o", label="finished")
+    better = min if study.sweep.direction == "minimize" else max
+    best = [better(values[: i + 1]) for i in range(len(values))]
+    axes.step(numbers, best, where="post", label="best so far")
+    pruned = _valued(study, TrialState.PRUNED)
+    if pruned:
+        axes.plot([trial.number for trial, _ in pruned], [value for _, value in pruned], "x", label="pruned, its last")
+    failed = [trial.number for trial in study.trials() if trial.state == TrialState.FAIL]
+    if failed:  # on the lower border: they have no value
+        axes.plot(failed, [0.02] * len(failed), "v", transform=axes.get_xaxis_transform(), color="0.4", label="failed")
+    axes.set(xlabel="trial", ylabel=study.sweep.metric, yscale=_scale(values))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return inline_figure(figure)
+
+
+def _importance(study: Study) -> str:
+    """Return how much each key matters for being among the best trials (PED-ANOVA, Watanabe 2023)."""
+    importances = study.importances()
+    if not importances:
+        return "<p>Too few finished trials to tell.</p>"
+    figure = Figure(figsize=(9, 0.8 + 0.4 * len(importances)), layout="constrained")
+    axes = figure.subplots()
+    keys = list(reversed(importances))
+    bars = axes.barh(keys, [importances[key] for key in keys])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(xlabel="share of what separates the best trials from the others", xlim=(0, 1.1))
+    return inline_figure(figure)
+
+
+def _parallel(study: Study) -> str:
+    """Return one line per finished trial through its values, coloured by its score; dotted past keys without part."""
+    finished = _valued(study, TrialState.COMPLETE)
+    dimensions, values = study.space.dimensions, [value for _, value in finished]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    norm = (LogNorm if _scale(values) == "log" else Normalize)(min(values), max(values))
+    colours = colormaps["viridis" if study.sweep.direction == "minimize" else "viridis_r"]
+    for trial, value in sorted(finished, key=lambda pair: pair[1], reverse=study.sweep.direction == "minimize"):
+        heights = [_height(dimension, trial.params.get(dimension.key)) for dimension in dimensions]
+        colour, there = colours(norm(value)), [i for i, height in enumerate(heights) if not math.isnan(height)]
+        axes.plot(there, [heights[i] for i in there], ":", color=colour, linewidth=0.8, alpha=0.8)
+        axes.plot(heights, color=colour, marker="o", markersize=4, alpha=0.8)
+    for position, dimension in enumerate(dimensions):
+        _ticks(axes, position, dimension)
+    axes.set(xlim=(-0.2, len(dimensions) - 0.4), ylim=(-0.05, 1.05), yticks=[])
+    axes.set_xticks(range(len(dimensions)), [dimension.key for dimension in dimensions])
+    axes.spines[["left", "right", "top", "bottom"]].set_visible(False)
+    figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=study.sweep.metric, pad=0.01)
+    return inline_figure(figure)
+
+
+def _height(dimension: Dimension, value: Any) -> float:
+    """Return where on its axis a value stands, 0 to 1; NaN, a gap, if it takes no part."""
+    domain = dimension.domain
+    if value is None:
+        return math.nan
+    if isinstance(domain, Choice):
+        return (list(map(label, domain.values)).index(str(value)) + 0.5) / len(domain.values)
+    low, high = float(domain.low), float(domain.high)
+    if isinstance(domain, FloatRange) and domain.log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _ticks(axes: Axes, position: int, dimension: Dimension) -> None:
+    """Draw the axis of a dimension with its ends, or its choices, beside it."""
+    domain = dimension.domain
+    axes.axvline(position, color="0.7", linewidth=1, zorder=0)
+    names = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
+    for name in names:
+        value = label(name) if isinstance(domain, Choice) else name
+        text = f"{name:.3g}" if isinstance(name, float) else _short(dimension.key, label(name))
+        place = (position, _height(dimension, value))
+        white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+        axes.annotate(text, place, (5, 0), textcoords="offset points", fontsize=8, va="center", bbox=white)
+
+
+def _short(key: str, text: str) -> str:
+    """Return of a class its name, of a file its stem, of anything else the beginning."""
+    if key.endswith(TARGET):
+        return text.rpartition(".")[2]
+    return Path(text).stem if key == EXPERIMENT else text[:24]
