@@ -1,11 +1,10 @@
 """Compare evaluations: ``python -m experiments.compare A B [C ...]``."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from experiments.cli import EXIT_BAD_CONFIG, new_parser, refuse
 from experiments.configuration.config import ConfigError
-from experiments.run import EXIT_BAD_CONFIG, refuse
 
 EPILOG = """\
 examples:
@@ -18,11 +17,8 @@ exit codes: 0 done, 2 wrong arguments, or scores that were not taken in the same
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare",
-        description="Show the scores of evaluations side by side, with the significance of each difference.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = new_parser(
+        "compare", "Show the scores of evaluations side by side, with the significance of each difference.", EPILOG
     )
     parser.add_argument("evaluations", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="two or more evaluations")
     parser.add_argument("--output", type=Path, help="folder for comparison.html and comparison.csv")

@@ -1,13 +1,11 @@
 """Measure a generator or a folder of images: ``python -m experiments.evaluate RUN_OR_FOLDER [key=value ...]``."""
 
-import argparse
 import json
 import logging
 import sys
 
-from experiments.configuration.config import SUITES, ConfigError, description, shipped
-from experiments.configuration.redaction import RedactingFormatter
-from experiments.run import EXIT_PREEMPTED, refuse
+from experiments.cli import fail, interrupted, list_shipped, log_to_terminal, new_parser, refuse, show
+from experiments.configuration.config import SUITES, ConfigError, load
 
 EPILOG = """\
 examples:
@@ -28,12 +26,7 @@ exit codes: 0 done, 2 wrong arguments or data, 85 interrupted, 1 anything else
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate",
-        description="Measure a generator or a folder of images against real ones.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("evaluate", "Measure a generator or a folder of images against real ones.", EPILOG)
     parser.add_argument("target", nargs="?", metavar="RUN_OR_FOLDER", help="a run directory, a checkpoint or a folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="suite=NAME_OR_FILE, and changes of its values"
@@ -42,35 +35,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="print the resolved suite and stop")
     options = parser.parse_intermixed_args(arguments)
     if options.list:
-        for name in shipped(SUITES):
-            print(f"{name:<10}  {description(name, SUITES)}")
-        return 0
+        return list_shipped(SUITES)
     if options.target is None:
         parser.error("name a run directory, a checkpoint or a folder of images")
     named = [text.removeprefix("suite=") for text in options.overrides if text.startswith("suite=")]
     overrides = [text for text in options.overrides if not text.startswith("suite=")]
     suite = named[-1] if named else "standard"
-    if options.show:
-        return _show(suite, overrides)
-    return _evaluate(options.target, suite, overrides)
-
-
-def _show(suite: str, overrides: list[str]) -> int:
-    from omegaconf import OmegaConf
-
-    from experiments.configuration.config import load
-
+    if not options.show:
+        return _evaluate(options.target, suite, overrides)
     try:
-        print(OmegaConf.to_yaml(OmegaConf.create(load(suite, overrides, SUITES))), end="")
+        return show(load(suite, overrides, SUITES))
     except ConfigError as error:
         return refuse(suite, error.problems)
-    return 0
 
 
 def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     """Import the heavy packages, measure, and say what came out."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
+    log_to_terminal(logging.INFO)
     logging.getLogger("lightning").setLevel(logging.WARNING)
     from datamodules.files.errors import DataError
     from experiments.evaluation.evaluation import evaluate, score_lines
@@ -85,11 +66,9 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     except (DataError, ExtractorError) as error:
         return refuse(target, [str(error)])
     except OSError as error:
-        print(f"error: {error}; output=FOLDER writes elsewhere", file=sys.stderr)
-        return 1
+        return fail(f"{error}; output=FOLDER writes elsewhere")
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return EXIT_PREEMPTED
+        return interrupted()
     found = json.loads((folder / "scores.json").read_text())
     print("\n".join(score_lines(found["scores"], found["warnings"])))
     for verdict in found.get("privacy", ()):

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.cli import fail, new_parser, refuse
 from experiments.configuration.config import ConfigError
-from experiments.run import refuse
 
 EPILOG = """\
 formats
@@ -38,11 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m experiments.export",
-        description="Write the averaged generator of a run in files that need neither the run nor Lightning.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = new_parser(
+        "export", "Write the averaged generator of a run in files that need neither the run nor Lightning.", EPILOG
     )
     found.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
     found.add_argument(
@@ -74,8 +71,7 @@ def _export(options: argparse.Namespace) -> int:
     except ConfigError as error:
         return refuse(str(options.run), error.problems)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error))
     card = folder / ("docs/README.md" if options.format == "monai-bundle" else "README.md")
     print(f"exported to {folder}\nread        {card} before you hand it on")
     return 0

@@ -2,16 +2,12 @@
 
 import argparse
 import math
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+from experiments.cli import EXIT_PREEMPTED, at_least_1, fail, new_parser, refuse, stop_at_signals
 from experiments.configuration.config import ConfigError
-from experiments.run import EXIT_PREEMPTED, refuse
 
 EPILOG = """\
 examples:
@@ -36,12 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m experiments.generate",
-        description="Write images of a trained generator, with a manifest.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = new_parser("generate", "Write images of a trained generator, with a manifest.", EPILOG)
     found.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
     found.add_argument("--count", type=at_least_1, required=True, metavar="N", help="number of images")
     found.add_argument("--seed", type=int, default=0, metavar="S", help="names the list of images (0)")
@@ -79,8 +70,7 @@ def _generate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
     except ConfigError as error:
         return refuse(str(options.run), error.problems)
     except (OSError, ProcessLostError) as error:
-        print(f"error: {error}; the same command goes on", file=sys.stderr)
-        return 1
+        return fail(f"{error}; the same command goes on")
     if outcome.note:
         print(f"note: {outcome.note}")
     if outcome.missing:
@@ -88,33 +78,6 @@ def _generate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
         return EXIT_PREEMPTED
     print(f"{options.count} images ({outcome.made} made now) in {outcome.folder}")
     return 0
-
-
-@contextmanager
-def stop_at_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a signal has asked for an end; a second signal ends at once."""
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if noted:
-            os._exit(EXIT_PREEMPTED)
-        noted.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = [signal.signal(number, note) for number in numbers] if main_thread else []
-    try:
-        yield lambda: bool(noted)
-    finally:
-        for number, handler in zip(numbers, before, strict=False):
-            signal.signal(number, handler)
-
-
-def at_least_1(text: str) -> int:
-    """Return a number of at least 1, for a parser."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return int(text)
 
 
 def _factor(text: str) -> float:

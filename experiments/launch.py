@@ -1,6 +1,5 @@
 """Submit a run to SLURM: ``python -m experiments.launch NAME_OR_FILE [key=value ...] --slurm [option=value ...]``."""
 
-import argparse
 import difflib
 import shlex
 import shutil
@@ -9,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.cli import EXIT_PREEMPTED, new_parser, refuse
 from experiments.configuration.config import ConfigError, Node, load
-from experiments.run import EXIT_PREEMPTED, refuse
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -35,12 +34,7 @@ the job is requeued and goes on where it was.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.launch",
-        description="Submit a run to SLURM that saves and requeues itself before its time limit.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("launch", "Submit a run to SLURM that saves and requeues itself before its time limit.", EPILOG)
     parser.add_argument("experiment", metavar="NAME_OR_FILE", help="a shipped experiment or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single values")
     parser.add_argument("--slurm", nargs="*", metavar="option=value", required=True, help="options of sbatch")

@@ -2,13 +2,11 @@
 
 import argparse
 import importlib
-import logging
 import shlex
 import sys
 
-from experiments.configuration.config import PAPERS, ConfigError, description, shipped
-from experiments.configuration.redaction import RedactingFormatter
-from experiments.run import EXIT_PREEMPTED, refuse
+from experiments.cli import EXIT_PREEMPTED, interrupted, list_shipped, log_to_terminal, new_parser, refuse
+from experiments.configuration.config import PAPERS, ConfigError
 
 EPILOG = """\
 examples:
@@ -27,12 +25,7 @@ exit codes: 0 done, 2 wrong arguments or data, 85 interrupted (the same command 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.reproduce",
-        description="Train a paper's runs, score them, and put its numbers beside ours.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("reproduce", "Train a paper's runs, score them, and put its numbers beside ours.", EPILOG)
     parser.add_argument("paper", nargs="?", metavar="PAPER", help="a shipped paper")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="scale=NAME, and changes of single values")
     parser.add_argument("--list", action="store_true", help="show the shipped papers")
@@ -40,9 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--collect", action="store_true", help="train nothing: report on the runs that have finished")
     options = parser.parse_intermixed_args(arguments)
     if options.list:
-        for name in shipped(PAPERS):
-            print(f"{name}  {description(name, PAPERS)}")
-        return 0
+        return list_shipped(PAPERS)
     if options.paper is None:
         parser.error("name a paper (--list shows them)")
     try:
@@ -53,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _reproduce(options: argparse.Namespace) -> int:
     """Import the heavy packages, train, and report."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
+    log_to_terminal()
     from datamodules.files.errors import DataError
     from experiments.papers.runs import ENDED, train
     from experiments.papers.study import load_study
@@ -75,8 +65,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     except (DataError, ExtractorError) as error:
         return refuse(options.paper, [str(error)])
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return EXIT_PREEMPTED
+        return interrupted()
     print("\n".join(lines))
     return code
 

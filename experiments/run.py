@@ -10,13 +10,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from experiments.configuration.config import ConfigError, description, load, shipped
-from experiments.configuration.redaction import RedactingFormatter
+from experiments.cli import (
+    EXIT_BAD_CONFIG,
+    EXIT_DIVERGED,
+    EXIT_PREEMPTED,
+    list_shipped,
+    log_to_terminal,
+    new_parser,
+    refuse,
+    show,
+)
+from experiments.configuration.config import ConfigError, load
 from experiments.running.handing_down import launched_rank, started_by_the_first_process
-
-EXIT_BAD_CONFIG = 2
-EXIT_DIVERGED = 3
-EXIT_PREEMPTED = 85  # what a scheduler's script may requeue on
 
 EPILOG = """\
 examples:
@@ -33,12 +38,7 @@ exit codes: 0 finished, 2 wrong configuration or data, 3 diverged, 85 stopped by
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.run",
-        description="Train a GAN as one YAML file describes it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("run", "Train a GAN as one YAML file describes it.", EPILOG)
     parser.add_argument("experiment", nargs="?", metavar="NAME_OR_FILE", help="a shipped experiment or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of single values")
     parser.add_argument("--list", action="store_true", help="show the shipped experiments")
@@ -49,10 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     if options.list:
-        width = max(map(len, shipped()))
-        for name in shipped():
-            print(f"{name:<{width}}  {description(name)}")
-        return 0
+        return list_shipped()
     name_among_overrides(options)
     if options.experiment is None:
         parser.error("name an experiment (--list shows them) or a YAML file")
@@ -62,10 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.show_defaults:
             config = _with_defaults(config)
         if options.show or options.show_defaults:
-            from omegaconf import OmegaConf
-
-            print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
-            return 0
+            return show(config)
         if options.plan:
             budgets = [text for text in options.overrides if text not in overrides]
             return _plan(config, budgets[-1].removeprefix("budget=") if budgets else "60s")
@@ -101,8 +95,7 @@ def _plan(config: dict, budget: str) -> int:
 
 def _train(config: dict) -> int:
     """Import the heavy packages, train, and say what came out."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger().handlers[0].setFormatter(RedactingFormatter("%(message)s"))
+    log_to_terminal(logging.INFO)
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the averaged generator is meant to be
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # inside Lightning
@@ -189,13 +182,6 @@ def _leave(number: int, frame: object) -> None:
     else:
         # srun ends with the highest code of all: the first process's, which may have refused the data, must count.
         os._exit(EXIT_PREEMPTED if launched_rank() == 0 else 0)
-
-
-def refuse(name: str, problems: list[str]) -> int:
-    """Print what is wrong with a file and return the exit code."""
-    count = f"{len(problems)} errors" if len(problems) > 1 else "error"
-    print(f"{count} in {name}:", *(f"  {problem}" for problem in problems), sep="\n", file=sys.stderr)
-    return EXIT_BAD_CONFIG
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Search hyper-parameters: ``python -m experiments.sweep NAME_OR_FILE [key=value ...]``."""
 
 import argparse
-import logging
 import sys
 
-from experiments.configuration.config import SWEEPS, ConfigError, description, shipped
-from experiments.run import refuse
+from experiments.cli import list_shipped, log_to_terminal, new_parser, refuse, show
+from experiments.configuration.config import SWEEPS, ConfigError
 
 EPILOG = """\
 examples:
@@ -22,12 +21,7 @@ exit codes: 0 finished, 2 wrong configuration, 85 interrupted (the same command 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
-        description="Search hyper-parameters as one YAML file describes it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("sweep", "Search hyper-parameters as one YAML file describes it.", EPILOG)
     parser.add_argument("sweep", nargs="?", metavar="NAME_OR_FILE", help="a shipped sweep or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the sweep's own values")
     parser.add_argument("--list", action="store_true", help="show the shipped sweeps")
@@ -35,10 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wandb-yaml", action="store_true", help="print the sweep as W&B wants it and stop")
     options = parser.parse_intermixed_args(arguments)
     if options.list:
-        width = max(map(len, shipped(SWEEPS)))
-        for name in shipped(SWEEPS):
-            print(f"{name:<{width}}  {description(name, SWEEPS)}")
-        return 0
+        return list_shipped(SWEEPS)
     if options.sweep is None:
         parser.error("name a sweep (--list shows them) or a YAML file")
     try:
@@ -48,14 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(options: argparse.Namespace) -> int:
-    from omegaconf import OmegaConf
-
     from experiments.sweeps.settings import load_sweep
 
     sweep = load_sweep(options.sweep, options.overrides)
     if options.show:
-        print(OmegaConf.to_yaml(OmegaConf.create(sweep.recorded())), end="")
-        return 0
+        return show(sweep.recorded())
     if options.wandb_yaml or sweep.engine == "wandb":
         from experiments.sweeps.wandb_engine import register, to_yaml
 
@@ -63,7 +51,7 @@ def _do(options: argparse.Namespace) -> int:
             return register(sweep)
         print(to_yaml(sweep), end="")
         return 0
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to_terminal()
     from experiments.sweeps.runner import Runner
 
     return Runner(sweep).run()

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.cli import EXIT_PREEMPTED, at_least_1, fail, new_parser, refuse, stop_at_signals
 from experiments.configuration.config import ConfigError
-from experiments.generate import at_least_1, stop_at_signals
-from experiments.run import EXIT_PREEMPTED, refuse
 
 EPILOG = """\
 examples:
@@ -33,12 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m experiments.translate",
-        description="Write what a trained translator makes of images, with a manifest.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = new_parser("translate", "Write what a trained translator makes of images, with a manifest.", EPILOG)
     found.add_argument("run", type=Path, metavar="RUN", help="a run directory of a translator, or a checkpoint")
     found.add_argument("input", type=Path, metavar="INPUT", help="folder of the images")
     found.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="folder of the translations")
@@ -80,8 +74,7 @@ def _translate(options: argparse.Namespace, stopped: Callable[[], bool]) -> int:
     except DataError as error:
         return refuse(str(options.input), [str(error)])
     except (OSError, ProcessLostError) as error:
-        print(f"error: {error}; the same command goes on", file=sys.stderr)
-        return 1
+        return fail(f"{error}; the same command goes on")
     if outcome.note:
         print(f"note: {outcome.note}")
     if outcome.missing:

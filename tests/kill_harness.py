@@ -22,8 +22,8 @@ from pathlib import Path
 
 from conftest import ROOT, TINY_PROGRESSIVE, assert_same_state, newest_checkpoint
 
+from experiments.cli import EXIT_PREEMPTED
 from experiments.record.tracking import read_rows
-from experiments.run import EXIT_PREEMPTED
 
 SCORE_EVERY, TOTAL = 120, 808
 JOB = [

@@ -5,7 +5,7 @@ import torch
 import yaml
 from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 
-from experiments import run
+from experiments import cli, run
 from experiments.configuration import config as cfg
 from experiments.configuration.config import CONFIGS, ConfigError, shipped
 from experiments.record.run_directory import changed_hyper_parameters
@@ -89,7 +89,7 @@ def test_defaults_are_shown_for_what_no_file_sets(capsys):
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["schedule"]["batch_sizes"] == 7
     assert shown["module"]["channel_base"] == 8192
-    assert run.main(["demo", "--show-defaults", "schedule.batch_size=7"]) == run.EXIT_BAD_CONFIG
+    assert run.main(["demo", "--show-defaults", "schedule.batch_size=7"]) == cli.EXIT_BAD_CONFIG
     assert "schedule.batch_size=7" in capsys.readouterr().err
 
 
@@ -131,7 +131,7 @@ def test_all_errors_come_at_once_with_key_value_type_and_nearest_name(tmp_path, 
     ],
 )
 def test_problems_of_several_kinds_come_at_once(wrong, keys, tmp_path, capsys):
-    assert run.main(tiny("dcgan", tmp_path, *wrong)) == run.EXIT_BAD_CONFIG
+    assert run.main(tiny("dcgan", tmp_path, *wrong)) == cli.EXIT_BAD_CONFIG
     header, *problems = capsys.readouterr().err.splitlines()
     assert header.startswith(f"{len(keys)} errors in")
     for key in keys:
@@ -141,7 +141,7 @@ def test_problems_of_several_kinds_come_at_once(wrong, keys, tmp_path, capsys):
 @pytest.mark.parametrize("family", ["progressive", "wgan_gp", "kidney_gan"])
 def test_a_refused_schedule_is_the_only_problem_that_it_causes(family, tmp_path, capsys):
     key = "batch_sizes" if family == "progressive" else "batch_size"
-    assert run.main(tiny(family, tmp_path, f"schedule.{key}=0")) == run.EXIT_BAD_CONFIG
+    assert run.main(tiny(family, tmp_path, f"schedule.{key}=0")) == cli.EXIT_BAD_CONFIG
     (problem,) = capsys.readouterr().err.splitlines()[1:]
     assert problem.startswith(f"  schedule.{key}=")
 

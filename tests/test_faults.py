@@ -34,7 +34,7 @@ from callbacks.checkpoint import is_intact
 from callbacks.divergence import DivergedError
 from datamodules.phantoms import Phantoms
 from datamodules.records import versions
-from experiments import run
+from experiments import cli, run
 from experiments.configuration import config as cfg
 from experiments.record.run_directory import read_status
 from experiments.record.tracking import read_rows
@@ -163,14 +163,14 @@ def stopped_run(tmp_path):
 def test_missing_data_file_is_noticed_on_resume(stopped_run, capsys):
     arguments, files = stopped_run
     files[0].unlink()
-    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    assert run.main(arguments) == cli.EXIT_BAD_CONFIG
     assert "the data is not what the checkpoint was trained on (images: was" in capsys.readouterr().err
 
 
 def test_changed_data_file_is_noticed_on_resume(stopped_run, capsys):
     arguments, files = stopped_run
     Image.fromarray(np.full((64, 64), 7, np.uint8)).save(files[0])
-    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    assert run.main(arguments) == cli.EXIT_BAD_CONFIG
     assert "fingerprint: was" in capsys.readouterr().err
 
 
@@ -179,7 +179,7 @@ def test_files_that_are_read_by_other_rules_are_noticed_on_resume(stopped_run, c
     before = versions.CHANGES
     png = (*before["png"], versions.Change("sixteen bits are kept"))
     monkeypatch.setattr(versions, "CHANGES", {**before, "png": png})
-    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    assert run.main(arguments) == cli.EXIT_BAD_CONFIG
     assert f"png {len(png) + 1}: sixteen bits are kept" in capsys.readouterr().err.partition("by other rules since")[2]
     jpeg = (*before["jpeg"], versions.Change("of which there is none"))
     monkeypatch.setattr(versions, "CHANGES", {**before, "jpeg": jpeg})
@@ -192,7 +192,7 @@ def test_flipped_bit_in_the_cache_is_noticed(tmp_path, capsys, monkeypatch):
     (images,) = (tmp_path / "cache" / "images").glob("*/images.bin")
     flip_a_bit(images)
     capsys.readouterr()
-    assert run.main(tiny("dcgan", tmp_path)) == run.EXIT_BAD_CONFIG
+    assert run.main(tiny("dcgan", tmp_path)) == cli.EXIT_BAD_CONFIG
     message = capsys.readouterr().err
     assert f"the cache {images.parent} is damaged (image " in message and "delete the folder" in message
 
@@ -260,7 +260,7 @@ def test_second_process_in_a_run_directory_refuses(tmp_path, capsys):
     try:
         wait_for_clock(process, tmp_path / "runs", 40)
         (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
-        assert run.main(tiny("dcgan", tmp_path, FOREVER, f"resume={directory}")) == run.EXIT_BAD_CONFIG
+        assert run.main(tiny("dcgan", tmp_path, FOREVER, f"resume={directory}")) == cli.EXIT_BAD_CONFIG
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -296,7 +296,7 @@ def report_shared_memory(monkeypatch):
 def test_too_little_shared_memory_is_refused_before_the_start(devices, tmp_path, report_shared_memory, capsys):
     arguments = tiny("progressive", tmp_path, *GROWING, f"trainer.devices={devices}")
     report_shared_memory(NEEDED[devices] - 1)
-    assert run.main(arguments) == run.EXIT_BAD_CONFIG
+    assert run.main(arguments) == cli.EXIT_BAD_CONFIG
     said = capsys.readouterr().err
     assert "data.num_workers=2: reading 512 images of 10x8 per batch takes 1." in said
     assert "of shared memory, /dev/shm has 1." in said and "MiB free of 64.0;" in said

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_same_state, children, newest_checkpoint, run_cli, tiny
 
-from experiments import launch, run
+from experiments import cli, launch
 from experiments.record.run_directory import read_status, write_status
 from experiments.running import processes
 
@@ -92,13 +92,13 @@ def test_dry_run_prints_a_script_that_saves_and_requeues(tmp_path, capsys):
     ],
 )
 def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(tmp_path, capsys, arguments, message):
-    assert launch.main([*tiny("dcgan", tmp_path), *arguments, "--dry-run"]) == run.EXIT_BAD_CONFIG
+    assert launch.main([*tiny("dcgan", tmp_path), *arguments, "--dry-run"]) == cli.EXIT_BAD_CONFIG
     assert message in capsys.readouterr().err
 
 
 def test_machine_without_slurm_is_told_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert launch.main([*tiny("dcgan", tmp_path), "--slurm"]) == run.EXIT_BAD_CONFIG
+    assert launch.main([*tiny("dcgan", tmp_path), "--slurm"]) == cli.EXIT_BAD_CONFIG
     assert "there is no sbatch on this machine; --dry-run prints the script" in capsys.readouterr().err
 
 
@@ -147,7 +147,7 @@ def test_submitted_job_is_warned_requeued_and_ends_with_the_same_weights(slurm, 
             time.sleep(0.05)
         (srun,) = children(first.pid)
         os.kill(srun, signal.SIGUSR1)
-        assert first.wait(timeout=120) == run.EXIT_PREEMPTED, output_of(folder)
+        assert first.wait(timeout=120) == cli.EXIT_PREEMPTED, output_of(folder)
     finally:
         first.kill()
     (directory,) = (slurm / "runs" / "dcgan").iterdir()

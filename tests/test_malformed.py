@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules.ct_kidney import CTKidney, read_classes
 from datamodules.files.errors import DataError
-from experiments import run
+from experiments import cli, run
 from lightning_modules.schedules import ConstantSchedule
 
 
@@ -22,7 +22,7 @@ def refused(capsys, *arguments):
     """Run the command line; return what it said after checking that it was a refusal in sentences."""
     code = run.main(list(arguments))
     output = capsys.readouterr()
-    assert code == run.EXIT_BAD_CONFIG, output.err
+    assert code == cli.EXIT_BAD_CONFIG, output.err
     assert "Traceback" not in output.err and "Error(" not in output.err
     header, *problems = output.err.strip().splitlines()
     assert "error" in header and problems

@@ -11,7 +11,7 @@ from conftest import ROOT, assert_same_state, newest_checkpoint, run_cli, tiny, 
 from kill_harness import KILLS, clocks, kill_and_resume, reached
 
 from callbacks.preemption import Preempted
-from experiments import run
+from experiments import cli
 from experiments.record.run_directory import read_status
 from experiments.running.training import train
 
@@ -112,7 +112,7 @@ def test_signal_before_training_ends_with_the_exit_code_for_it(tmp_path, number)
         process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == run.EXIT_PREEMPTED
+    assert process.returncode == cli.EXIT_PREEMPTED
     assert reached(tmp_path / "runs") == -1
 
 
@@ -147,7 +147,7 @@ def test_reading_processes_live_through_a_signal_to_all(tmp_path):
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == run.EXIT_PREEMPTED, errors.decode()
+    assert process.returncode == cli.EXIT_PREEMPTED, errors.decode()
     (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
     assert f"resume={directory} goes on" in errors.decode()
     status = read_status(directory)

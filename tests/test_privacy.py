@@ -27,7 +27,7 @@ from datamodules.files.pseudonyms import HIDDEN, UNSAVED, Pseudonyms, quoted, re
 from datamodules.mammography import Mammography
 from datamodules.records.records import Intensity
 from datamodules.writing.writers import write_dicom, write_png8
-from experiments import run
+from experiments import cli, run
 from experiments.configuration import redaction
 from experiments.record.run_directory import read_status
 from experiments.running.training import log_file, train
@@ -224,7 +224,7 @@ def test_no_patient_and_no_file_of_the_data_is_named(case, tmp_path, caplog, mon
 
 def test_run_that_fails_for_its_data_names_nobody(tmp_path, capsys):
     names, arguments = arguments_of("mammograms", tmp_path)
-    assert run.main([*arguments, "data.max_unreadable=0", "tracking=offline"]) == run.EXIT_BAD_CONFIG
+    assert run.main([*arguments, "data.max_unreadable=0", "tracking=offline"]) == cli.EXIT_BAD_CONFIG
     assert "XK" in capsys.readouterr().err
     (directory,) = (tmp_path / "runs" / "clinic").iterdir()
     assert read_status(directory)["reason"].startswith("DataError: the data cannot be used; the terminal said why")

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from experiments import export, generate, launch, reproduce, run, sweep
+from experiments import cli, export, generate, launch, reproduce, run, sweep
 from experiments.configuration import config as cfg
 from experiments.measuring.settings import load_suite
 from experiments.papers.study import load_study
@@ -104,7 +104,7 @@ def test_make_targets_exist():
 def test_example_of_errors_is_what_is_printed(capsys):
     example = next(block for block in BLOCKS if block.startswith("$ python -m experiments.run"))
     command, *expected = example.strip().splitlines()
-    assert run.main(arguments(command)) == run.EXIT_BAD_CONFIG
+    assert run.main(arguments(command)) == cli.EXIT_BAD_CONFIG
     assert capsys.readouterr().err.splitlines() == expected
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import TINY_YAML
 
-from experiments import run
+from experiments import cli
 from experiments import sweep as command
 from experiments.configuration.config import SWEEPS, ConfigError, parse_override, shipped
 from experiments.sweeps.settings import check_experiments, load_sweep
@@ -240,7 +240,7 @@ def test_the_storage_is_never_shown(tmp_path, capsys):
 
 def test_a_password_in_the_storage_belongs_into_the_environment(tmp_path, capsys):
     path = sweep_file(tmp_path, storage="postgresql://me:hunter22@host/db")
-    assert command.main([path, "--show"]) == run.EXIT_BAD_CONFIG
+    assert command.main([path, "--show"]) == cli.EXIT_BAD_CONFIG
     message = capsys.readouterr().err
     assert "storage: holds a password in a URL" in message and "MIRAGE_SWEEP_STORAGE" in message
     assert "hunter22" not in message

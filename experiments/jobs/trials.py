@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from experiments.cli import EXIT_PREEMPTED
 from experiments.configuration.config import ConfigError
 from experiments.record.run_directory import read_status
 from experiments.record.tracking import read_rows
-from experiments.run import EXIT_PREEMPTED
 from experiments.sweeps.settings import STORAGE_VARIABLE
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from experiments.cli import EXIT_PREEMPTED
 from experiments.jobs import trials
 from experiments.jobs.trials import (
     Trial,
@@ -14,7 +15,6 @@ from experiments.jobs.trials import (
     was_interrupted,
 )
 from experiments.papers.study import Run, Study
-from experiments.run import EXIT_PREEMPTED
 
 ENDED = ("finished", "diverged")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from experiments.cli import EXIT_PREEMPTED
 from experiments.configuration.config import did_you_mean
 from experiments.jobs import trials
 from experiments.jobs.trials import (
@@ -17,7 +18,6 @@ from experiments.jobs.trials import (
     trial_name,
     was_interrupted,
 )
-from experiments.run import EXIT_PREEMPTED
 from experiments.sweeps import folder as sweep_folder
 from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.page import write_reports, write_table

@@ -10,7 +10,7 @@ from conftest import cut_in_half, flip_a_bit, newest_checkpoint, tiny, tiny_conf
 from callbacks import fid
 from callbacks.checkpoint import AtomicCheckpointIO, PeriodicCheckpoint, is_intact
 from callbacks.divergence import DivergedError
-from experiments import run
+from experiments import cli, run
 from experiments.record.run_directory import clock_of, newest_usable_checkpoint, read_status
 from experiments.running import training
 from experiments.running.training import train
@@ -134,7 +134,7 @@ def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_its_place(tm
         cut_in_half(whole / "checkpoints" / f"{name}.ckpt")
     kept = whole / "checkpoints" / "kept_000000000024.ckpt"
     for resume in ("auto", whole):
-        assert run.main(tiny("dcgan", tmp_path, f"resume={resume}")) == run.EXIT_BAD_CONFIG
+        assert run.main(tiny("dcgan", tmp_path, f"resume={resume}")) == cli.EXIT_BAD_CONFIG
         said = capsys.readouterr().err
         assert "all checkpoints are damaged (images_000000000088.ckpt, images_000000000096.ckpt)" in said
         assert f"go on from an older one with resume={kept}\n" in said  # not with best.ckpt, which is damaged, too
@@ -146,7 +146,7 @@ def test_run_without_any_usable_checkpoint_is_to_be_started_anew(tmp_path, capsy
     whole = train(tiny_config("dcgan", tmp_path, "schedule.total_images=8"))
     for path in (whole / "checkpoints").glob("*.ckpt"):
         cut_in_half(path)
-    assert run.main(tiny("dcgan", tmp_path, "schedule.total_images=8", f"resume={whole}")) == run.EXIT_BAD_CONFIG
+    assert run.main(tiny("dcgan", tmp_path, "schedule.total_images=8", f"resume={whole}")) == cli.EXIT_BAD_CONFIG
     assert "start anew without resume" in capsys.readouterr().err
 
 
@@ -195,7 +195,7 @@ def poisoned(monkeypatch):
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_divergence_ends_the_run_and_saves_nothing_broken(tmp_path, poisoned, what, capsys):
     poisoned(48, what)
-    assert run.main(tiny("dcgan", tmp_path, "callbacks.divergence.every_batches=1")) == run.EXIT_DIVERGED
+    assert run.main(tiny("dcgan", tmp_path, "callbacks.divergence.every_batches=1")) == cli.EXIT_DIVERGED
     (directory,) = (tmp_path / "runs" / "dcgan").iterdir()
     message = capsys.readouterr().err
     if what == "loss":
@@ -220,7 +220,7 @@ def test_diverged_run_is_not_resumed_by_itself(tmp_path, poisoned, capsys, monke
     poisoned(48, "loss")
     run.main(tiny("dcgan", tmp_path))
     monkeypatch.undo()
-    assert run.main(tiny("dcgan", tmp_path, "resume=auto")) == run.EXIT_BAD_CONFIG
+    assert run.main(tiny("dcgan", tmp_path, "resume=auto")) == cli.EXIT_BAD_CONFIG
     assert "diverged and would do so again" in capsys.readouterr().err
 
 
