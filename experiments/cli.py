@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.configuration.config import CONFIGS, Node, description, shipped
+from experiments.configuration.files import CONFIGS, Node, description, shipped
 from experiments.configuration.redaction import RedactingFormatter
 
 EXIT_BAD_CONFIG = 2

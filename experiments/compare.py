@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from experiments.cli import EXIT_BAD_CONFIG, new_parser, refuse
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 
 EPILOG = """\
 examples:

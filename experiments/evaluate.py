@@ -5,7 +5,8 @@ import logging
 import sys
 
 from experiments.cli import fail, interrupted, list_shipped, log_to_terminal, new_parser, refuse, show
-from experiments.configuration.config import SUITES, ConfigError, load
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import SUITES, load
 
 EPILOG = """\
 examples:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from experiments.cli import fail, new_parser, refuse
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 
 EPILOG = """\
 formats

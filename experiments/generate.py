@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.cli import EXIT_PREEMPTED, at_least_1, fail, new_parser, refuse, stop_at_signals
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 
 EPILOG = """\
 examples:

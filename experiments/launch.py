@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli import EXIT_PREEMPTED, new_parser, refuse
-from experiments.configuration.config import ConfigError, Node, load
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import Node, load
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

@@ -6,7 +6,8 @@ import shlex
 import sys
 
 from experiments.cli import EXIT_PREEMPTED, interrupted, list_shipped, log_to_terminal, new_parser, refuse
-from experiments.configuration.config import PAPERS, ConfigError
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import PAPERS
 
 EPILOG = """\
 examples:

@@ -20,7 +20,8 @@ from experiments.cli import (
     refuse,
     show,
 )
-from experiments.configuration.config import ConfigError, load
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import load
 from experiments.running.handing_down import launched_rank, started_by_the_first_process
 
 EPILOG = """\

@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from experiments.cli import list_shipped, log_to_terminal, new_parser, refuse, show
-from experiments.configuration.config import SWEEPS, ConfigError
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import SWEEPS
 
 EPILOG = """\
 examples:

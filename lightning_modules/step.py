@@ -8,7 +8,8 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,7 +255,7 @@ class PhasedModule(L.LightningModule, ABC):
         self.check_batch(batch, point)
         for phase in self.phases():
             if phase.cadence.due(point.batch_index):
-                self._run(phase, batch, point)
+                self.run_phase(phase, batch, point)
         self.images_seen += point.batch_size
         if self.images_seen >= self.schedule.total_images:
             self.trainer.should_stop = True
@@ -278,12 +279,16 @@ class PhasedModule(L.LightningModule, ABC):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def _run(self, phase: Phase, batch: Batch, point: Point) -> None:
+    def run_phase(self, phase: Phase, batch: Batch, point: Point) -> None:
+        """Train one phase on a batch at a point of the schedule, due or not.
+
+        The caller decides on autocast. A trainer or a Fabric must hold the module and its optimizers.
+        """
         optimizer = self._optimizers()[phase.optimizer]
         rate = optimizer.defaults["lr"] * self.learning_rate_scale(point)
         for group in optimizer.param_groups:
             group.update(lr=rate, **self.optimizer_values(phase, point))
-        with self.toggled_optimizer(optimizer):
+        with self._all_frozen_but(optimizer):
             optimizer.zero_grad(set_to_none=True)
             terms = phase.losses(batch)
             # Lightning calls the step under autocast; a backward pass follows the types of its forward pass by itself.
@@ -298,6 +303,18 @@ class PhasedModule(L.LightningModule, ABC):
             phase.after(terms)
         for name, term in terms.items():
             self.losses.add(f"{phase.name}/{name}", term, self.images_seen)
+
+    @contextmanager
+    def _all_frozen_but(self, optimizer: LightningOptimizer) -> Iterator[None]:
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        frozen = [p for p in self.parameters() if p.requires_grad and id(p) not in trained]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     # What the family is shown and draws -----------------------------------------------------------------------------
 

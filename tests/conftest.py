@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from datamodules.files import pseudonyms
-from experiments.configuration import config as cfg
+from experiments.configuration import files
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -174,7 +174,7 @@ TINY_KIDNEY = Path(__file__).parent / "tiny_kidney.yaml"
 
 def tiny_config(family: str, tmp_path: Path, *overrides: str) -> dict:
     name, *rest = tiny(family, tmp_path, *overrides)
-    return cfg.load(name, rest)
+    return files.load(name, rest)
 
 
 def run_cli(*arguments: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:

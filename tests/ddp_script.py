@@ -13,7 +13,7 @@ from torch import nn
 from callbacks.preemption import Preemption
 from callbacks.rank_agreement import RankAgreement
 from datamodules.phantoms import Phantoms
-from experiments.configuration.config import TrainerSettings
+from experiments.configuration.experiment import TrainerSettings
 from experiments.running.training import build_trainer
 from lightning_modules.cadence import Every
 from lightning_modules.ema import frozen_copy

@@ -13,8 +13,8 @@ import torch
 from conftest import tiny_config
 
 from callbacks.health import Health
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
 from experiments.record.checkpoint_check import check_resumable, check_trained
 from experiments.record.run_directory import Start
 from experiments.record.tensor_check import OptimizerState, incomplete_problem, optimizers_problem
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
 
     def get(family):
         if family not in found:
-            parts = training.build(cfg.experiment(tiny_config(family, tmp_path_factory.mktemp(family))))
+            parts = training.build(experiment_of(tiny_config(family, tmp_path_factory.mktemp(family))))
             health = next(callback for callback in parts.callbacks if isinstance(callback, Health))
             health.recent, health.measured = [{"margin": 2.0, "diversity": math.nan}], 1
             found[family] = parts, content_of(parts, loops)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.compare import main
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.evaluation.comparison import compare, problems_of_fingerprints, read_evaluation, table
 
 K = 40

@@ -6,8 +6,9 @@ import yaml
 from conftest import TINY_KIDNEY, TINY_PROGRESSIVE, TINY_YAML, tiny, tiny_config
 
 from experiments import cli, run
-from experiments.configuration import config as cfg
-from experiments.configuration.config import CONFIGS, ConfigError, shipped
+from experiments.configuration import files, objects
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import CONFIGS, shipped
 from experiments.record.run_directory import changed_hyper_parameters
 from experiments.running.training import train
 from lightning_modules.run_record import RunRecord, Score
@@ -42,7 +43,7 @@ RANDOM = "callbacks.score.extractor={_target_: lightning_modules.metrics.feature
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_experiment_runs_to_its_end_through_the_command_line(name, tmp_path, request, capsys):
-    config = cfg.load(name)
+    config = files.load(name)
     overrides = [*SMALL, f"runs_dir={tmp_path}"]
     if name not in LEARNED:
         assert config["callbacks"]["score"]["extractor"]["_target_"].endswith(".EfficientNetLite0")
@@ -150,20 +151,20 @@ def test_extends_takes_several_files_and_the_last_wins(tmp_path):
     (tmp_path / "a.yaml").write_text("x: {p: 1, q: 1}\ny: 1\n")
     (tmp_path / "b.yaml").write_text("x: {q: 2}\n")
     (tmp_path / "c.yaml").write_text("extends: [a, b.yaml]\nz: ${x.q}\n")
-    assert cfg.load(str(tmp_path / "c.yaml")) == {"name": "c", "x": {"p": 1, "q": 2}, "y": 1, "z": 2}
+    assert files.load(str(tmp_path / "c.yaml")) == {"name": "c", "x": {"p": 1, "q": 2}, "y": 1, "z": 2}
 
 
 def test_node_of_another_class_replaces_the_old_one(tmp_path):
     (tmp_path / "a.yaml").write_text("m: {_target_: x.A, p: 1}\nn: {q: 1}\n")
     (tmp_path / "b.yaml").write_text("extends: a\nm: {_target_: x.B, r: 2}\nn: {_target_: x.C}\n")
-    config = cfg.load(str(tmp_path / "b.yaml"))
+    config = files.load(str(tmp_path / "b.yaml"))
     assert config["m"] == {"_target_": "x.B", "r": 2}
     assert config["n"] == {"_target_": "x.C", "q": 1}
 
 
 def test_environment_gives_data_roots(tmp_path, monkeypatch):
     monkeypatch.setenv("MIRAGE_CT_KIDNEY", str(tmp_path))
-    assert cfg.load("dcgan_ct_kidney_64")["data"]["root"] == str(tmp_path)
+    assert files.load("dcgan_ct_kidney_64")["data"]["root"] == str(tmp_path)
 
 
 def test_missing_root_is_one_sentence_with_argument_layout_and_source(tmp_path, capsys):
@@ -245,7 +246,7 @@ def test_whole_floats_are_counts(tmp_path):
 
 
 def test_none_from_a_sweep_agent_is_null():
-    assert cfg.load("demo", ["callbacks.score=None"])["callbacks"]["score"] is None
+    assert files.load("demo", ["callbacks.score=None"])["callbacks"]["score"] is None
 
 
 def test_changed_hyper_parameters_are_refused_with_a_list(tmp_path, capsys):
@@ -380,11 +381,11 @@ def test_recorded_configuration_holds_every_default(tmp_path):
 
 
 def test_tuples_are_recorded_as_lists():
-    node = cfg.completed(
+    node = objects.completed(
         {"_target_": "lightning_modules.metrics.torchvision_network.TorchvisionNetwork", "weights": "w"}
     )
     assert node["scale"] == [0.0, 1.0]
-    assert cfg.completed({"_target_": "callbacks.checkpoint.PeriodicCheckpoint"})["keep_at"] == []
+    assert objects.completed({"_target_": "callbacks.checkpoint.PeriodicCheckpoint"})["keep_at"] == []
 
 
 def test_an_empty_list_is_no_change_from_none_recorded(tmp_path):

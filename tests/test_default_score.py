@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 from callbacks import fid
 from callbacks.fid import FrechetScore, Watch
 from experiments import evaluate, run
-from experiments.configuration import config as cfg
-from experiments.configuration.config import PAPERS, SUITES, SWEEPS, ConfigError, shipped
+from experiments.configuration import files
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
+from experiments.configuration.files import PAPERS, SUITES, SWEEPS, shipped
 from experiments.record.run_directory import with_own_extractors
 from experiments.record.tracking import read_rows
 from experiments.running.training import build, train
@@ -28,22 +30,22 @@ INCEPTION = "lightning_modules.metrics.features.InceptionV3"
 
 def test_everything_shipped_scores_with_the_learned_network_first():
     for name in shipped():
-        assert list(_scores(cfg.load(name)["callbacks"])) == [METRIC], name
+        assert list(_scores(files.load(name)["callbacks"])) == [METRIC], name
     for name in shipped(SUITES):
-        extractors = list(cfg.load(name, folder=SUITES)["extractors"])
+        extractors = list(files.load(name, folder=SUITES)["extractors"])
         assert extractors[:2] == ["efficientnet_lite0", "random_conv"], name
     for name in shipped(SWEEPS):
-        assert cfg.load(name, folder=SWEEPS)["metric"] == METRIC
+        assert files.load(name, folder=SWEEPS)["metric"] == METRIC
     for name in shipped(PAPERS):
-        assert cfg.load(name, folder=PAPERS)["stand_in"] == METRIC.removeprefix("score/")
-    assert _scores({"mine": {cfg.TARGET: "callbacks.fid.FrechetScore"}}).keys() == {METRIC}
+        assert files.load(name, folder=PAPERS)["stand_in"] == METRIC.removeprefix("score/")
+    assert _scores({"mine": {files.TARGET: "callbacks.fid.FrechetScore"}}).keys() == {METRIC}
     assert isinstance(FrechetScore().extractor, EfficientNetLite0)
 
 
 def test_a_run_that_names_no_extractor_is_scored_by_the_learned_one(tmp_path):
     config = tiny_config("dcgan", tmp_path, "callbacks.score.extractor=null", "schedule.total_images=8")
     directory = train(config)
-    parts = build(cfg.experiment(config))
+    parts = build(experiment_of(config))
     parts.module.load_state_dict(torch.load(newest_checkpoint(directory), weights_only=True)["state_dict"])
     parts.data.prepare_data()
     parts.data.setup()

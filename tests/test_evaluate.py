@@ -18,7 +18,8 @@ from PIL import Image
 
 from datamodules.records import versions
 from experiments import compare
-from experiments.configuration.config import SUITES, ConfigError, shipped
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import SUITES, shipped
 from experiments.evaluate import main
 from experiments.evaluation.evaluation import evaluate
 from experiments.evaluation.subject import Subject, sets_of
@@ -252,9 +253,9 @@ def test_no_name_of_a_patient_or_a_file_is_written(suite, tmp_path):
     config.write_text(
         f"extends: {ROOT / 'tests' / 'tiny_kidney.yaml'}\nruns_dir: {tmp_path / 'runs'}\ndata: {{root: {root}}}\n"
     )
-    from experiments.configuration import config as cfg
+    from experiments.configuration import files as config_files
 
-    folder = evaluate(str(train(cfg.load(str(config)))), load_suite(suite, ["images=60", MOMENTS]))
+    folder = evaluate(str(train(config_files.load(str(config)))), load_suite(suite, ["images=60", MOMENTS]))
     assert (folder / "moments.csv").is_file()
     for path in folder.iterdir():
         text = path.read_text()

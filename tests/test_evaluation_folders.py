@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.ct_kidney import CTKidney
 from datamodules.files.errors import DataError
 from datamodules.writing.writers import write_png16
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.evaluate import main
 from experiments.evaluation.subject import Subject, sets_of
 from experiments.measuring.equal_pixels import checked_pixels

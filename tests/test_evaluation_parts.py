@@ -13,7 +13,7 @@ from PIL import Image
 from datamodules.ct_kidney import CTKidney
 from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.writing.writers import write_png16
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.measuring.image_sets import FolderImages, ImageSet, RealImages, choose
 from experiments.measuring.resampling import halves, interval, together
 from experiments.measuring.scoring import Scorer, Sets

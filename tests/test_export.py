@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from experiments import export as verb
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.publishing.exporting import export
 from experiments.record.loading import generate, load_run
 from experiments.running.training import train

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, newest_checkpoint
 from toy_runs import state_of, trained
 
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.publishing.exporting import export
 from experiments.record.loading import load_trained, translated
 from lightning_modules.networks import exported

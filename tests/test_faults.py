@@ -35,7 +35,8 @@ from callbacks.divergence import DivergedError
 from datamodules.phantoms import Phantoms
 from datamodules.records import versions
 from experiments import cli, run
-from experiments.configuration import config as cfg
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
 from experiments.record.run_directory import read_status
 from experiments.record.tracking import read_rows
 from experiments.running import training
@@ -306,11 +307,11 @@ def test_too_little_shared_memory_is_refused_before_the_start(devices, tmp_path,
 
 @pytest.mark.parametrize("devices", NEEDED)
 def test_enough_shared_memory_is_accepted(devices, tmp_path, report_shared_memory):
-    parts = training.build(cfg.experiment(tiny_config("progressive", tmp_path, *GROWING, f"trainer.devices={devices}")))
+    parts = training.build(experiment_of(tiny_config("progressive", tmp_path, *GROWING, f"trainer.devices={devices}")))
     report_shared_memory(NEEDED[devices])
     training.check_together(parts, None)
     report_shared_memory(None)
-    with pytest.raises(cfg.ConfigError, match=r"/dev/shm has 0\.0 MiB free"):
+    with pytest.raises(ConfigError, match=r"/dev/shm has 0\.0 MiB free"):
         training.check_together(parts, None)
     parts.data.num_workers = 0
     training.check_together(parts, None)

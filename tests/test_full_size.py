@@ -12,7 +12,8 @@ from PIL import Image
 
 from datamodules.records.records import Intensity
 from datamodules.writing.writers import write_dicom
-from experiments.configuration import config as cfg
+from experiments.configuration import files as config_files
+from experiments.configuration.experiment import experiment_of
 from experiments.running.training import build
 
 STEPS = [
@@ -38,7 +39,7 @@ def full_run(tmp_path, name, *overrides):
     (directory,) = (tmp_path / "runs" / name).iterdir()
     state = torch.load(newest_checkpoint(directory), weights_only=True)
     assert state["images_seen"] == 17
-    module = build(cfg.experiment(cfg.load(str(directory / "config.yaml")))).module
+    module = build(experiment_of(config_files.load(str(directory / "config.yaml")))).module
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"])
     assert sum(p.numel() for p in module.generator.parameters()) > 23_000_000

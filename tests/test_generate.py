@@ -20,7 +20,7 @@ from conftest import ROOT, children, cut_in_half, flip_a_bit, tiny_config
 from PIL import Image
 
 from experiments import generate as verb
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.publishing.generating import Request, generate_files
 from experiments.publishing.image_folder import SETTINGS, TABLE
 from experiments.record.loading import generate, load_run

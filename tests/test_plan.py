@@ -5,8 +5,8 @@ import torch
 from conftest import tiny, tiny_config
 
 from experiments import run
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
 from experiments.running import plan as plans
 from experiments.running.bare_step import bare_step
 from experiments.running.plan import GIB, duration, extrapolate, seconds_of, stages, table
@@ -14,7 +14,7 @@ from experiments.running.training import build
 
 
 def parts_of(family, tmp_path, *overrides):
-    return build(cfg.experiment(tiny_config(family, tmp_path, *overrides)))
+    return build(experiment_of(tiny_config(family, tmp_path, *overrides)))
 
 
 def test_plan_of_a_growing_run(tmp_path, capsys):

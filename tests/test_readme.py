@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT
 
 from experiments import cli, export, generate, launch, reproduce, run, sweep
-from experiments.configuration import config as cfg
+from experiments.configuration import files
+from experiments.configuration.experiment import experiment_of
 from experiments.measuring.settings import load_suite
 from experiments.papers.study import load_study
 from experiments.running.training import build
@@ -38,7 +39,7 @@ def test_command_is_valid(line, tmp_path, capsys):
         (tmp_path / given[0]).write_text(EXAMPLE)
         given[0] = str(tmp_path / given[0])
     overrides = [argument for argument in given[1:] if not argument.startswith(("--", "budget="))]
-    build(cfg.experiment(cfg.load(given[0], overrides)))
+    build(experiment_of(files.load(given[0], overrides)))
 
 
 @pytest.mark.parametrize("line", SWEEPS)
@@ -65,7 +66,7 @@ def test_commands_that_publish_are_valid(verb):
     assert lines
     for line in lines:
         options = verb.parser().parse_args(arguments(line, verb.__name__))
-        assert options.run.parts[0] == "runs" and options.run.parts[1] in cfg.shipped()
+        assert options.run.parts[0] == "runs" and options.run.parts[1] in files.shipped()
 
 
 def test_evaluation_commands_are_valid():
@@ -81,7 +82,7 @@ def test_evaluation_commands_are_valid():
 
 def test_reproduce_commands_are_valid(tmp_path):
     lines = [line for line in LINES if "-m experiments.reproduce " in line]
-    assert {arguments(line, "experiments.reproduce")[0] for line in lines} >= set(cfg.shipped(cfg.PAPERS))
+    assert {arguments(line, "experiments.reproduce")[0] for line in lines} >= set(files.shipped(files.PAPERS))
     for line in lines:
         paper, *overrides = [word for word in arguments(line, "experiments.reproduce") if not word.startswith("--c")]
         overrides = [text for text in overrides if not text.startswith("inception=")]
@@ -109,12 +110,12 @@ def test_example_of_errors_is_what_is_printed(capsys):
 
 
 def test_every_shipped_experiment_is_in_the_table():
-    for name in cfg.shipped():
+    for name in files.shipped():
         assert f"| `{name}` |" in README
 
 
 def test_every_shipped_sweep_is_named():
-    for name in cfg.shipped(cfg.SWEEPS):
+    for name in files.shipped(files.SWEEPS):
         assert f"`{name}`" in README
 
 

@@ -18,8 +18,10 @@ import torch
 from conftest import ROOT, TINY_YAML, tiny_config
 
 from experiments import reproduce
-from experiments.configuration import config as cfg
-from experiments.configuration.config import PAPERS, ConfigError, shipped
+from experiments.configuration import files
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
+from experiments.configuration.files import PAPERS, shipped
 from experiments.jobs import trials
 from experiments.papers import page, runs
 from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
@@ -77,13 +79,13 @@ def starts(study):
 
 @pytest.mark.parametrize("paper", shipped(PAPERS))
 def test_every_scale_of_a_shipped_paper_can_be_built(paper, tmp_path):
-    scales = cfg.load(paper, folder=PAPERS)["scales"]
+    scales = files.load(paper, folder=PAPERS)["scales"]
     assert {"full", "small", "smoke"} <= scales.keys()
     for scale in scales:
         study = load_study(paper, [f"scale={scale}", f"runs_dir={tmp_path}"])
         assert bool(study.scale.about) == (scale != "full")
         for run in study.runs:
-            build(cfg.experiment(study.configs[run]))
+            build(experiment_of(study.configs[run]))
 
 
 def test_every_number_of_sahakyans_chapter_4_is_there_with_its_epochs(tmp_path):
@@ -92,7 +94,7 @@ def test_every_number_of_sahakyans_chapter_4_is_there_with_its_epochs(tmp_path):
     assert values == [64, 87, 89, 90, 97, 149, 262, 264]
     for number in paper.numbers:
         assert number.section
-        config = cfg.load(paper.rows[number.row].experiment)
+        config = files.load(paper.rows[number.row].experiment)
         if epochs := re.match(r"([\d,]+) epochs", number.after):
             clock = number.images or config["schedule"]["total_images"]
             assert clock == int(epochs[1].replace(",", "")) * paper.images
@@ -104,7 +106,7 @@ def test_small_scale_is_what_the_study_needs(tmp_path):
     """The same images for all rows of a resolution, at least 3,000 generator updates at 64x64, two seeds."""
     study = load_study("sahakyan2024", ["scale=small", f"runs_dir={tmp_path}"])
     for run in study.runs:
-        parts = build(cfg.experiment(study.configs[run]))
+        parts = build(experiment_of(study.configs[run]))
         cadence = next(phase.cadence for phase in parts.module.phases() if phase.name == "generator")
         small = parts.schedule.resolutions()[-1] == (64, 64)
         assert parts.schedule.total_images == (384_000 if small else 192_000)
@@ -241,7 +243,7 @@ def test_a_finished_run_with_other_settings_is_refused(tmp_path):
     study = study_of(tmp_path, seeds=(0,))
     run = study.runs[0]
     study.prepare()
-    train_run(cfg.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
+    train_run(files.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
     assert study_of(tmp_path, seeds=(0,)).runs[0].directory() is not None
     with pytest.raises(ConfigError, match=r"trained with other settings.*module.latent_dim: was 100, is 7"):
         study_of(tmp_path, changes={"module": {"latent_dim": 7}}, seeds=(0,))
@@ -251,7 +253,7 @@ def test_the_untrained_family_is_the_one_that_a_run_begins_with(tmp_path):
     config = tiny_config("kidney_gan", tmp_path, "seed=3")
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    found, expected = untrained(config).state_dict(), build(cfg.experiment(config)).module.state_dict()
+    found, expected = untrained(config).state_dict(), build(experiment_of(config)).module.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     torch.manual_seed(99)
     assert torch.equal(torch.get_rng_state(), before)
@@ -340,7 +342,7 @@ def trained(tmp_path_factory):
     study = study_of(folder, changes=changes, seeds=(0,), about="")
     assert study.prepare() == ["efficientnet_lite0", "random_conv"]
     for run in study.runs:
-        train_run(cfg.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
+        train_run(files.load(str(run.file), [*run.overrides, f"runs_dir={run.folder.parent}"]))
     return study
 
 

@@ -280,11 +280,12 @@ def test_run_that_is_otherwise_resumes_to_the_bit_with_other_workers(whole_run, 
 def test_loaded_checkpoint_is_at_the_stage_and_alpha_of_its_clock_without_any_callback(whole_run):
     import torch
 
-    from experiments.configuration import config as cfg
+    from experiments.configuration import files
+    from experiments.configuration.experiment import experiment_of
     from experiments.running.training import build
 
     directory = whole_run("progressive", 1)
-    parts = build(cfg.experiment(cfg.load(str(directory / "config.yaml"))))
+    parts = build(experiment_of(files.load(str(directory / "config.yaml"))))
     for clock, stage, alpha in ((24, 1, 0.0), (32, 1, 0.4), (64, 2, 0.0), (72, 2, 0.4), (96, 2, 1.0)):
         state = torch.load(directory / "checkpoints" / f"images_{clock:012d}.ckpt", weights_only=True)
         parts.module.on_load_checkpoint(state)
@@ -297,11 +298,12 @@ def test_grid_in_a_fade_shows_what_the_checkpoint_of_its_clock_holds(whole_run, 
     import torch
 
     from callbacks.sample_grid import enlarged, write_grid
-    from experiments.configuration import config as cfg
+    from experiments.configuration import files
+    from experiments.configuration.experiment import experiment_of
     from experiments.running.training import build
 
     directory = whole_run("progressive", 1)
-    module = build(cfg.experiment(cfg.load(str(directory / "config.yaml")))).module
+    module = build(experiment_of(files.load(str(directory / "config.yaml")))).module
     state = torch.load(directory / "checkpoints" / "images_000000000040.ckpt", weights_only=True)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"])

@@ -37,7 +37,7 @@ from datamodules.files.cache import ImageCache, content_hashes, open_or_build
 from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.mammography import Mammography
 from experiments import evaluate, export, generate, run
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.record.loading import load_run
 from experiments.record.report import score_lines, write_report
 from experiments.record.tracking import read_rows

@@ -13,7 +13,7 @@ from PIL import Image
 from datamodules.chestxray14 import ChestXray14
 from datamodules.mammography import Mammography
 from datamodules.phantoms import Phantoms
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.evaluate import main
 from experiments.evaluation import assignment
 from experiments.evaluation.assignment import assign, cross_fitted, number_of

@@ -7,7 +7,8 @@ from conftest import TINY_YAML
 
 from experiments import cli
 from experiments import sweep as command
-from experiments.configuration.config import SWEEPS, ConfigError, parse_override, shipped
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import SWEEPS, parse_override, shipped
 from experiments.sweeps.settings import check_experiments, load_sweep
 from experiments.sweeps.space import Choice, IntRange, overrides_of, parse_space
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 from optuna.trial import TrialState
 from test_sweep import sweep_file
 
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.jobs import trials
 from experiments.jobs.trials import reason, trial_name, try_lock, value_of
 from experiments.record.report import csv_cell

@@ -12,7 +12,7 @@ from test_sweep import DCGAN, sweep_file
 
 from experiments import run
 from experiments import sweep as command
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.sweeps.settings import load_sweep
 from experiments.sweeps.wandb_engine import sweep_config
 

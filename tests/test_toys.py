@@ -12,7 +12,7 @@ from PIL import Image
 from toy_runs import arguments, assert_resumes, in_two_processes, state_of, trained
 
 from experiments import run as verb
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.evaluation.evaluation import evaluate
 from experiments.measuring.settings import load_suite
 from experiments.publishing.exporting import export

@@ -19,7 +19,8 @@ from toys.toy_pairs import source_of
 from datamodules.phantoms import Phantoms
 from datamodules.writing.writers import NOTICE_OF_TRANSLATION
 from experiments import translate
-from experiments.configuration.config import ConfigError, experiment
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
 from experiments.evaluation.evaluation import evaluate
 from experiments.evaluation.slices import check_slices
 from experiments.evaluation.subject import real_data, sets_of, subject_of
@@ -288,7 +289,7 @@ def test_each_verb_names_the_other(translator_run, sources, tmp_path, capsys):
 
 
 def data_of_run(run):
-    return data_of(experiment(recorded_config(run)))
+    return data_of(experiment_of(recorded_config(run)))
 
 
 def sets_of_run(run, *overrides):

@@ -11,7 +11,8 @@ from toy_runs import arguments, assert_resumes, in_two_processes, state_of, trai
 
 from callbacks.translation_grid import write_rows
 from experiments import run as verb
-from experiments.configuration import config as cfg
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
 from experiments.record.loading import data_of, load_run, load_trained
 from experiments.record.run_directory import recorded_config
 from experiments.record.tracking import read_rows
@@ -39,7 +40,7 @@ def unpaired_run(tmp_path_factory):
 
 def loaded(run):
     """Return a run's family and its data."""
-    return load_trained(run, "cpu", Translates).module, data_of(cfg.experiment(recorded_config(run)))
+    return load_trained(run, "cpu", Translates).module, data_of(experiment_of(recorded_config(run)))
 
 
 def pixels(path):
@@ -53,7 +54,7 @@ def scores_of(run, name):
 def test_what_it_can_do(translator_run):
     module, _ = loaded(translator_run)
     assert all(can(module, what) for what in (Clocked, Averages, Translates, Judges)) and not can(module, Samples)
-    with pytest.raises(cfg.ConfigError, match="ToyTranslator makes no images from latents"):
+    with pytest.raises(ConfigError, match="ToyTranslator makes no images from latents"):
         load_run(translator_run)
 
 

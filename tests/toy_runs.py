@@ -9,7 +9,7 @@ import torch
 import toys
 from conftest import ROOT, assert_same_state, newest_checkpoint
 
-from experiments.configuration import config as cfg
+from experiments.configuration import files
 from experiments.running.training import train
 
 toys.found()
@@ -22,7 +22,7 @@ def arguments(family, folder, *overrides):
 
 def trained(family, folder, *overrides):
     name, *rest = arguments(family, folder, *overrides)
-    return train(cfg.load(name, rest))
+    return train(files.load(name, rest))
 
 
 def in_two_processes(family, folder, *overrides):

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from callbacks.fid import FrechetScore
 from callbacks.preemption import Preemption
-from experiments.configuration import config as cfg
+from experiments.configuration import files
+from experiments.configuration.experiment import experiment_of
 from experiments.running.training import build, build_trainer
 
 
 def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
-        parts = build(cfg.experiment(cfg.load("demo", ["trainer.accelerator=cpu", f"data.cache_dir={folder}/cache"])))
+        parts = build(experiment_of(files.load("demo", ["trainer.accelerator=cpu", f"data.cache_dir={folder}/cache"])))
         parts.data.prepare_data()
         score = next(callback for callback in parts.callbacks if isinstance(callback, FrechetScore))
         trainer = build_trainer(parts.settings, None, parts.callbacks, [], Path(folder), Preemption())

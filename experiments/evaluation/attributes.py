@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 
 # Years at which bands of age begin: those of Seyyed-Kalantari 2021 (Nature Medicine 27:2176), who found that
 # classifiers of chest films miss most in the youngest.

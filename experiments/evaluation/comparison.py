@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student_t
 
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.measuring.resampling import interval
 from experiments.measuring.scoring import Row, check_row
 from experiments.record.report import STYLE, csv_cell, text_of

@@ -14,8 +14,8 @@ import torch
 
 from callbacks.version import code_version
 from datamodules.files.pseudonyms import Pseudonyms
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
 from experiments.evaluation import privacy
 from experiments.evaluation.page import Gallery, moment_sections, write_page
 from experiments.evaluation.slices import SliceScorer, check_slices, slice_lines
@@ -205,7 +205,7 @@ def _output(suite: Suite, subject: Subject) -> Path:
 def _pseudonyms(subject: Subject, output: Path) -> Pseudonyms:
     if subject.trained is None:
         return Pseudonyms("mirage", output)
-    experiment = cfg.experiment(subject.trained.config)
+    experiment = experiment_of(subject.trained.config)
     return Pseudonyms(experiment.wandb_project, Path(experiment.runs_dir))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from callbacks.files import append_rows
 from callbacks.version import code_version
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.evaluation.assignment import AGREEMENT, Vectors, assign, number_of
 from experiments.evaluation.attributes import Members, members, problems_of, strange_values
 from experiments.evaluation.comparison import SIGNIFICANT, holm

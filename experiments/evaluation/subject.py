@@ -13,8 +13,9 @@ import torch
 from callbacks.real_images import RealPairs
 from datamodules.base import ImageDataModule
 from datamodules.decoding.value_range import ends_of, share_used, unlike_shares
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError
+from experiments.configuration import files as config_files
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
 from experiments.evaluation.privacy import SUITE as PRIVACY
 from experiments.measuring.folders import image_cache, overlap
 from experiments.measuring.image_sets import FolderImages, GeneratedImages, ImageSet, RealImages, TranslatedImages
@@ -76,7 +77,7 @@ def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
     _refuse(suite, "these are for folders of real images", "groups", "held_out", "value_range", "size")
     if against is None:
         assert subject.trained is not None
-        data = data_of(cfg.experiment(subject.trained.config), suite.data)
+        data = data_of(experiment_of(subject.trained.config), suite.data)
         if differences := _differences(data, subject.trained):
             raise ConfigError(
                 [
@@ -85,8 +86,8 @@ def real_data(suite: Suite, subject: Subject) -> ImageDataModule | Path:
                 ]
             )
     else:
-        config = recorded_config(Path(against)) if Path(against).is_dir() else cfg.load(against)
-        data = data_of(cfg.experiment(config), suite.data)
+        config = recorded_config(Path(against)) if Path(against).is_dir() else config_files.load(against)
+        data = data_of(experiment_of(config), suite.data)
     if not data.size(suite.split):
         full = " or ".join(split for split in ("train", "val", "test") if data.size(split))
         raise ConfigError([f"split={suite.split}: the split has no images; take {full}"])

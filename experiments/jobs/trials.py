@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from experiments.cli import EXIT_PREEMPTED
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.record.run_directory import read_status
 from experiments.record.tracking import read_rows
 from experiments.sweeps.settings import STORAGE_VARIABLE

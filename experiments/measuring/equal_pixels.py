@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.records.duplicates import TELLING
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.measuring.image_sets import FolderImages, ImageSet
 from experiments.measuring.scoring import Sets
 from experiments.measuring.vectors import VectorCache

@@ -28,7 +28,7 @@ from datamodules.records.mammography_layouts import read_rows
 from datamodules.records.patients import one_name_per_patient, patient_key
 from datamodules.records.records import Intensity
 from datamodules.records.versions import name_ending, rules_of
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.measuring.folders import (
     SUFFIXES,
     FileSet,

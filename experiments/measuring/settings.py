@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.configuration import config as cfg
-from experiments.configuration.config import SUITES, ConfigError, Node
+from experiments.configuration import files, objects
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import SUITES, Node
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.local_weights import WHERE
 from lightning_modules.metrics.memorisation import Copies
@@ -137,15 +138,15 @@ def load_suite(name_or_file: str, overrides: Sequence[str]) -> Suite:
     Raises:
         ConfigError: With everything that is wrong with it.
     """
-    suite = cfg.top_level(Suite, cfg.load(name_or_file, overrides, folder=SUITES))
+    suite = objects.top_level(Suite, files.load(name_or_file, overrides, folder=SUITES))
     waiting = {name: node for name, node in suite.extractors.items() if _needs_weights(node) and _has_none(node)}
     problems = []
     for name, node in waiting.items():
-        problems += cfg.check({**node, "weights": "file"}, f"extractors.{name}", FeatureExtractor)
+        problems += objects.check({**node, "weights": "file"}, f"extractors.{name}", FeatureExtractor)
     suite = replace(suite, extractors={**suite.extractors, **dict.fromkeys(waiting)})
     for key, base, nodes in (("extractors", FeatureExtractor, suite.extractors), ("scores", Instrument, suite.scores)):
         for name, node in nodes.items():
-            problems += cfg.check(node, f"{key}.{name}", base) if node is not None else []
+            problems += objects.check(node, f"{key}.{name}", base) if node is not None else []
     add = f"extractors.NAME.weights=FILE adds one ({WHERE})"
     if waiting and not problems and not any(_needs_weights(node) for node in suite.extractors.values()):
         problems.append(f"{suite.name}: none of {', '.join(waiting)} has weights; {add}")
@@ -158,7 +159,7 @@ def load_suite(name_or_file: str, overrides: Sequence[str]) -> Suite:
 
 def _needs_weights(node: Any) -> bool:
     try:
-        return "weights" in cfg.required(node)
+        return "weights" in objects.required(node)
     except (ConfigError, KeyError, TypeError, AttributeError):  # no class: the check says what is wrong
         return False
 
@@ -179,7 +180,7 @@ def build_tools(suite: Suite) -> Tools:
         for name, node in nodes.items():
             try:
                 if node is not None:
-                    built[key][name] = cfg.build(node, f"{key}.{name}", base)
+                    built[key][name] = objects.build(node, f"{key}.{name}", base)
             except ConfigError as error:
                 problems += error.problems
     if not built["extractors"] and any(one.reads is None for one in built["scores"].values()):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.evaluation.page import OWN_STYLE
 from experiments.papers.study import Claim, Measured, Number, Study
 from experiments.papers.verdicts import Verdict, of_claim, of_number, score_of, spread

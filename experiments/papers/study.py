@@ -15,8 +15,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.configuration import config as cfg
-from experiments.configuration.config import PAPERS, ConfigError, Experiment, Node
+from experiments.configuration import files, objects
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import Experiment, experiment_of
+from experiments.configuration.files import PAPERS, Node
 from experiments.evaluation.evaluation import device_of
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of
 from experiments.jobs import trials
@@ -339,7 +341,7 @@ class Study:
         """
         extractors = list(self.tools.extractors)
         for run, config in self.configs.items():
-            build(cfg.experiment(config)).data.check()
+            build(experiment_of(config)).data.check()
             run.file.parent.mkdir(parents=True, exist_ok=True)
             write_text(run.file, self._experiment(run))
         return extractors
@@ -352,7 +354,7 @@ class Study:
     def _experiment(self, run: Run) -> str:
         """Return the experiment file of a run: the row's, with what the scale changes."""
         row = self.rows[run.row]
-        changes = cfg.merge(cfg.merge(row.changes, self.scale.changes), self.scale.of_rows.get(run.row, {}))
+        changes = files.merge(files.merge(row.changes, self.scale.changes), self.scale.of_rows.get(run.row, {}))
         return OmegaConf.to_yaml(OmegaConf.create({"extends": row.experiment, "seed": run.seed, **changes}))
 
     def _checked(self) -> dict[Run, Node]:
@@ -367,7 +369,7 @@ class Study:
                 file = Path(scratch) / run.file.name
                 file.write_text(self._experiment(run))
                 try:
-                    configs[run] = cfg.load(str(file), run.overrides)
+                    configs[run] = files.load(str(file), run.overrides)
                     problems += _problems_of_run(run, checked(configs[run]))
                 except ConfigError as error:
                     problems += error.problems
@@ -387,15 +389,15 @@ def load_study(name: str, overrides: Sequence[str]) -> Study:
         ConfigError: With everything that is wrong.
     """
     if Path(name).suffix:
-        raise ConfigError([f"{name}: name a shipped paper ({', '.join(cfg.shipped(PAPERS))})"])
+        raise ConfigError([f"{name}: name a shipped paper ({', '.join(files.shipped(PAPERS))})"])
     own = [text for text in overrides if text.partition("=")[0] in Settings.__dataclass_fields__]
-    paper = cfg.top_level(Paper, cfg.load(name, folder=PAPERS))
+    paper = objects.top_level(Paper, files.load(name, folder=PAPERS))
     values: dict[str, Any] = {}
     for text in own:
-        values |= cfg.parse_override(text)
+        values |= files.parse_override(text)
     if "scale" not in values:
         raise ConfigError([f"name a scale: scale={' or scale='.join(paper.scales)}"])
-    return Study(paper, cfg.top_level(Settings, values), [text for text in overrides if text not in own])
+    return Study(paper, objects.top_level(Settings, values), [text for text in overrides if text not in own])
 
 
 def _problems_of_launch(overrides: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 import lightning_modules
 from callbacks.sample_grid import enlarged, grid_picture
 from datamodules.writing.writers import NOTICE, NOTICE_OF_TRANSLATION
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.evaluation.privacy import why_not_private
 from experiments.publishing import medigan, monai_bundle
 from experiments.publishing.model_card import loading_of, loading_of_translator, model_card

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.configuration.config import ConfigError, did_you_mean
+from experiments.configuration.errors import ConfigError, did_you_mean
 from experiments.publishing.image_folder import ImageFolder, file_hash
 from experiments.publishing.making import (
     SUFFIXES,

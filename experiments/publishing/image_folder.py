@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.files import append_rows, sweep_temporaries
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.record.report import csv_cell
 from experiments.record.run_directory import flat, refuse_links, write_text
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datamodules.records.records import Intensity
 from datamodules.writing.writers import DICOM_VERSION, NOTICE, write_dicom, write_png8, write_png16
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.publishing.image_folder import ImageFolder
 from experiments.record.loading import Trained
 from experiments.record.run_directory import versions

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.records.splits import SPLITS
-from experiments.configuration.config import TARGET, check, closed_settings
+from experiments.configuration.files import TARGET
+from experiments.configuration.objects import check, closed_settings
 from experiments.configuration.redaction import redacted
 from experiments.configuration.untrusted import read_object
 from experiments.evaluation.privacy import SUITE, beside_the_point

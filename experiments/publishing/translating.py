@@ -16,7 +16,7 @@ from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.files.files import find_files, in_threads
 from datamodules.records.versions import name_ending, rules_of
 from datamodules.writing.writers import NOTICE_OF_TRANSLATION
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.measuring.folders import SUFFIXES as READ
 from experiments.measuring.folders import Size, image_cache, read_image, text_of_size
 from experiments.publishing.image_folder import SETTINGS, TABLE, ImageFolder, file_hash

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, Strict, ValidationError, field_validator
 from torch import Tensor
 
 from callbacks.state import MOST, Count, State
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.record.tensor_check import (
     OptimizerState,
     incomplete_problem,

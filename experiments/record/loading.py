@@ -13,8 +13,10 @@ from torch import Tensor
 from callbacks.checkpoint import is_intact
 from datamodules.base import ImageDataModule
 from datamodules.records.records import Intensity
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError, Experiment, Node
+from experiments.configuration import objects
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import Experiment, experiment_of
+from experiments.configuration.files import Node
 from experiments.record.checkpoint_check import check_trained
 from experiments.record.run_directory import newest_usable_checkpoint, opened, recorded_config
 from lightning_modules.networks.latents import chunk_size, in_chunks
@@ -99,7 +101,7 @@ def load_trained(path: Path, device: torch.device | str, what: type[Family]) -> 
 def untrained(config: Node) -> PhasedModule:
     """Return the family as a run of this configuration begins: with the weights that its seed draws."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.experiment(config).seed)
+        torch.manual_seed(experiment_of(config).seed)
         return _build(config)
 
 
@@ -182,26 +184,28 @@ def data_of(experiment: Experiment, changes: Node | None = None) -> ImageDataMod
         DataError: If the data cannot be used.
     """
     node = {**experiment.data, **(changes or {})}
-    problems = cfg.check(experiment.schedule, "schedule", Schedule)
-    problems += cfg.check(node, "data", ImageDataModule, supplied=("schedule", "seed"))
+    problems = objects.check(experiment.schedule, "schedule", Schedule)
+    problems += objects.check(node, "data", ImageDataModule, supplied=("schedule", "seed"))
     if problems:
         raise ConfigError(problems)
-    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
-    data: ImageDataModule = cfg.build(node, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
+    schedule = objects.build(experiment.schedule, "schedule", Schedule)
+    data: ImageDataModule = objects.build(node, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
     data.check()
     data.setup()
     return data
 
 
 def _build(config: Node) -> PhasedModule:
-    experiment = cfg.experiment(config)
+    experiment = experiment_of(config)
     supplied = ("schedule", "seed")
-    problems = cfg.check(experiment.schedule, "schedule", Schedule)
-    problems += cfg.check(experiment.module, "module", PhasedModule, supplied=supplied)
+    problems = objects.check(experiment.schedule, "schedule", Schedule)
+    problems += objects.check(experiment.module, "module", PhasedModule, supplied=supplied)
     if problems:
         raise ConfigError(problems)
-    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
-    module: PhasedModule = cfg.build(experiment.module, "module", PhasedModule, schedule=schedule, seed=experiment.seed)
+    schedule = objects.build(experiment.schedule, "schedule", Schedule)
+    module: PhasedModule = objects.build(
+        experiment.module, "module", PhasedModule, schedule=schedule, seed=experiment.seed
+    )
     if problems := classes_problems(module.classes):
         raise ConfigError([f"module.classes: {problem}" for problem in problems])
     return module

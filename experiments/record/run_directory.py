@@ -26,7 +26,9 @@ from yaml import YAMLError
 from callbacks.checkpoint import is_intact
 from callbacks.files import sweep_temporaries, training_goes_on, write_atomically
 from callbacks.state import MOST
-from experiments.configuration.config import ConfigError, Node, check, completed, load
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import Node, load
+from experiments.configuration.objects import check, completed
 from experiments.configuration.untrusted import read_object, read_yaml
 from lightning_modules.metrics.features import FeatureExtractor
 

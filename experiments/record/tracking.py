@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.files import Rows, write_atomically
-from experiments.configuration.config import Node
+from experiments.configuration.files import Node
 
 if TYPE_CHECKING:
     import wandb

@@ -1,9 +1,9 @@
 """A training step without a trainer, for measuring: the phases of a family, its optimizers, the averaged generator."""
 
 from collections.abc import Callable
+from typing import Literal, cast
 
-import torch
-from torch import nn
+import lightning as L
 
 from lightning_modules.ema import ema_update
 from lightning_modules.protocols import Averages, can
@@ -12,7 +12,7 @@ from lightning_modules.step import PhasedModule
 
 
 def bare_step(module: PhasedModule, point: Point, batch_size: int, precision: str) -> Callable[[], None]:
-    """Return a function that trains one batch as ``PhasedModule.training_step`` and the callback ``GeneratorEMA`` do.
+    """Return a function that trains one batch as training does, average included, on batches that are made up.
 
     All phases run, also those that are due in some batches only.
 
@@ -23,33 +23,20 @@ def bare_step(module: PhasedModule, point: Point, batch_size: int, precision: st
         precision: "32-true" or "bf16-mixed".
     """
     module.set_point(point)
-    optimizers = module.configure_optimizers()
+    fabric = L.Fabric(
+        accelerator="gpu" if module.device.type == "cuda" else "cpu",
+        devices=1,
+        precision=cast(Literal["32-true", "bf16-mixed"], precision),
+    )
+    fabric.setup(module, *module.configure_optimizers(), move_to_device=False)
     batch = module.example_batch(batch_size, point)
 
     def step() -> None:
-        for phase in module.phases():
-            optimizer = optimizers[phase.optimizer]
-            trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            frozen = [p for p in _trainable(module) if id(p) not in trained]
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                terms = phase.losses(batch)
-            phase.minimised(terms).backward()
-            for group in optimizer.param_groups:
-                group.update(module.optimizer_values(phase, point))
-            optimizer.step()
-            if phase.after is not None:
-                phase.after({name: term.detach() for name, term in terms.items()})
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+        with fabric.autocast():
+            for phase in module.phases():
+                module.run_phase(phase, batch, point)
         if can(module, Averages):
             ema_update(module.generator_ema, module.generator, 0.999)
         module.images_seen += batch_size
 
     return step
-
-
-def _trainable(module: PhasedModule) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]

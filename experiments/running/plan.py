@@ -20,8 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from datamodules.files.errors import DataError
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError, Node
+from experiments.configuration import objects
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import experiment_of
+from experiments.configuration.files import Node
 from experiments.running import processes
 from experiments.running.bare_step import bare_step
 from experiments.running.training import Parts, build, checked, problems_of_shape, problems_of_sharing
@@ -102,7 +104,7 @@ def plan(config: Node, budget_seconds: float) -> list[str]:
 
 def advice(config: Node, images_seen: int) -> str:
     """Return what the stage at a clock needs, measured, and what to lower if that is too much."""
-    parts = build(cfg.experiment(config))
+    parts = build(experiment_of(config))
     devices = processes.world_size(parts.settings, processes.external_launcher())
     gpu = processes.uses_gpu(parts.settings)
     share = 1 if gpu else processes.devices_per_machine(parts.settings)
@@ -112,7 +114,7 @@ def advice(config: Node, images_seen: int) -> str:
     row.found = _in_child(config, row, gpu, share, available, ADVICE_SECONDS)
     batch_key = "schedule.batch_sizes" if "batch_sizes" in config["schedule"] else "schedule.batch_size"
     lower = f"lower {batch_key}"
-    if "checkpoint_from" in cfg.completed(config["module"]):
+    if "checkpoint_from" in objects.completed(config["module"]):
         lower += " or set module.checkpoint_from"
     if row.memory is None:
         return f"{lower}; --plan measures what each stage needs"
@@ -222,7 +224,7 @@ def _measure(
     seconds: float,
 ) -> None:
     """Measure one stage; send each finding as soon as it is there."""
-    parts = build(cfg.experiment(config))
+    parts = build(experiment_of(config))
     device = torch.device("cuda" if gpu else "cpu")
     module, point = parts.module.to(device), parts.schedule.at(clock)
     module.set_point(point)
@@ -349,7 +351,7 @@ def disk(parts: Parts) -> list[str]:
 
 def _checkpointing(config: Node, last: Row, gpu: bool, share: int, available: float, seconds: float) -> list[str]:
     """Return what computing activations anew would save in the last stage, where a family can do it."""
-    can = "checkpoint_from" in cfg.completed(config["module"])
+    can = "checkpoint_from" in objects.completed(config["module"])
     if not can or config["module"].get("checkpoint_from") is not None or last.memory is None or seconds <= 0:
         return []
     stage = max(1, last.point.stage - 3)

@@ -18,7 +18,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-from experiments.configuration.config import ConfigError, TrainerSettings
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.experiment import TrainerSettings
 from experiments.record.run_directory import Start, read_status, write_status
 from experiments.running.handing_down import forget, hand_down, handed_down, started_by_the_first_process
 

@@ -29,8 +29,10 @@ from callbacks.real_images import RealPairs
 from datamodules.base import ImageDataModule
 from datamodules.files.errors import DataError
 from datamodules.files.pseudonyms import Pseudonyms
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError, Experiment, Node, TrainerSettings
+from experiments.configuration import files, objects
+from experiments.configuration.errors import ConfigError, did_you_mean
+from experiments.configuration.experiment import Experiment, TrainerSettings, experiment_of
+from experiments.configuration.files import Node
 from experiments.configuration.redaction import RedactingFormatter, redacted
 from experiments.record import run_directory
 from experiments.record.checkpoint_check import check_resumable
@@ -116,7 +118,7 @@ def checked(config: Node) -> Experiment:
         ConfigError: With every problem that was found.
     """
     try:
-        experiment = cfg.experiment(config)
+        experiment = experiment_of(config)
     except ConfigError as error:  # which has named what is no node
         nodes = {key: node for key, node in config.items() if isinstance(node, dict)}
         raise ConfigError([*error.problems, *problems_of_nodes(nodes)]) from error
@@ -144,7 +146,7 @@ def build(experiment: Experiment) -> Parts:
     callbacks = {name: node for name, node in experiment.callbacks.items() if node is not None}
     schedule: Any = _NoSchedule()
     try:
-        schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+        schedule = objects.build(experiment.schedule, "schedule", Schedule)
     except ConfigError as error:
         problems += error.problems
     torch.manual_seed(experiment.seed)
@@ -156,11 +158,11 @@ def build(experiment: Experiment) -> Parts:
         *((f"callbacks.{name}", L.Callback, node, {}) for name, node in callbacks.items()),
     ):
         try:
-            built[key] = cfg.build(node, key, base, **supplied)
+            built[key] = objects.build(node, key, base, **supplied)
         except ConfigError as error:
             problems += error.problems
     try:
-        settings = cfg.build_plain(TrainerSettings, experiment.trainer, "trainer")
+        settings = objects.build_plain(TrainerSettings, experiment.trainer, "trainer")
     except ConfigError as error:
         problems += error.problems
     module = built.get("module")
@@ -200,10 +202,10 @@ def problems_of_nodes(nodes: Node) -> list[str]:
         ("data", ImageDataModule, shared),
         ("module", PhasedModule, shared),
     ):
-        problems += cfg.check(nodes[key], key, base, supplied) if key in nodes else []
+        problems += objects.check(nodes[key], key, base, supplied) if key in nodes else []
     for name, node in nodes.get("callbacks", {}).items():
-        problems += cfg.check(node, f"callbacks.{name}", L.Callback) if node is not None else []
-    return problems + cfg.check_plain(TrainerSettings, nodes.get("trainer", {}), "trainer")
+        problems += objects.check(node, f"callbacks.{name}", L.Callback) if node is not None else []
+    return problems + objects.check_plain(TrainerSettings, nodes.get("trainer", {}), "trainer")
 
 
 def recorded(experiment: Experiment) -> Node:
@@ -211,9 +213,9 @@ def recorded(experiment: Experiment) -> Node:
     of_a_launch = ("resume", "run_id", "allow_changes", "tracking")
     config = {key: value for key, value in vars(experiment).items() if key not in of_a_launch}
     for key in ("schedule", "data", "module"):
-        config[key] = cfg.completed(config[key])
-    callbacks = {name: node and cfg.completed(node) for name, node in experiment.callbacks.items()}
-    trainer = vars(cfg.build_plain(TrainerSettings, experiment.trainer, "trainer"))
+        config[key] = objects.completed(config[key])
+    callbacks = {name: node and objects.completed(node) for name, node in experiment.callbacks.items()}
+    trainer = vars(objects.build_plain(TrainerSettings, experiment.trainer, "trainer"))
     return {**config, "callbacks": callbacks, "trainer": trainer}
 
 
@@ -239,7 +241,7 @@ def check_together(parts: Parts, launcher: ClusterEnvironment | None) -> None:
     problems += problems_of_pairs(parts)
     problems += [
         f"module.classes: {type(parts.data).__name__} has no class {name!r}"
-        f"{cfg.did_you_mean(name, list(parts.data.classes)) or '; it has ' + (', '.join(parts.data.classes) or 'none')}"
+        f"{did_you_mean(name, list(parts.data.classes)) or '; it has ' + (', '.join(parts.data.classes) or 'none')}"
         for name in parts.module.classes
         if name not in parts.data.classes
     ]
@@ -527,11 +529,11 @@ def keep_extractors(parts: Parts, given: Node, config: Node) -> None:
     """
     scores = iter([callback for callback in parts.callbacks if isinstance(callback, FrechetScore)])
     for name, node in given["callbacks"].items():
-        if node is not None and issubclass(cfg.locate(node[cfg.TARGET], L.Callback), FrechetScore):
+        if node is not None and issubclass(objects.locate(node[files.TARGET], L.Callback), FrechetScore):
             callback, own = next(scores), config["callbacks"][name]["extractor"]
             if own != node["extractor"]:
                 instead = type(callback.extractor).__name__
-                callback.extractor = cfg.build(own, f"callbacks.{name}.extractor", FeatureExtractor)
+                callback.extractor = objects.build(own, f"callbacks.{name}.extractor", FeatureExtractor)
                 log.warning(
                     "callbacks.%s: goes on with %s, as this run began, not with %s: their scores are not compared "
                     "(allow_changes=true changes over)",

@@ -3,7 +3,7 @@
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.record.run_directory import flat, write_text
 from experiments.sweeps.settings import Sweep
 

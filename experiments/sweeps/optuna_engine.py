@@ -17,7 +17,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.configuration.config import ConfigError
+from experiments.configuration.errors import ConfigError
 from experiments.jobs.trials import trial_name, try_lock
 from experiments.record.run_directory import write_text
 from experiments.sweeps.settings import MedianPruning, Sweep

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.configuration.config import TARGET
+from experiments.configuration.files import TARGET
 from experiments.jobs.trials import trial_name
 from experiments.record.report import STYLE, csv_cell, inline_figure
 from experiments.record.run_directory import recorded_config, write_text

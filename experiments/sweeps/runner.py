@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from experiments.cli import EXIT_PREEMPTED
-from experiments.configuration.config import did_you_mean
+from experiments.configuration.errors import did_you_mean
 from experiments.jobs import trials
 from experiments.jobs.trials import (
     Trial,

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.configuration import config as cfg
-from experiments.configuration.config import SWEEPS, ConfigError, Node, did_you_mean
+from experiments.configuration import files, objects
+from experiments.configuration.errors import ConfigError, did_you_mean
+from experiments.configuration.experiment import Experiment
+from experiments.configuration.files import SWEEPS, Node
 from experiments.sweeps.space import EXPERIMENT, RESERVED, Assignment, FloatRange, Space, overrides_of, parse_space
 
 INSTEAD = {
@@ -138,7 +140,7 @@ class Sweep:
         if self.pruning is None:
             return None
         cls = PRUNING[self.pruning["rule"]]
-        return cfg.build_plain(cls, {key: value for key, value in self.pruning.items() if key != "rule"}, "pruning")
+        return objects.build_plain(cls, {key: value for key, value in self.pruning.items() if key != "rule"}, "pruning")
 
     def command(self, assignment: Assignment) -> tuple[str, list[str]]:
         """Return the experiment and the overrides of a trial, without what belongs to its launch."""
@@ -149,8 +151,8 @@ class Sweep:
     def cadence(self, assignment: Assignment) -> int:
         """Return the images between two scores of a trial."""
         experiment, overrides = self.command(assignment)
-        node = _scores(cfg.load(experiment, overrides).get("callbacks", {})).get(self.metric)
-        return 1 if node is None else int(cfg.completed(node)["every_images"])
+        node = _scores(files.load(experiment, overrides).get("callbacks", {})).get(self.metric)
+        return 1 if node is None else int(objects.completed(node)["every_images"])
 
     def recorded(self) -> Node:
         """Return the sweep as its folder keeps it: without the storage, which may hold a password."""
@@ -164,7 +166,7 @@ def load_sweep(name_or_file: str, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         ConfigError: With every problem that was found.
     """
-    sweep = cfg.top_level(Sweep, cfg.load(name_or_file, overrides, SWEEPS))
+    sweep = objects.top_level(Sweep, files.load(name_or_file, overrides, SWEEPS))
     problems = _problems_of_pruning(sweep) + _problems_of_overrides(sweep)
     try:
         space = sweep.search_space()
@@ -201,7 +203,7 @@ def check_experiments(sweep: Sweep) -> None:
             try:
                 experiment, overrides = sweep.command(assignment)
                 found = _problems_of_experiment(
-                    sweep, checked(cfg.load(experiment, overrides)), with_data=assignment is branch
+                    sweep, checked(files.load(experiment, overrides)), with_data=assignment is branch
                 )
             except ConfigError as error:
                 found = error.problems
@@ -210,7 +212,7 @@ def check_experiments(sweep: Sweep) -> None:
         raise ConfigError(list(problems))
 
 
-def _problems_of_experiment(sweep: Sweep, experiment: cfg.Experiment, with_data: bool) -> list[str]:
+def _problems_of_experiment(sweep: Sweep, experiment: Experiment, with_data: bool) -> list[str]:
     from datamodules.base import ImageDataModule
     from datamodules.files.errors import DataError
     from experiments.running.training import problems_of_sharing
@@ -218,10 +220,10 @@ def _problems_of_experiment(sweep: Sweep, experiment: cfg.Experiment, with_data:
 
     if problems := _problems_of_metric(sweep, experiment):
         return problems
-    schedule = cfg.build(experiment.schedule, "schedule", Schedule)
+    schedule = objects.build(experiment.schedule, "schedule", Schedule)
     problems = problems_of_sharing(schedule, sweep.devices_per_trial)
     if with_data:
-        data = cfg.build(experiment.data, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
+        data = objects.build(experiment.data, "data", ImageDataModule, schedule=schedule, seed=experiment.seed)
         try:
             data.check()
         except DataError as error:
@@ -240,7 +242,7 @@ def _corners(space: Space, branch: Assignment) -> list[Assignment]:
     ]
 
 
-def _problems_of_metric(sweep: Sweep, experiment: cfg.Experiment) -> list[str]:
+def _problems_of_metric(sweep: Sweep, experiment: Experiment) -> list[str]:
     """Name a score that no callback of the experiment takes."""
     names = _scores(experiment.callbacks)
     if not sweep.metric.startswith("score/") or not names or sweep.metric in names:
@@ -255,9 +257,9 @@ def _scores(callbacks: Node) -> dict[str, Node]:
 
     found = {}
     for node in callbacks.values():
-        if node is not None and node.get(cfg.TARGET, "").endswith(".FrechetScore"):
+        if node is not None and node.get(files.TARGET, "").endswith(".FrechetScore"):
             extractor: Any = node.get("extractor")
-            cls = cfg.locate(extractor[cfg.TARGET], FeatureExtractor) if extractor else EfficientNetLite0
+            cls = objects.locate(extractor[files.TARGET], FeatureExtractor) if extractor else EfficientNetLite0
             found[f"score/{getattr(cls, 'score_name', '')}"] = node
     return found
 
@@ -271,7 +273,7 @@ def _problems_of_pruning(sweep: Sweep) -> list[str]:
             f"pruning.rule={rule!r}: expected one of {', '.join(map(repr, PRUNING))}{did_you_mean(str(rule), PRUNING)}"
         ]
     values = {key: value for key, value in sweep.pruning.items() if key != "rule"}
-    problems = cfg.check_plain(PRUNING[rule], values, "pruning")
+    problems = objects.check_plain(PRUNING[rule], values, "pruning")
     if not problems:
         try:
             sweep.pruning_rule()
@@ -288,7 +290,7 @@ def _problems_of_overrides(sweep: Sweep) -> list[str]:
             problems.append(f"overrides: {override} is set by the sweep itself; {INSTEAD.get(key, 'remove it')}")
         else:
             try:
-                cfg.parse_override(override)
+                files.parse_override(override)
             except ConfigError as error:
                 problems += [f"overrides: {problem}" for problem in error.problems]
     return problems

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.configuration.config import ConfigError, Node, did_you_mean, parse_override
+from experiments.configuration.errors import ConfigError, did_you_mean
+from experiments.configuration.files import Node, parse_override
 
 EXPERIMENT = "experiment"  # the one key of a space that is no override: it names the experiment to start from
 RESERVED = (

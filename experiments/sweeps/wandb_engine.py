@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
-from experiments.configuration import config as cfg
-from experiments.configuration.config import ConfigError, Node
+from experiments.configuration import files
+from experiments.configuration.errors import ConfigError
+from experiments.configuration.files import Node
 from experiments.sweeps.settings import HyperbandPruning, MedianPruning, Sweep, check_experiments
 from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, IntRange, label
 
@@ -128,7 +129,7 @@ def _problems_of(dimension: Dimension) -> list[str]:
 def _survives(key: str, value: Any) -> bool:
     """Tell whether a value is read back as it was from W&B's ``key=value``, which is Python's ``str``."""
     try:
-        read: Any = cfg.parse_override(f"{key}={value}")
+        read: Any = files.parse_override(f"{key}={value}")
     except ConfigError:
         return False
     for part in key.split("."):

@@ -109,11 +109,11 @@ def test_score_falls_under_its_own_name_with_its_fingerprint(finished):
 
 
 def test_score_equals_the_distance_computed_by_hand(finished, tmp_path, monkeypatch):
-    from experiments.configuration import config as cfg
+    from experiments.configuration.experiment import experiment_of
     from experiments.running.training import build
 
     config = tiny_config("dcgan", tmp_path)
-    parts = build(cfg.experiment(config))
+    parts = build(experiment_of(config))
     state = torch.load(newest_checkpoint(finished), weights_only=True)
     parts.module.load_state_dict(state["state_dict"])
     parts.data.prepare_data()

@@ -11,7 +11,7 @@ from conftest import ROOT, assert_same_state, newest_checkpoint, tiny, tiny_conf
 from callbacks import health
 from callbacks.divergence import DivergedError
 from callbacks.health import HEALTHY, ILLNESSES, PERSISTENT, STARTING, WARM_UP, Health, judge
-from experiments.configuration import config as cfg
+from experiments.configuration.experiment import experiment_of
 from experiments.record.report import write_report
 from experiments.record.tracking import read_rows
 from experiments.running.training import build, train
@@ -155,7 +155,7 @@ def test_watching_changes_no_bit_of_the_run(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_training_and_leave_no_trace(family, tmp_path):
-    module = build(cfg.experiment(tiny_config(family, tmp_path))).module
+    module = build(experiment_of(tiny_config(family, tmp_path))).module
     images = torch.rand(8, 1, *module.schedule.at(0).resolution) * 2 - 1
     before = {key: value.clone() for key, value in module.state_dict().items()}
     torch.manual_seed(3)
@@ -183,7 +183,7 @@ def test_family_that_does_not_say_how_it_scores_is_refused_before_training(tmp_p
 def test_real_images_are_shown_at_the_stage_and_fade_of_the_clock(tmp_path):
     from lightning_modules.progressive_gan import fade
 
-    module = build(cfg.experiment(tiny_config("progressive", tmp_path))).module
+    module = build(experiment_of(tiny_config("progressive", tmp_path))).module
     real = torch.rand(2, 1, 20, 16)
     assert module.as_shown(real).shape == (2, 1, 5, 4)
     module.images_seen = 72  # 20x16, alpha 0.4
@@ -201,7 +201,7 @@ def test_without_held_out_images_it_says_so_and_measures_the_rest(tmp_path):
 @pytest.mark.parametrize("known", [True, False])
 def test_discriminator_that_knows_its_images_is_seen(known, tmp_path, monkeypatch):
     """Scores are given: generated images 0, held-out images 1, training images 9 if they are known by heart."""
-    parts = build(cfg.experiment(tiny_config("dcgan", tmp_path, "data.val_fraction=0.4", "data.count=60")))
+    parts = build(experiment_of(tiny_config("dcgan", tmp_path, "data.val_fraction=0.4", "data.count=60")))
     parts.data.prepare_data()
     parts.data.setup()
     real = {split: next(parts.data.images(split, 100)).flatten(1) for split in ("train", "val")}

@@ -25,7 +25,9 @@ from datamodules.mammography import (
 )
 from datamodules.records import mammography_layouts
 from datamodules.records.mammography_layouts import read_cbis_csv, read_rows
-from experiments.configuration import config as cfg
+from experiments.configuration import files as config_files
+from experiments.configuration import objects
+from experiments.configuration.errors import ConfigError
 from lightning_modules.schedules import ConstantSchedule
 
 SMALL = ConstantSchedule((160, 128), 4, 8)
@@ -440,7 +442,7 @@ def test_raw_images_are_left_out_and_counted_unless_they_are_wanted(tmp_path, ca
     assert [record.name for record in data(root, tmp_path).records()] == ["1.dcm"]
     assert "left out 1 images: for_processing" in caplog.text
     assert len(data(root, tmp_path, exclude=()).records()) == 2
-    node = cfg.load("progressive_mammography_1280x1024_mlo")["data"]
+    node = config_files.load("progressive_mammography_1280x1024_mlo")["data"]
     assert "for_processing" in node["exclude"]
 
 
@@ -832,10 +834,10 @@ def test_flips_of_the_preset_are_switched_off_on_the_command_line(tmp_path):
 
     def built(*more):
         overrides = [f"data.{setting}" for setting in (*settings, *more)]
-        node = cfg.load("progressive_mammography_1280x1024_cc", overrides)["data"]
-        return cfg.build(node, "data", ImageDataModule, schedule=SMALL, seed=0)
+        node = config_files.load("progressive_mammography_1280x1024_cc", overrides)["data"]
+        return objects.build(node, "data", ImageDataModule, schedule=SMALL, seed=0)
 
-    with pytest.raises(cfg.ConfigError, match=r"data\.flip_to=left: "):
+    with pytest.raises(ConfigError, match=r"data\.flip_to=left: "):
         built()
     limits = built("augmentation.flip_lr=0").augmentation.limits
     assert limits.flip_lr == 0 and limits.max_zoom > 0

@@ -174,7 +174,7 @@ def test_learning_rate_follows_the_clock():
     fit(module, 2)
     scaled = ConstantSchedule(SIZE, BATCH, 100, decay_from_images=0)
     module.schedule = scaled
-    module._run(module.phases()[0], batch_at(module), scaled.at(50))
+    module.run_phase(module.phases()[0], batch_at(module), scaled.at(50))
     assert module._optimizers()[0].param_groups[0]["lr"] == pytest.approx(0.5e-3)
 
 

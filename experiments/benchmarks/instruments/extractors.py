@@ -28,7 +28,8 @@ from torchvision.transforms.functional import gaussian_blur
 from callbacks.files import append_rows
 from datamodules.base import ImageDataModule
 from experiments.benchmarks.instruments.planted_failures import BLUR, COLLAPSE, COPIES, SHIFT, Planted
-from experiments.configuration import config as cfg
+from experiments.configuration import files
+from experiments.configuration.experiment import experiment_of
 from experiments.evaluation.slices import Part
 from experiments.measuring.image_sets import ImageSet, RealImages
 from experiments.measuring.resampling import halves
@@ -374,7 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
     compared = {name: one for name, one in shipped.items() if name in (options.only or shipped)}
     compared |= {name: Candidate(one) for name, one in tools.extractors.items() if name in names}
     rest = [text for text in options.overrides if text not in added]
-    data = data_of(cfg.experiment(cfg.load(options.experiment, rest)))
+    data = data_of(experiment_of(files.load(options.experiment, rest)))
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.halves:
         for name, candidate in compared.items():

@@ -29,7 +29,8 @@ from callbacks.files import append_rows
 from callbacks.health import DIVERGING, HEALTHY, PERSISTENT, STARTING, judge
 from callbacks.preemption import Preemption
 from callbacks.sample_grid import write_grid
-from experiments.configuration import config as cfg
+from experiments.configuration import files
+from experiments.configuration.experiment import experiment_of
 from experiments.record.tracking import JSONLinesLogger, read_rows
 from experiments.running.training import build, build_trainer
 from lightning_modules.cadence import Every
@@ -196,7 +197,7 @@ class StopAt(L.Callback):
 def run(case: Case, folder: Path) -> dict[str, Any]:
     """Train one run and return its row: what it was, and its signals."""
     name, overrides = FAMILIES[case.family]
-    parts = build(cfg.experiment(cfg.load(name, [*COMMON, *overrides, f"seed={case.seed}"])))
+    parts = build(experiment_of(files.load(name, [*COMMON, *overrides, f"seed={case.seed}"])))
     callbacks, module = parts.callbacks, parts.module
     assert can(module, Judges)
     if case.failure in FAILURES:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from datamodules.base import ImageDataModule
-from experiments.configuration import config as cfg
+from experiments.configuration import files
+from experiments.configuration.experiment import experiment_of
 from experiments.evaluation.evaluation import near_copies
 from experiments.measuring.image_sets import ImageSet, RealImages
 from experiments.measuring.scoring import Row, Scorer, Sets, in_half_widths, is_bad
@@ -176,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def phantoms(count: int, *overrides: str) -> ImageDataModule:
     """Return kidney CT phantoms, set up, in the three parts that the study needs."""
-    return data_of(cfg.experiment(cfg.load(PHANTOMS[0], [*PHANTOMS[1:], f"data.count={count}", *overrides])))
+    return data_of(experiment_of(files.load(PHANTOMS[0], [*PHANTOMS[1:], f"data.count={count}", *overrides])))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from torchmetrics.image import (
     TotalVariation,
 )
 
-from experiments.configuration import config as cfg
+from experiments.configuration import objects
+from experiments.configuration.errors import ConfigError
 from experiments.measuring.scoring import Scorer, Sets, arguments_of
 from experiments.measuring.vectors import VectorCache
 from lightning_modules.metrics.features import RandomConvNet
@@ -224,8 +225,8 @@ def test_a_suite_gives_it_intervals_and_floors(tmp_path):
         "ms_ssim": {"_target_": here, "metric": f"{IMAGE}.MultiScaleStructuralSimilarityIndexMeasure"},
     }
     nodes["kid_again"] = {**nodes["kid"], "arguments": {"subset_size": 10, "subsets": 2}}
-    assert [problem for name, node in nodes.items() for problem in cfg.check(node, name, Instrument)] == []
-    instruments = {name: cfg.build(node, name, Instrument) for name, node in nodes.items()}
+    assert [problem for name, node in nodes.items() for problem in objects.check(node, name, Instrument)] == []
+    instruments = {name: objects.build(node, name, Instrument) for name, node in nodes.items()}
     sets = Sets(Noise(100, 0, 0.5), Noise(100, 1, 0.9), None, None)
     scorer = Scorer(sets, VectorCache(tmp_path), {"random_conv": RandomConvNet()}, 10, 0, tmp_path / "scores")
     kid, ssim, ms_ssim, again = scorer.measure(instruments)
@@ -242,8 +243,10 @@ def test_a_suite_gives_it_intervals_and_floors(tmp_path):
 
 def test_a_configuration_is_checked_before_anything_is_measured():
     node = {"_target_": "lightning_modules.metrics.from_torchmetrics.TorchmetricsScore", "metric": KID}
-    assert "TorchmetricsScore has no argument 'arguement'" in cfg.check({**node, "arguement": {}}, "s", Instrument)[0]
-    assert cfg.check({**node, "arguments": {"a": [[1]]}}, "s", Instrument)
-    with pytest.raises(cfg.ConfigError, match=r"scores\.mine\.arguments\.feature: follows from"):
-        cfg.build({**node, "arguments": {"feature": 64}}, "scores.mine", Instrument)
+    assert (
+        "TorchmetricsScore has no argument 'arguement'" in objects.check({**node, "arguement": {}}, "s", Instrument)[0]
+    )
+    assert objects.check({**node, "arguments": {"a": [[1]]}}, "s", Instrument)
+    with pytest.raises(ConfigError, match=r"scores\.mine\.arguments\.feature: follows from"):
+        objects.build({**node, "arguments": {"feature": 64}}, "scores.mine", Instrument)
     assert inspect.signature(TorchmetricsScore).parameters.keys() == {"metric", "arguments"}
