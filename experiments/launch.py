@@ -101,7 +101,8 @@ def run_command(experiment: str, overrides: Sequence[str], slurm: Node) -> str:
         ConfigError: With everything that is wrong with the experiment.
     """
     from experiments.record.run_directory import new_id
-    from experiments.running.training import build, checked, problems_of_shape, problems_of_sharing
+    from experiments.running.agreement import problems_of_shape, problems_of_sharing
+    from experiments.running.parts import build, checked
 
     placed = [f"trainer.num_nodes={slurm['nodes']}", f"trainer.devices={slurm['gpus_per_node']}"]
     added = [*overrides, *placed, f"run_id={new_id()}", "resume=auto"]

@@ -81,7 +81,7 @@ def name_among_overrides(options: argparse.Namespace) -> None:
 
 def _with_defaults(config: dict) -> dict:
     """Import the heavy packages, and return the configuration as a run records it."""
-    from experiments.running.training import checked, recorded
+    from experiments.running.parts import checked, recorded
 
     return recorded(checked(config))
 

@@ -14,7 +14,7 @@ from callbacks.preemption import Preemption
 from callbacks.rank_agreement import RankAgreement
 from datamodules.phantoms import Phantoms
 from experiments.configuration.experiment import TrainerSettings
-from experiments.running.training import build_trainer
+from experiments.running.trainer import build_trainer
 from lightning_modules.cadence import Every
 from lightning_modules.ema import frozen_copy
 from lightning_modules.losses import (

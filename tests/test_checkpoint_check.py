@@ -5,6 +5,7 @@ away from optimizers and loops would end the process.
 import copy
 import math
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -602,11 +603,12 @@ def test_checkpoint_that_a_run_goes_back_to_is_checked_too(made, tmp_path, monke
     parts, content = made("dcgan")
     (tmp_path / "checkpoints").mkdir()
     torch.save({**content, "loops": {"fit_loop": 3}}, tmp_path / "checkpoints" / PATH)
-    monkeypatch.setattr(training.processes, "ended_together", lambda *_: training.suppress())
+    monkeypatch.setattr(training.processes, "ended_together", lambda *_: nullcontext())
+    monkeypatch.setattr(training, "build_trainer", lambda *_: Diverging())
     watch = next(c for c in parts.callbacks if isinstance(c, training.DivergenceWatch))
     monkeypatch.setattr(watch, "roll_backs", 1)
     with pytest.raises(ConfigError, match=r"loops\.fit_loop: input should be "):
-        training._fit_with_roll_backs(Diverging, parts, Start(tmp_path, None), first=True)
+        training._fit_with_roll_backs(training.Run(parts, Start(tmp_path, None), None, [], training.Preemption(), True))
 
 
 def test_message_quotes_facts_of_a_stranger_short_and_printable(made, monkeypatch):

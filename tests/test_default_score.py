@@ -18,7 +18,8 @@ from experiments.configuration.experiment import experiment_of
 from experiments.configuration.files import PAPERS, SUITES, SWEEPS, shipped
 from experiments.record.run_directory import with_own_extractors
 from experiments.record.tracking import read_rows
-from experiments.running.training import build, train
+from experiments.running.parts import build
+from experiments.running.training import train
 from experiments.sweeps.settings import _scores
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.frechet import frechet_distance_of

@@ -14,7 +14,7 @@ from datamodules.records.records import Intensity
 from datamodules.writing.writers import write_dicom
 from experiments.configuration import files as config_files
 from experiments.configuration.experiment import experiment_of
-from experiments.running.training import build
+from experiments.running.parts import build
 
 STEPS = [
     "schedule.batch_sizes=1",

@@ -9,8 +9,8 @@ from experiments.configuration.errors import ConfigError
 from experiments.configuration.experiment import experiment_of
 from experiments.running import plan as plans
 from experiments.running.bare_step import bare_step
+from experiments.running.parts import build
 from experiments.running.plan import GIB, duration, extrapolate, seconds_of, stages, table
-from experiments.running.training import build
 
 
 def parts_of(family, tmp_path, *overrides):

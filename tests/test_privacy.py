@@ -30,7 +30,8 @@ from datamodules.writing.writers import write_dicom, write_png8
 from experiments import cli, run
 from experiments.configuration import redaction
 from experiments.record.run_directory import read_status
-from experiments.running.training import log_file, train
+from experiments.running.logs import log_file
+from experiments.running.training import train
 from lightning_modules.schedules import ConstantSchedule
 
 SECRET = "s3cr3t-value-of-this-test"

@@ -11,7 +11,7 @@ from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
 from experiments.measuring.settings import load_suite
 from experiments.papers.study import load_study
-from experiments.running.training import build
+from experiments.running.parts import build
 from experiments.sweeps.settings import check_experiments, load_sweep
 from experiments.sweeps.wandb_engine import sweep_config
 

@@ -27,7 +27,7 @@ from experiments.papers import page, runs
 from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
 from experiments.papers.verdicts import of_claim, of_number, score_of, spread
 from experiments.record.loading import untrained
-from experiments.running.training import build
+from experiments.running.parts import build
 from experiments.running.training import train as train_run
 
 FID, STAND_IN = "fid", "frechet_efficientnet_lite0"

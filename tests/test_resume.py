@@ -282,7 +282,7 @@ def test_loaded_checkpoint_is_at_the_stage_and_alpha_of_its_clock_without_any_ca
 
     from experiments.configuration import files
     from experiments.configuration.experiment import experiment_of
-    from experiments.running.training import build
+    from experiments.running.parts import build
 
     directory = whole_run("progressive", 1)
     parts = build(experiment_of(files.load(str(directory / "config.yaml"))))
@@ -300,7 +300,7 @@ def test_grid_in_a_fade_shows_what_the_checkpoint_of_its_clock_holds(whole_run, 
     from callbacks.sample_grid import enlarged, write_grid
     from experiments.configuration import files
     from experiments.configuration.experiment import experiment_of
-    from experiments.running.training import build
+    from experiments.running.parts import build
 
     directory = whole_run("progressive", 1)
     module = build(experiment_of(files.load(str(directory / "config.yaml")))).module

@@ -12,7 +12,8 @@ from callbacks.fid import FrechetScore
 from callbacks.preemption import Preemption
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
-from experiments.running.training import build, build_trainer
+from experiments.running.parts import build
+from experiments.running.trainer import build_trainer
 
 
 def main() -> None:

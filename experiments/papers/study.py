@@ -28,7 +28,7 @@ from experiments.measuring.settings import Suite, Tools, build_tools, load_suite
 from experiments.measuring.vectors import VectorCache
 from experiments.record.loading import Trained, load_run
 from experiments.record.run_directory import changed_hyper_parameters, matters, read_status, write_text
-from experiments.running.training import build, checked, recorded
+from experiments.running.parts import build, checked, recorded
 from lightning_modules.metrics.features import FeatureExtractor, InceptionV3
 
 

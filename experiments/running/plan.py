@@ -25,8 +25,9 @@ from experiments.configuration.errors import ConfigError
 from experiments.configuration.experiment import experiment_of
 from experiments.configuration.files import Node
 from experiments.running import processes
+from experiments.running.agreement import problems_of_shape, problems_of_sharing
 from experiments.running.bare_step import bare_step
-from experiments.running.training import Parts, build, checked, problems_of_shape, problems_of_sharing
+from experiments.running.parts import Parts, build, checked
 from lightning_modules.protocols import Samples, can
 from lightning_modules.schedules import Point
 from lightning_modules.step import PhasedModule

@@ -195,7 +195,7 @@ def check_experiments(sweep: Sweep) -> None:
     Raises:
         ConfigError: With every problem, each once.
     """
-    from experiments.running.training import checked
+    from experiments.running.parts import checked
 
     space, problems = sweep.search_space(), {}
     for branch in space.branches():
@@ -215,7 +215,7 @@ def check_experiments(sweep: Sweep) -> None:
 def _problems_of_experiment(sweep: Sweep, experiment: Experiment, with_data: bool) -> list[str]:
     from datamodules.base import ImageDataModule
     from datamodules.files.errors import DataError
-    from experiments.running.training import problems_of_sharing
+    from experiments.running.agreement import problems_of_sharing
     from lightning_modules.schedules import Schedule
 
     if problems := _problems_of_metric(sweep, experiment):

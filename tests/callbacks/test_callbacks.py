@@ -110,7 +110,7 @@ def test_score_falls_under_its_own_name_with_its_fingerprint(finished):
 
 def test_score_equals_the_distance_computed_by_hand(finished, tmp_path, monkeypatch):
     from experiments.configuration.experiment import experiment_of
-    from experiments.running.training import build
+    from experiments.running.parts import build
 
     config = tiny_config("dcgan", tmp_path)
     parts = build(experiment_of(config))

@@ -14,7 +14,8 @@ from callbacks.health import HEALTHY, ILLNESSES, PERSISTENT, STARTING, WARM_UP, 
 from experiments.configuration.experiment import experiment_of
 from experiments.record.report import write_report
 from experiments.record.tracking import read_rows
-from experiments.running.training import build, train
+from experiments.running.parts import build
+from experiments.running.training import train
 
 FINE = {
     "margin": 4.0,

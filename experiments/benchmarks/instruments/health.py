@@ -32,7 +32,8 @@ from callbacks.sample_grid import write_grid
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
 from experiments.record.tracking import JSONLinesLogger, read_rows
-from experiments.running.training import build, build_trainer
+from experiments.running.parts import build
+from experiments.running.trainer import build_trainer
 from lightning_modules.cadence import Every
 from lightning_modules.losses import gradient_penalty
 from lightning_modules.protocols import Clocked, Judges, Samples, can
