@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -43,20 +44,57 @@ def test_plain_torch_does_not_import_lightning(folder):
         assert not any(name.split(".")[0] == "lightning" for name in imported(path)), path
 
 
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+GRAPH = {name: imported(path) & MODULES.keys() - {name} for name, path in MODULES.items()}
+VERBS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__", "cli"}
+
+
+def room_of(name: str) -> str:
+    """Return the folder of a module; ``experiments.cli`` lies beside the verbs, which use it, and is a room itself."""
+    return name if name == "experiments.cli" else name.rpartition(".")[0]
+
+
 def test_no_cycle_between_modules():
-    module_of = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
-    graph = {name: imported(path) & module_of.keys() - {name} for name, path in module_of.items()}
-    done: set[str] = set()
+    TopologicalSorter(GRAPH).prepare()
 
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, f"cycle: {' -> '.join((*above, name))}"
-        if name not in done:
-            for other in graph[name]:
-                visit(other, (*above, name))
-            done.add(name)
 
-    for name in graph:
-        visit(name, ())
+def test_no_cycle_between_folders():
+    rooms: dict[str, set[str]] = {}
+    for name, others in GRAPH.items():
+        rooms.setdefault(room_of(name), set()).update(map(room_of, others))
+    TopologicalSorter({room: others - {room} for room, others in rooms.items()}).prepare()
+
+
+def test_verbs_are_imported_by_nobody():
+    assert {"run", "evaluate", "compare", "generate", "translate", "export", "reproduce", "sweep", "launch"} == VERBS
+    for name, others in GRAPH.items():
+        assert not others & {f"experiments.{verb}" for verb in VERBS}, name
+
+
+@pytest.mark.parametrize("package", ["experiments", "datamodules"])
+def test_a_room_can_be_looked_over(package):
+    for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= 12, folder
+        assert sum(map(length, files)) < 2_500, folder
+
+
+# Files of more than 400 lines, and why they are not two.
+LONG = {
+    "callbacks/health.py": "a callback is one file",
+    "lightning_modules/metrics/re_identification.py": "a metric is one file",
+    "lightning_modules/metrics/torchmetrics_scores.py": "the scores that torchmetrics knows, one after the other",
+    "lightning_modules/networks/exported.py": "what opens an export needs nothing beside this file and the networks",
+}
+
+
+def length(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_no_file_is_long_without_a_reason():
+    long = {str(path.relative_to(ROOT)) for path in FILES if length(path) > 400}
+    assert long == LONG.keys()
 
 
 def test_packages_are_empty_but_for_a_docstring():

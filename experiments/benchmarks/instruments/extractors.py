@@ -13,7 +13,6 @@ import argparse
 import csv
 import io
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from torchvision.transforms.functional import gaussian_blur
 from callbacks.files import append_rows
 from datamodules.base import ImageDataModule
 from experiments.benchmarks.instruments.planted_failures import BLUR, COLLAPSE, COPIES, SHIFT, Planted
+from experiments.cli import log_to_terminal
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
 from experiments.evaluation.slices import Part
@@ -365,7 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="of the extractors that come with Mirage, these")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the experiment; extractors.NAME... adds")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to_terminal()
     shipped = candidates()
     if unknown := set(options.only or ()) - set(shipped):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(shipped)}")

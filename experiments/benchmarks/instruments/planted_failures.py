@@ -8,7 +8,6 @@ of its floor, in half-widths of the floor; positive is worse, and an asterisk ma
 import argparse
 import csv
 import io
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from datamodules.base import ImageDataModule
+from experiments.cli import log_to_terminal
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
 from experiments.evaluation.evaluation import near_copies
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=5_000, help="phantoms, two fifths of them to compare with")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the suite's values")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to_terminal()
     options.folder.mkdir(parents=True, exist_ok=True)
     data = phantoms(options.count)
     rows = table(run(data, options.suite, options.overrides, options.folder))
