@@ -22,7 +22,8 @@ from experiments.configuration import files
 from experiments.configuration.errors import ConfigError
 from experiments.configuration.experiment import experiment_of
 from experiments.configuration.files import PAPERS, shipped
-from experiments.jobs import trials
+from experiments.jobs import pool
+from experiments.jobs.child import try_lock
 from experiments.papers import page, runs
 from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
 from experiments.papers.verdicts import of_claim, of_number, score_of, spread
@@ -58,7 +59,7 @@ def study_of(tmp_path, parallel=1, changes=None, scale="small", about="less", se
 @pytest.fixture
 def behave(monkeypatch):
     """Return a function that lets runs behave as told, by folder; see ``fake_trial.py``."""
-    monkeypatch.setattr(trials, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0.02)
 
     def choose(of_folder):
         def command(self):
@@ -199,7 +200,7 @@ def test_an_interrupted_study_goes_on(tmp_path, behave, capsys):
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, behave, capsys):
     study = study_of(tmp_path)
     behave({})
-    lock = runs.try_lock(study.runs[0].folder / "lock")
+    lock = try_lock(study.runs[0].folder / "lock")
     assert runs.train(study) == 0
     assert "a_seed_0 is trained by another process" in capsys.readouterr().out
     assert starts(study)["a_seed_0"] == 0
@@ -223,7 +224,7 @@ def test_a_run_that_was_launched_by_hand_is_left_alone(tmp_path, behave, capsys)
     by_hand = study.runs[0].folder / "20261121"
     by_hand.mkdir(parents=True)
     (by_hand / "config.yaml").write_text("name: x\n")
-    lock = runs.try_lock(by_hand / ".lock")
+    lock = try_lock(by_hand / ".lock")
     assert runs.train(study) == 0
     assert starts(study)["a_seed_0"] == 0 and "a_seed_0 is trained by another process" in capsys.readouterr().out
     lock.close()

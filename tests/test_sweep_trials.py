@@ -17,14 +17,16 @@ from optuna.trial import TrialState
 from test_sweep import sweep_file
 
 from experiments.configuration.errors import ConfigError
-from experiments.jobs import trials
-from experiments.jobs.trials import reason, trial_name, try_lock, value_of
+from experiments.jobs import pool
+from experiments.jobs.child import reason, try_lock
+from experiments.jobs.devices import device_slots
 from experiments.record.report import csv_cell
 from experiments.sweeps import runner
-from experiments.sweeps.folder import prepare
+from experiments.sweeps.folder import prepare, trial_name
 from experiments.sweeps.optuna_engine import Study
-from experiments.sweeps.runner import Runner, device_slots
+from experiments.sweeps.runner import Runner
 from experiments.sweeps.settings import load_sweep
+from experiments.sweeps.values import value_of
 
 FAKE = Path(__file__).parent / "fake_trial.py"
 SEEDS = {"seed": {"int": [0, 99]}}
@@ -33,7 +35,7 @@ SEEDS = {"seed": {"int": [0, 99]}}
 @pytest.fixture
 def sweep_of(tmp_path, monkeypatch):
     """Return a function that makes a sweep whose trials behave as told, by number."""
-    monkeypatch.setattr(trials, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0.02)
 
     def make(*behaviours, space=SEEDS, **settings):
         def command(sweep, number, assignment):

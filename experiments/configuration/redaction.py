@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 BLOT = "***"
+STORAGE_VARIABLE = "MIRAGE_SWEEP_STORAGE"  # a URL, which may hold a password
 _WORD = r"(?:passw(?:or)?d|passphrase|secret|token|api_?key|access_?key|private_?key|credentials?)"
 _KEY = re.compile(rf"(?:^|_){_WORD}s?(?:$|_)", re.IGNORECASE)
 _VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWO?R?D|CREDENTIAL", re.IGNORECASE)
@@ -43,7 +44,7 @@ def problems_of_secrets(config: dict[str, Any]) -> list[str]:
 
 _INSTEAD = (
     "leave it out and let the tool that needs it read it from the environment (W&B: WANDB_API_KEY, the storage of a "
-    "sweep: MIRAGE_SWEEP_STORAGE)"
+    f"sweep: {STORAGE_VARIABLE})"
 )
 
 

@@ -1,11 +1,11 @@
-"""Keeps one trial: ``python -m experiments.jobs.keeper LOCK COMMAND...``; imports nothing heavy.
+"""Keeps one child run: ``python -m experiments.jobs.keeper LOCK COMMAND...``; imports nothing heavy.
 
-The keeper leads a session of its own and runs the trial in it. It ends with the trial's exit code (128 + n for signal
-n), and ends the whole session when its standard input closes: that is what its sweep's death looks like, however the
-sweep died, so no trial trains on unnoticed, with several processes either.
+The keeper leads a session of its own and starts the run in it. It ends with the run's exit code (128 + n for signal
+n), and ends the whole session when its standard input closes: that is what the death of the sweep
+or study looks like, however it died, so no run trains on unnoticed, with several processes either.
 
-LOCK is the file descriptor of the trial's lock. Keeper and trial both hold it: it is free only when both are gone, so
-a trial whose keeper was killed cannot be started a second time.
+LOCK is the file descriptor of the run's lock. Keeper and run both hold it: it is free only when both are gone, so
+a run whose keeper was killed cannot be started a second time.
 """
 
 import os
@@ -26,10 +26,10 @@ def main(lock: int, command: list[str]) -> int:
         for process in started:
             process.terminate()
 
-    # A handler and not SIG_IGN, which the trial would inherit.
+    # A handler and not SIG_IGN, which the run would inherit.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[lock]))
     if asked_to_stop.is_set():
         started[0].terminate()
@@ -37,7 +37,7 @@ def main(lock: int, command: list[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _end_with_the_sweep() -> None:
+def _end_with_the_parent() -> None:
     while os.read(0, 1):
         pass
     os.killpg(os.getpid(), signal.SIGKILL)  # fails, and harms nobody, unless this process leads its group

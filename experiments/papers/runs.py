@@ -1,19 +1,8 @@
 """Trains a study's runs on this machine, some at a time; what has finished is not run again."""
 
-import time
-from collections.abc import Sequence
-
 from experiments.cli import EXIT_PREEMPTED
-from experiments.jobs import trials
-from experiments.jobs.trials import (
-    Trial,
-    device_slots,
-    environment,
-    stop_requests,
-    stop_trials,
-    try_lock,
-    was_interrupted,
-)
+from experiments.jobs.child import newest_run, try_lock
+from experiments.jobs.pool import Pool, say
 from experiments.papers.study import Run, Study
 
 ENDED = ("finished", "diverged")
@@ -24,82 +13,60 @@ def train(study: Study) -> int:
 
     A run that diverged would do so again, and is not begun again. Runs that another process trains are left to it.
     """
-    waiting = [run for run in study.runs if run.state() not in ENDED]
-    _say(f"{len(study.runs) - len(waiting)} of {len(study.runs)} runs have ended")
-    with stop_requests() as asked:
-        pool = _Pool(study, asked)
-        while (waiting or pool.running) and not asked:
-            while waiting and pool.free:
-                pool.start(waiting.pop(0))
-            pool.settle()
-            time.sleep(trials.POLL_SECONDS)
-        if asked:
-            _say("stopping: the runs save a checkpoint (another Ctrl-C kills them)")
-            stop_trials(pool.trials, pool.settle, asked)
-    if asked or pool.preempted:
+    training = _Training(study)
+    stopped = training.pool.work(training.begin, training.settle)
+    if stopped or training.preempted:
         return EXIT_PREEMPTED
-    return 1 if pool.failed or any(run.state() == "diverged" for run in study.runs) else 0
+    return 1 if training.failed or any(run.state() == "diverged" for run in study.runs) else 0
 
 
-class _Pool:
-    """The runs that train now, and the devices that are free.
+class _Training:
+    """What waits, what runs, and what came of it."""
 
-    Args:
-        study: What is run.
-        asked: The signals so far that asked to stop.
-    """
-
-    def __init__(self, study: Study, asked: Sequence[int]) -> None:
-        self.study, self.free, self.asked = study, device_slots(study), asked
-        self.running: list[tuple[Run, Trial, str | None]] = []
+    def __init__(self, study: Study) -> None:
+        self.waiting = [run for run in study.runs if run.state() not in ENDED]
+        say(f"{len(study.runs) - len(self.waiting)} of {len(study.runs)} runs have ended")
+        self.pool = Pool(study)
         self.failed, self.preempted = 0, False
 
-    def start(self, run: Run) -> None:
+    def begin(self) -> bool:
+        """Start what there is room for; return False when all has ended."""
+        while self.waiting and self.pool.has_room:
+            self._start(self.waiting.pop(0))
+        return bool(self.waiting or self.pool.running)
+
+    def _start(self, run: Run) -> None:
         """Begin a run, or go on with it, unless another process trains it or has just ended it."""
         lock = None if _is_trained(run) else try_lock(run.folder / "lock")
         if lock is None:
-            _say(f"{run.folder.name} is trained by another process")
-            return
-        if run.state() in ENDED:
+            say(f"{run.folder.name} is trained by another process")
+        elif run.state() in ENDED:
             lock.close()
-            return
-        devices = self.free.pop(0)
-        trial = Trial(run.folder, lock, run.command(), environment(self.study, devices))
-        self.running.append((run, trial, devices))
-        _say(f"{run.folder.name} {'starts' if trials.newest_run(run.folder) is None else 'goes on'}")
+        else:
+            self.pool.start(run.folder.name, run.folder, lock, run.command())
+            say(f"{run.folder.name} {'starts' if newest_run(run.folder) is None else 'goes on'}")
 
     def settle(self) -> None:
         """Say what has ended, and free its devices."""
-        for entry in list(self.running):
-            run, trial, devices = entry
-            code = trial.ended()
+        for name, child in list(self.pool.running.items()):
+            code = child.ended()
             if code is None:
                 continue
-            if was_interrupted(code, self.asked):
+            if self.pool.interrupted(code):
                 self.preempted = True
-                _say(f"{run.folder.name} was interrupted and will go on from its newest checkpoint")
+                say(f"{name} was interrupted and will go on from its newest checkpoint")
             elif code:
                 self.failed += 1
-                _say(f"{run.folder.name} failed: {trial.reason(code)} (see {run.folder / 'stderr.txt'})")
+                say(f"{name} failed: {child.reason(code)} (see {child.folder / 'stderr.txt'})")
             else:
-                _say(f"{run.folder.name} finished")
-            trial.release()
-            self.running.remove(entry)
-            self.free.append(devices)
-
-    def trials(self) -> list[Trial]:
-        """Return those that run."""
-        return [trial for _, trial, _ in self.running]
+                say(f"{name} finished")
+            self.pool.remove(name)
 
 
 def _is_trained(run: Run) -> bool:
     """Tell whether a process that this study did not start trains a run: it holds the run directory."""
-    newest = trials.newest_run(run.folder)
+    newest = newest_run(run.folder)
     lock = try_lock(newest / ".lock") if newest else None
     if lock is not None:
         lock.close()
     return newest is not None and lock is None
-
-
-def _say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

@@ -21,7 +21,7 @@ from experiments.configuration.experiment import Experiment, experiment_of
 from experiments.configuration.files import PAPERS, Node
 from experiments.evaluation.evaluation import device_of
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of
-from experiments.jobs import trials
+from experiments.jobs.child import newest_run, outcome
 from experiments.measuring.scoring import Row as Score
 from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import Suite, Tools, build_tools, load_suite
@@ -195,7 +195,7 @@ class Run:
 
     def state(self) -> str:
         """Return "finished", "diverged", or what else became of it so far."""
-        return "finished" if self.directory() else trials.outcome(self.folder)[0] or "not begun"
+        return "finished" if self.directory() else outcome(self.folder)[0] or "not begun"
 
     def directory(self) -> Path | None:
         """Return its run directory once it has finished; a run that was begun beside it later changes nothing."""
@@ -412,7 +412,7 @@ def _problems_of_launch(overrides: Sequence[str]) -> list[str]:
 
 def _problems_of_run(run: Run, experiment: Experiment) -> list[str]:
     """Return what is wrong with the run that has ended in the place of this one."""
-    directory = run.directory() or (trials.newest_run(run.folder) if run.state() == "diverged" else None)
+    directory = run.directory() or (newest_run(run.folder) if run.state() == "diverged" else None)
     changes = changed_hyper_parameters(directory, recorded(experiment)) if directory else []
     if not changes:
         return []

@@ -11,6 +11,16 @@ from experiments.sweeps.settings import Sweep
 FIXED = ("experiment", "overrides", "metric", "direction", "value", "method", "space", "devices_per_trial", "engine")
 
 
+def trial_name(number: int) -> str:
+    """Return the name under which a trial's run directories lie."""
+    return f"trial_{number:04d}"
+
+
+def trial_number(name: str) -> int:
+    """Return the number of a trial's name."""
+    return int(name.removeprefix("trial_"))
+
+
 def prepare(sweep: Sweep) -> None:
     """Create the folder, or continue in one that holds the same sweep.
 

@@ -18,8 +18,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.configuration.errors import ConfigError
-from experiments.jobs.trials import trial_name, try_lock
+from experiments.jobs.child import try_lock
 from experiments.record.run_directory import write_text
+from experiments.sweeps.folder import trial_name
 from experiments.sweeps.settings import MedianPruning, Sweep
 from experiments.sweeps.space import Assignment, Choice, Dimension, IntRange, label
 

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.configuration.files import TARGET
-from experiments.jobs.trials import trial_name
 from experiments.record.report import STYLE, csv_cell, inline_figure
 from experiments.record.run_directory import recorded_config, write_text
+from experiments.sweeps.folder import trial_name
 from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.space import EXPERIMENT, Choice, Dimension, FloatRange, label
 

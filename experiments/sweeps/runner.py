@@ -8,21 +8,15 @@ from optuna.trial import TrialState
 
 from experiments.cli import EXIT_PREEMPTED
 from experiments.configuration.errors import did_you_mean
-from experiments.jobs import trials
-from experiments.jobs.trials import (
-    Trial,
-    device_slots,
-    environment,
-    stop_requests,
-    stop_trials,
-    trial_name,
-    was_interrupted,
-)
-from experiments.sweeps import folder as sweep_folder
+from experiments.jobs.child import newest_run, outcome
+from experiments.jobs.devices import environment
+from experiments.jobs.pool import Pool, say
+from experiments.sweeps.folder import prepare, trial_name, trial_number
 from experiments.sweeps.optuna_engine import Study
 from experiments.sweeps.page import write_reports, write_table
 from experiments.sweeps.settings import Sweep, check_experiments
 from experiments.sweeps.space import EXPERIMENT, Assignment, label
+from experiments.sweeps.values import metrics_of, scores, value_of
 
 
 class Runner:
@@ -38,42 +32,34 @@ class Runner:
     def __init__(self, sweep: Sweep) -> None:
         check_experiments(sweep)
         self.sweep = sweep
-        self._free = device_slots(sweep)
-        sweep_folder.prepare(sweep)
+        self._pool = Pool(sweep)
+        prepare(sweep)
         self.study = Study(sweep)
-        self._running: dict[int, tuple[Trial, str | None]] = {}  # with its GPUs
         self._cadences: dict[int, int] = {}
-        self._stops: list[int] = []  # signals that asked to
         self._began, self._ended_here = time.monotonic(), 0
 
     def run(self) -> int:
         """Run trials until none is left, write the reports, and return the exit code."""
-        with stop_requests() as self._stops:
-            while not self._stops and self._fill_slots():
-                self._poll(prune=True)
-                time.sleep(trials.POLL_SECONDS)
-            if self._stops:
-                _say("stopping: the trials save a checkpoint (another Ctrl-C kills them)")
-                stop_trials(self._trials, lambda: self._poll(prune=False), self._stops)
-        if self._stops:
+        if self._pool.work(self._begin, self._poll):
             write_table(self.study)
             print(f"interrupted; the same command continues {self.sweep.folder}", file=sys.stderr)
             return EXIT_PREEMPTED
         print("\n".join(write_reports(self.study)))
         return 0 if self.study.best() else 1
 
-    def _fill_slots(self) -> bool:
+    def _begin(self) -> bool:
         """Start trials on free devices; return False when every planned trial has ended, on other machines too."""
-        while self._free and not self._stops:
+        while self._pool.has_room:
             following = self.study.next()
             if following is None:
                 break
             self._start(*following)
-        return bool(self._running) or not all(trial.state.is_finished() for trial in self.study.trials())
+        return bool(self._pool.running) or not all(trial.state.is_finished() for trial in self.study.trials())
 
     def _start(self, number: int, assignment: Assignment, lock: Any) -> None:
-        folder = self.sweep.folder / "trials" / trial_name(number)
-        state, why = trials.outcome(folder)
+        name = trial_name(number)
+        folder = self.sweep.folder / "trials" / name
+        state, why = outcome(folder)
         self._cadences[number] = self.sweep.cadence(assignment)
         if state == "finished":  # and its sweep was killed before it could write that down
             self._settle(number, 0, "")
@@ -82,34 +68,29 @@ class Runner:
             self._settle(number, 3, why.removeprefix("DivergedError: ").replace("training diverged", "diverged"))
             lock.close()
         else:
-            devices = self._free.pop(0)
-            command = trial_command(self.sweep, number, assignment)
-            trial = Trial(folder, lock, command, environment(self.sweep, devices))
-            self._running[number] = (trial, devices)
-            _say(f"{trial_name(number)} {'starts' if state is None else 'goes on'}: {_shown(assignment)}")
+            self._pool.start(name, folder, lock, trial_command(self.sweep, number, assignment))
+            say(f"{name} {'starts' if state is None else 'goes on'}: {_shown(assignment)}")
 
-    def _poll(self, prune: bool) -> None:
+    def _poll(self) -> None:
         """Write down new scores, end what is too bad, and settle what has ended."""
-        for number, (trial, devices) in list(self._running.items()):
-            code = trial.ended()
+        for name, trial in list(self._pool.running.items()):
+            number, code = trial_number(name), trial.ended()
             self._report(number)
-            if code is None and prune and self.study.should_prune(number):
+            if code is None and not self._pool.asked and self.study.should_prune(number):
                 trial.kill()
                 trial.wait()
                 self._settle(number, None, "its score was too bad to go on")
             elif code is None:
                 continue
-            elif was_interrupted(code, self._stops):
-                _say(f"{trial_name(number)} was interrupted and will go on from its newest checkpoint")
+            elif self._pool.interrupted(code):
+                say(f"{name} was interrupted and will go on from its newest checkpoint")
             else:
                 self._settle(number, code, trial.reason(code) if code else "")
-            trial.release()
-            del self._running[number]
-            self._free.append(devices)
+            self._pool.remove(name)
 
     def _report(self, number: int) -> list[tuple[int, float]]:
         """Write down the scores of a trial, and return them."""
-        found = trials.scores(self.sweep.folder / "trials" / trial_name(number), self.sweep.metric)
+        found = scores(self.sweep.folder / "trials" / trial_name(number), self.sweep.metric)
         self.study.report(number, found, self._cadences[number])
         return found
 
@@ -123,24 +104,24 @@ class Runner:
         """
         folder = self.sweep.folder / "trials" / trial_name(number)
         found = self._report(number)
-        value = trials.value_of(found, self.sweep.value, self.sweep.direction)
+        value = value_of(found, self.sweep.value, self.sweep.direction)
         state = TrialState.PRUNED if code is None else TrialState.FAIL if code else TrialState.COMPLETE
         if code == 0 and value is None:
             state, reason = TrialState.FAIL, self._missing(folder, bool(found))
         notes: dict[str, Any] = {"reason": reason, "images_seen": found[-1][0] if found else None}
-        run = trials.newest_run(folder)
+        run = newest_run(folder)
         notes["run"] = str(run.relative_to(self.sweep.folder)) if run else None
         notes["threads"] = environment(self.sweep, None)["OMP_NUM_THREADS"]
         self.study.tell(number, state, value if state == TrialState.COMPLETE else None, **notes)
         self._ended_here += 1
         write_table(self.study)
         said = f"{value:.6g}" if state == TrialState.COMPLETE else reason
-        _say(f"{trial_name(number)} {WORDS[state]}: {said} ({self._progress()})")
+        say(f"{trial_name(number)} {WORDS[state]}: {said} ({self._progress()})")
 
     def _missing(self, folder: Any, taken: bool) -> str:
         if taken:
             return f"{self.sweep.metric} was not finite"
-        known = trials.metrics_of(folder)
+        known = metrics_of(folder)
         hint = did_you_mean(self.sweep.metric, known) or f"; there are {', '.join(known) or 'none'}"
         return f"{self.sweep.metric} is not in metrics.jsonl{hint}"
 
@@ -155,9 +136,6 @@ class Runner:
             minutes = (time.monotonic() - self._began) / self._ended_here * left / 60
             parts.append(f"about {minutes:.0f} min left here")
         return ", ".join(parts)
-
-    def _trials(self) -> list[Trial]:
-        return [trial for trial, _ in self._running.values()]
 
 
 WORDS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "was pruned", TrialState.FAIL: "failed"}
@@ -183,7 +161,3 @@ def _shown(assignment: Assignment) -> str:
 
 def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else label(value)
-
-
-def _say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

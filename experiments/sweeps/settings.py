@@ -10,6 +10,7 @@ from experiments.configuration import files, objects
 from experiments.configuration.errors import ConfigError, did_you_mean
 from experiments.configuration.experiment import Experiment
 from experiments.configuration.files import SWEEPS, Node
+from experiments.configuration.redaction import STORAGE_VARIABLE
 from experiments.sweeps.space import EXPERIMENT, RESERVED, Assignment, FloatRange, Space, overrides_of, parse_space
 
 INSTEAD = {
@@ -17,7 +18,6 @@ INSTEAD = {
     "wandb_project": "write wandb_project: at the top",
     "trainer.devices": "write devices_per_trial: at the top",
 }
-STORAGE_VARIABLE = "MIRAGE_SWEEP_STORAGE"
 
 
 @dataclass(frozen=True)
