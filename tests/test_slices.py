@@ -19,7 +19,9 @@ from experiments.evaluation import assignment
 from experiments.evaluation.assignment import assign, cross_fitted, number_of
 from experiments.evaluation.attributes import MOST, Members, members, problems_of
 from experiments.evaluation.comparison import holm
-from experiments.evaluation.slices import Part, PartVectors, Slices, SliceScorer, check_slices, chosen, slice_lines
+from experiments.evaluation.slices import SliceScorer, check_slices, chosen
+from experiments.evaluation.slices_found import Slices, slice_lines
+from experiments.evaluation.slices_parts import Part, PartVectors
 from experiments.measuring.image_sets import ImageSet
 from experiments.measuring.scoring import Sets
 from experiments.measuring.settings import Suite, Tools

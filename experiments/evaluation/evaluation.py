@@ -18,7 +18,8 @@ from experiments.configuration.errors import ConfigError
 from experiments.configuration.experiment import experiment_of
 from experiments.evaluation import privacy
 from experiments.evaluation.page import Gallery, moment_sections, write_page
-from experiments.evaluation.slices import SliceScorer, check_slices, slice_lines
+from experiments.evaluation.slices import SliceScorer, check_slices
+from experiments.evaluation.slices_found import slice_lines
 from experiments.evaluation.slices_page import write_slices
 from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_of, subject_of
 from experiments.measuring.equal_pixels import PixelHash, checked_pixels

@@ -8,7 +8,6 @@ both sides: of a perfect generator the assigned images of both are equal in dist
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,132 +19,19 @@ from callbacks.version import code_version
 from experiments.configuration.errors import ConfigError
 from experiments.evaluation.assignment import AGREEMENT, Vectors, assign, number_of
 from experiments.evaluation.attributes import Members, members, problems_of, strange_values
-from experiments.evaluation.comparison import SIGNIFICANT, holm
+from experiments.evaluation.slices_found import Slice, Slices, corrected
+from experiments.evaluation.slices_parts import Part, PartVectors
 from experiments.measuring.image_sets import ImageSet
 from experiments.measuring.resampling import Halves, halves, interval, together
-from experiments.measuring.scoring import FEW_GROUPS, Row, Scorer, Sets, described, finished, is_bad, verdict
+from experiments.measuring.scoring import FEW_GROUPS, Row, Scorer, Sets, described, finished, verdict
 from experiments.measuring.settings import Suite, Tools
 from experiments.measuring.vectors import VectorCache, key_of
-from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.precision_recall import reached
 from lightning_modules.metrics.score import Instrument, MemorisationScore
 
 AT_MOST = 1_000  # images of each set in a slice: the work of some scores grows with the square
 REPLICATES = 20  # halves at most; more would only make slices cost more than the whole
 REACHED_OF = 5_000  # real images that are asked whether a generated one is near: as many as coverage takes
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The images of one slice.
-
-    Attributes:
-        by: The attribute.
-        name: Its value.
-        real: Which real images belong to it.
-        generated: Which generated images belong to it.
-        rows: Its scores, as ``Scorer`` gives them, with what was found elsewhere: "elsewhere" (value and middle of the
-            floor), "difference" (of how far both lie from their floors), "p" (one-sided, Holm's) and "worse".
-        agreement: Cohen's kappa of the classifier with the labels; None = images are labelled.
-        auc: The area under its ROC curve.
-        refused: Why it has no scores that need generated images of the slice; "" = it has.
-    """
-
-    by: str
-    name: str
-    real: np.ndarray
-    generated: np.ndarray
-    rows: list[Row]
-    agreement: float | None
-    auc: float | None
-    refused: str = ""
-
-    @property
-    def title(self) -> str:
-        """Attribute and value."""
-        return f"{self.by} {self.name}"
-
-
-@dataclass(frozen=True)
-class Slices:
-    """What was found in slices.
-
-    Attributes:
-        found: All slices, in order.
-        how: How images were assigned to them, in a sentence.
-        tests: Differences that were tested.
-    """
-
-    found: list[Slice]
-    how: str
-    tests: int
-
-    @property
-    def worse(self) -> list[tuple[Slice, Row]]:
-        """The scores that are worse in a slice than elsewhere, by more than chance, the surest first."""
-        pairs = [(part, row) for part in self.found for row in part.rows if row.get("worse")]
-        return sorted(pairs, key=lambda pair: float(pair[1]["p"]))
-
-
-class Part(ImageSet):
-    """Some images of a set.
-
-    Args:
-        whole: The set.
-        rows: Which of its images, ascending.
-    """
-
-    def __init__(self, whole: ImageSet, rows: np.ndarray) -> None:
-        self.whole, self.rows = whole, rows
-        self.names, self.groups = [whole.names[i] for i in rows], [whole.groups[i] for i in rows]
-        self.what, self.size = whole.what, whole.size
-
-    @property
-    def own_size(self) -> tuple[int, int]:
-        """That of the set."""
-        return self.whole.own_size
-
-    def identity(self) -> dict[str, Any]:
-        """Return that of the set, and which images."""
-        return {**self.whole.identity(), "images": len(self), "part": key_of(self.rows.tolist())}
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Read one by one."""
-        return torch.cat([self.whole.read(i, i + 1) for i in self.rows[start:stop].tolist()])
-
-
-class PartVectors(VectorCache):
-    """Vectors of parts of sets: those of the sets, of which each is computed once.
-
-    Args:
-        whole: Where the vectors of the sets are.
-        tools: The suite's: of how many images of a set its instruments want an extractor's vectors.
-    """
-
-    def __init__(self, whole: VectorCache, tools: Tools) -> None:
-        super().__init__(whole.folder, whole.device)
-        self._limits: dict[str, int | None] = {}
-        for instrument in tools.scores.values():
-            for extractor in [instrument.reads] if instrument.reads is not None else tools.extractors.values():
-                key, wanted = key_of(extractor.identity()), instrument.at_most
-                before = self._limits.get(key, 0)
-                self._limits[key] = None if wanted is None or before is None else max(before, wanted)
-
-    def vectors(self, images: ImageSet, extractor: FeatureExtractor, at_most: int | None = None) -> Tensor:
-        """Return the vectors (N, D) of the first images of a set, or of a part as far as they are computed."""
-        if not isinstance(images, Part):
-            return super().vectors(images, extractor, at_most)
-        vectors = self.computed(images.whole, extractor)
-        return vectors[images.rows[images.rows < len(vectors)][:at_most]]
-
-    def computed(self, images: ImageSet, extractor: FeatureExtractor) -> Tensor:
-        """Return the vectors (N, D) of as many images of a set as instruments want."""
-        return super().vectors(images, extractor, self._limits.get(key_of(extractor.identity())))
-
-    def compute(self, images: ImageSet, wanted: Sequence[tuple[FeatureExtractor, int]], title: str = "") -> None:
-        """Compute those of a set; those of a part are there."""
-        if not isinstance(images, Part):
-            super().compute(images, wanted, title)
 
 
 @dataclass(frozen=True)
@@ -183,7 +69,7 @@ class SliceScorer:
             divided = self._divided(by, true)
             near = self._reached(true)
             found += [self._slice(divided, by, name, near[name]) for name in true.of]
-        return _corrected(found, self._how())
+        return corrected(found, self._how())
 
     def _how(self) -> str:
         if self.sets.generated.about:
@@ -379,34 +265,6 @@ def check_slices(suite: Suite, tools: Tools, sets: Sets) -> list[str]:
     return said
 
 
-def slice_lines(slices: Slices) -> list[str]:
-    """Return in lines of text where the generator is worse than elsewhere, and what could not be told."""
-    lines = [f"slice {part.title}: {part.refused}" for part in slices.found if part.refused]
-    lines += [f"worse than elsewhere: {sentence(part, row)}" for part, row in slices.worse]
-    return lines if slices.worse else [*lines, nothing_worse(slices)]
-
-
-def nothing_worse(slices: Slices) -> str:
-    """Say that no slice is worse than elsewhere, or that it could not be told."""
-    if not slices.tests:
-        return "whether a slice is worse than elsewhere could not be told: no difference could be tested"
-    return f"no slice is worse than elsewhere by more than chance ({slices.tests} differences tested)"
-
-
-def sentence(part: Slice, row: Row) -> str:
-    """Say in what a slice is worse than elsewhere."""
-    if "elsewhere" not in row:
-        return (
-            f"{part.title}: {row['value']:.1%} of the generated images, {row['value'] - row['difference']:.1%} of the "
-            f"real ones (p = {row['p']:.2g})"
-        )
-    value, floor = row["elsewhere"]
-    return (
-        f"{part.title}: {row['name'].replace('_', ' ')} {row['at_floor_size']:.4g} (real images {row['floor']:.4g}), "
-        f"elsewhere {value:.4g} ({floor:.4g}) (p = {row['p']:.2g})"
-    )
-
-
 def chosen(rows: np.ndarray, groups: Sequence[str], count: int) -> np.ndarray:
     """Return so many of some rows, ascending, whole groups at a time but the last; a function of the groups' names."""
     if len(rows) <= count:
@@ -504,15 +362,3 @@ def _share_row(name: str, value: float | None, halved: tuple[list[float], ...], 
     row |= {"floor": float(np.mean(floors)), "floor_low": floor_low, "floor_high": floor_high}
     row["at_floor_size"], row["beyond_floor"] = float(np.mean(at_size)), np.subtract(of_halves, floors).tolist()
     return {**row, "verdict": verdict(row)}
-
-
-def _corrected(found: list[Slice], how: str) -> Slices:
-    """Return the slices with Holm's probabilities over all scores and slices; what is worse lies beyond its floor."""
-    p = [row["p"] for part in found for row in part.rows if "p" in row]
-    adjusted = iter(holm(p))
-    parts = []
-    for part in found:
-        rows = [{**row, "p": next(adjusted)} if "p" in row else row for row in part.rows]
-        rows = [{**row, "worse": is_bad(row) and row["p"] < SIGNIFICANT} if "p" in row else row for row in rows]
-        parts.append(replace(part, rows=rows))
-    return Slices(parts, how, len(p))

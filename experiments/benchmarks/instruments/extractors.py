@@ -30,7 +30,7 @@ from experiments.benchmarks.instruments.planted_failures import BLUR, COLLAPSE, 
 from experiments.cli import log_to_terminal
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
-from experiments.evaluation.slices import Part
+from experiments.evaluation.slices_parts import Part
 from experiments.measuring.image_sets import ImageSet, RealImages
 from experiments.measuring.resampling import halves
 from experiments.measuring.scoring import Row, Scorer, Sets, in_half_widths, is_bad
