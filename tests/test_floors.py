@@ -7,7 +7,8 @@ from scipy.stats import t as student_t
 
 from experiments.measuring import scoring
 from experiments.measuring.image_sets import ImageSet
-from experiments.measuring.scoring import Scorer, Sets, is_bad
+from experiments.measuring.rows import is_bad
+from experiments.measuring.scoring import Scorer, Sets
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.score import DistributionScore
 

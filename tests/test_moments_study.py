@@ -13,16 +13,9 @@ from PIL import Image
 from datamodules.files.errors import DataError
 from datamodules.writing.writers import write_png16
 from experiments.figures.moments import beyond_axes, contour_plots, scatter_matrix
-from experiments.measuring.moments import (
-    analyse,
-    main,
-    pruning_effect,
-    pruning_section,
-    read_folder,
-    sections,
-    tables_csv,
-    warnings_of,
-)
+from experiments.measuring.moment_analysis import analyse, pruning_effect
+from experiments.measuring.moments import main, read_folder, warnings_of
+from experiments.measuring.moments_page import pruning_section, sections, tables_csv
 from lightning_modules.metrics.agreement import MomentAgreement, agreement, contour_coverage, neighbours_within
 from lightning_modules.metrics.moments import NAMES, moments, moments_of_levels
 from lightning_modules.metrics.pruning import outside_support

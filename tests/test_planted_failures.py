@@ -7,7 +7,7 @@ import torch
 
 from experiments.benchmarks.instruments.planted_failures import COPIES, PERFECT, main, phantoms, planted, run, table
 from experiments.measuring.image_sets import RealImages
-from experiments.measuring.scoring import is_bad
+from experiments.measuring.rows import is_bad
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from experiments.configuration.files import PAPERS, shipped
 from experiments.jobs import pool
 from experiments.jobs.child import try_lock
 from experiments.papers import page, runs
-from experiments.papers.study import Claim, Number, Paper, Row, Run, Scale, Settings, Study, load_study
+from experiments.papers.paper import Claim, Number, Paper, Row, Scale
+from experiments.papers.study import Run, Settings, Study, load_study
 from experiments.papers.verdicts import of_claim, of_number, score_of, spread
 from experiments.record.loading import untrained
 from experiments.running.parts import build

@@ -13,7 +13,7 @@ from scipy.stats import t as student_t
 
 from experiments.configuration.errors import ConfigError
 from experiments.measuring.resampling import interval
-from experiments.measuring.scoring import Row, check_row
+from experiments.measuring.rows import Row, check_row
 from experiments.record.report import STYLE, csv_cell, text_of
 from experiments.record.run_directory import write_text
 

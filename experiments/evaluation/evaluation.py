@@ -25,8 +25,10 @@ from experiments.evaluation.subject import Subject, cache_dir, real_data, sets_o
 from experiments.measuring.equal_pixels import PixelHash, checked_pixels
 from experiments.measuring.folders import text_of_size
 from experiments.measuring.image_sets import FolderImages, ImageSet
-from experiments.measuring.moments import MomentStudy, PruningEffect, analyse, pruning_effect, tables_csv
-from experiments.measuring.scoring import Row, Scorer, Sets
+from experiments.measuring.moment_analysis import MomentStudy, PruningEffect, analyse, pruning_effect
+from experiments.measuring.moments_page import tables_csv
+from experiments.measuring.rows import Row
+from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import Suite, Tools, build_tools
 from experiments.measuring.vectors import VectorCache, key_of
 from experiments.record.report import csv_cell

@@ -16,8 +16,10 @@ from torch import Tensor
 from callbacks.sample_grid import enlarged, grid_picture
 from datamodules.files.pseudonyms import Pseudonyms
 from experiments.measuring.image_sets import ImageSet
-from experiments.measuring.moments import MomentStudy, PruningEffect, pruning_section, sections
-from experiments.measuring.scoring import Row, Sets, in_half_widths, is_bad
+from experiments.measuring.moment_analysis import MomentStudy, PruningEffect
+from experiments.measuring.moments_page import pruning_section, sections
+from experiments.measuring.rows import Row, in_half_widths, is_bad
+from experiments.measuring.scoring import Sets
 from experiments.measuring.vectors import VectorCache
 from experiments.record.report import STYLE, inline_figure, inline_image, text_of
 from experiments.record.run_directory import write_text

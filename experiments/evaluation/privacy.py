@@ -16,7 +16,8 @@ from scipy.stats import t as student_t
 from datamodules.files.pseudonyms import Pseudonyms
 from experiments.configuration.untrusted import read_object
 from experiments.evaluation.comparison import holm
-from experiments.measuring.scoring import Row, Scorer, Sets
+from experiments.measuring.rows import Row
+from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import Tools
 from experiments.measuring.vectors import VectorCache
 from experiments.record.report import csv_cell

@@ -23,7 +23,8 @@ from experiments.evaluation.slices_found import Slice, Slices, corrected
 from experiments.evaluation.slices_parts import Part, PartVectors
 from experiments.measuring.image_sets import ImageSet
 from experiments.measuring.resampling import Halves, halves, interval, together
-from experiments.measuring.scoring import FEW_GROUPS, Row, Scorer, Sets, described, finished, verdict
+from experiments.measuring.rows import Row, finished, verdict
+from experiments.measuring.scoring import FEW_GROUPS, Scorer, Sets, described
 from experiments.measuring.settings import Suite, Tools
 from experiments.measuring.vectors import VectorCache, key_of
 from lightning_modules.metrics.precision_recall import reached

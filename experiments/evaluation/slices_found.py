@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.evaluation.comparison import SIGNIFICANT, holm
-from experiments.measuring.scoring import Row, is_bad
+from experiments.measuring.rows import Row, is_bad
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from experiments.evaluation.page import OWN_STYLE, picture
 from experiments.evaluation.slices import AT_MOST
 from experiments.evaluation.slices_found import Slice, Slices, nothing_worse, sentence
 from experiments.evaluation.slices_parts import Part
-from experiments.measuring.scoring import Row, Sets, in_half_widths, is_bad
+from experiments.measuring.rows import Row, in_half_widths, is_bad
+from experiments.measuring.scoring import Sets
 from experiments.record.report import STYLE, csv_cell, text_of
 from experiments.record.run_directory import write_text
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from experiments.configuration.errors import ConfigError
 from experiments.evaluation.page import OWN_STYLE
-from experiments.papers.study import Claim, Measured, Number, Study
+from experiments.papers.paper import Claim, Number
+from experiments.papers.study import Measured, Study
 from experiments.papers.verdicts import Verdict, of_claim, of_number, score_of, spread
 from experiments.record.report import STYLE, csv_cell, inline_figure, text_of
 from experiments.record.run_directory import write_text

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.papers.study import Measured, Number, Study
+from experiments.papers.paper import Number
+from experiments.papers.study import Measured, Study
 
 TOLERANCE = 0.1  # a paper's score has no interval: so far from it, relative, counts as the same
 UNUSABLE = 0.01  # share of the paper's images that may be missing: files that cannot be read, and strays

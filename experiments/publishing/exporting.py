@@ -24,7 +24,8 @@ from datamodules.writing.writers import NOTICE, NOTICE_OF_TRANSLATION
 from experiments.configuration.errors import ConfigError
 from experiments.evaluation.privacy import why_not_private
 from experiments.publishing import medigan, monai_bundle
-from experiments.publishing.model_card import loading_of, loading_of_translator, model_card
+from experiments.publishing.how_to_load import loading_of, loading_of_translator
+from experiments.publishing.model_card import model_card
 from experiments.record.loading import Trained, generate, load_trained, unfinished
 from experiments.record.run_directory import refuse_links, versions, write_bytes
 from lightning_modules.networks.exported import (

@@ -23,7 +23,8 @@ from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
 from experiments.evaluation.evaluation import near_copies
 from experiments.measuring.image_sets import ImageSet, RealImages
-from experiments.measuring.scoring import Row, Scorer, Sets, in_half_widths, is_bad
+from experiments.measuring.rows import Row, in_half_widths, is_bad
+from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import build_tools, load_suite
 from experiments.measuring.vectors import VectorCache
 from experiments.record.loading import data_of
