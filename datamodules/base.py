@@ -5,13 +5,11 @@ has no classes), ``id`` (names), ``images_seen`` (the clock that it was drawn fo
 """
 
 import hashlib
-import json
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,21 +19,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batches.augmentation import Augmentation, augment
+from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.cached_images import CachedImages
 from datamodules.batches.reading_processes import READ_AHEAD, move_to_shared_memory, outlive_a_signal, shared_bytes
-from datamodules.batches.samplers import BatchRequest, Schedule, ScheduleBatchSampler
+from datamodules.batches.samplers import Schedule, ScheduleBatchSampler
 from datamodules.batches.transforms import resize
-from datamodules.files.cache import Extremes, Files, ImageCache, cache_key, content_hashes, is_blank, open_or_build
+from datamodules.files.cache import Extremes, ImageCache, cache_key, content_hashes, is_blank
+from datamodules.files.cache_building import Files, open_or_build
 from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.files.pseudonyms import remember
 from datamodules.records import remarks
-from datamodules.records.duplicates import Duplicates, JoinedGroups, Questions, agree
-from datamodules.records.records import NO_FINDING, Intensity, Record, Used
+from datamodules.records.duplicates import Questions, agree, by_content, without_duplicates
+from datamodules.records.records import NO_FINDING, Intensity, Record, Used, label_rows, multi_hot, told_ending
 from datamodules.records.splits import SPLITS, check_disjoint, represent_classes, split_by_group
-from datamodules.records.versions import RESIZING, Rule, name_ending, newest, rules_of, sentences
+from datamodules.records.versions import RESIZING, Rule, name_ending, newest, sentences
 
 log = logging.getLogger(__name__)
-Batch = dict[str, Any]
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -133,7 +132,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return "train", "val" or "test" for each record (N,); no group may lie in two parts."""
         groups, labels = [record.group for record in records], [record.labels for record in records]
         settings = self.val_fraction, self.test_fraction, self.seed
-        return represent_classes(self._split_by_group(records), groups, labels, *settings)
+        return represent_classes(
+            split_by_group(groups, ["|".join(of) for of in labels], *settings), groups, labels, *settings
+        )
 
     # Lightning's hooks ----------------------------------------------------------------------------------------------
 
@@ -147,18 +148,23 @@ class ImageDataModule(L.LightningDataModule, ABC):
         largest = self._caches[max(self._caches)]
         remarks.say_unusable(self._name, self._scanned(), largest)
         remarks.say_narrow(self._name, self.intensity, largest.extremes(), self.range_settings)
-        self._kept = self._kept_images(largest)
-        rows = self._without_duplicates(largest)
+        self._kept, rows = without_duplicates(
+            self._name, self._kept_images(largest), largest, self._copied, self._contradicting, self.questions
+        )
         records = [self._kept[row].record for row in rows]
         split = self.split(records)
         check_disjoint([record.group for record in records], split.tolist())
         self._rows = {name: rows[split == name] for name in SPLITS}
         self._names = [image.record.name for image in self._kept]
-        self._labels = self._multi_hot()
+        self._labels = multi_hot([image.record for image in self._kept], self.classes)
         if not len(self._rows["train"]):
             raise DataError(f"{self._name}: no image is left for training ({len(records)} in all)")
         log.info(self.describe())
-        self._say_what_is_small()
+        parts = {part: self.split_records(part) for part in SPLITS}
+        for part, share in (("val", self.val_fraction), ("test", self.test_fraction)):
+            if share > 0:
+                remarks.say_few_groups(self._name, part, parts, share)
+                remarks.say_scarce(self._name, part, parts, self.classes, share, drawn=part in self.drawn_parts)
 
     def train_dataloader(self) -> DataLoader:
         """Return the endless loader of training batches, from the module's clock on."""
@@ -191,7 +197,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         labels = self._labels[rows] if self.classes else None
         names = [self._names[row] for row in rows]
         mirror = [self.classes.index(self.mirrored.get(name, name)) for name in self.classes]
-        return _CachedImages(
+        return CachedImages(
             self._caches, rows, labels, names, self.intensity, self.augmentation, self.seed, np.array(mirror, dtype=int)
         )
 
@@ -233,16 +239,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
         Labels occur together: whoever draws them at random has to draw whole rows.
         """
-        rows = self._labels[self._rows[split]]
-        names = ("|".join(name for name, has in zip(self.classes, row, strict=True) if has) for row in rows)
-        return dict(sorted(Counter(names).items()))
+        return label_rows(self._labels[self._rows[split]], self.classes)
 
     def fingerprint(self, split: str) -> str:
         """Return a hash of the contents of a split's images at the final resolution, in order."""
         digest = hashlib.sha256(f"{self.schedule.resolutions()[-1]} {self.read_settings()}".encode())
         for row in self._rows[split]:
             digest.update(self._kept[row].content.encode())
-        digest.update(self._rules_and_told([self._kept[row] for row in self._rows[split]]).encode())
+        digest.update(self._ending([self._kept[row] for row in self._rows[split]]).encode())
         return digest.hexdigest()[:20]
 
     def facts(self) -> dict[str, Any]:
@@ -277,13 +281,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def describe(self) -> str:
         """Return a table of images, groups and classes per split, for the log."""
-        lines = [f"{self._name}: {sum(map(self.size, SPLITS))} images"]
-        for split in SPLITS:
-            records = self.split_records(split)
-            counts = Counter(label for record in records for label in record.labels)
-            classes = ", ".join(f"{name} {counts[name]}" for name in self.classes)
-            lines.append(f"  {split:<5} {len(records):>7} images  {self.groups(split):>6} groups  {classes}".rstrip())
-        return "\n".join(lines)
+        return remarks.table(self._name, {part: self.split_records(part) for part in SPLITS}, self.classes)
 
     @property
     def _name(self) -> str:
@@ -300,7 +298,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             if not records:
                 raise DataError(f"{self._name}: found no image")
             try:
-                images = self._by_content(records, self._contents(records))
+                memo = self.cache_dir / "hashes" / f"{self._name}-rules.json"
+                images = by_content(self._name, records, self._contents(records), memo)
             except OSError as error:
                 raise DataError(f"data.cache_dir={self.cache_dir}: {error}") from error
             self._copied = [image for image in images if image.copies]
@@ -317,18 +316,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         of_files = (rule for image in images for rule in (image.rule, self.layout_rule(image.record)))
         return [newest(RESIZING), *of_files]
 
-    def _by_content(self, records: list[Record], contents: list[str]) -> list[Used]:
-        """Return the first record of each content, with the others as its copies."""
-        same: dict[str, list[Record]] = {}
-        for record, content in zip(records, contents, strict=True):
-            same.setdefault(content, []).append(record)
-        files = {content: first.path for content, (first, *_) in same.items() if first.path is not None}
-        memo = self.cache_dir / "hashes" / f"{self._name}-rules.json"
-        rules = dict(zip(files, rules_of(list(files.values()), list(files), memo), strict=True)) if files else {}
-        drawn = self._name, 1
-        return [
-            Used(first, content, rules.get(content, drawn), tuple(others)) for content, (first, *others) in same.items()
-        ]
+    def _ending(self, images: Sequence[Used]) -> str:
+        """Return what a cache's name ends with: changed rules of reading, and a hash of what tables tell of images."""
+        return name_ending(self._rules(images)) + told_ending([image.record for image in images])
 
     def _readable(self, records: Iterable[Record]) -> dict[str, bool]:
         """Return the names of the files that can be read, each with whether it has more than one value."""
@@ -337,29 +327,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
             with suppress(UnreadableImageError):
                 found[record.name] = not is_blank(self.read(record))
         return found
-
-    def _without_duplicates(self, cache: ImageCache) -> np.ndarray:
-        """Return the rows of the images that are used, and join the groups of ``_kept`` that share an image.
-
-        Files that cannot be read are none of the cache's: one error page under many names says nothing of patients. Nor
-        does an image of one value, e.g. all black.
-
-        Args:
-            cache: The one of the largest images.
-        """
-        groups = JoinedGroups()
-        identical = Duplicates(self._name, "byte-identical", groups, self.questions)
-        identical.add_files(self._copied, self._contradicting, cache)
-        identical.say()
-        self._kept = [_with(image, labels=identical.labels.get(image.record.name)) for image in self._kept]
-        resaved = Duplicates(self._name, "re-saved (other bytes, equal pixels)", groups, self.questions)
-        resaved.add_pixels([image.record for image in self._kept], cache)
-        resaved.say()
-        left_out = {*resaved.dropped, *resaved.contradicting}
-        self._kept = [
-            _with(image, resaved.labels.get(image.record.name), groups.name(image.record.group)) for image in self._kept
-        ]
-        return np.array([row for row, name in enumerate(cache.names) if name not in left_out], dtype=int)
 
     def _contents(self, records: list[Record]) -> list[str]:
         paths = [record.path for record in records if record.path is not None]
@@ -395,11 +362,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
         shapes = [(self.channels, height, width) for height, width in largest_first]
         directories = [self._cache_directory(shape, names, contents) for shape in shapes]
-        ending = self._rules_and_told(images)
+        ending = self._ending(images)
         remarks.say_outdated(self._name, directories, ending, self._rules(images))
         directories = [path.with_name(path.name + ending) for path in directories]
         try:
-            files = Files([len(image.records) for image in images], self._contradicting_files())
+            contradicting = [image for image in self._copied if image.record.name in self._contradicting]
+            files = Files([len(image.records) for image in images], sum(len(image.records) for image in contradicting))
             bits, allowed = self.intensity.bits, self.max_unreadable
             caches = open_or_build(directories, names, read, shapes, bits, allowed, files, extremes.__getitem__)
         except OSError as error:
@@ -407,15 +375,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.say_of_files()
         by_resolution = dict(zip(largest_first, caches, strict=True))
         return {resolution: by_resolution[resolution] for resolution in resolutions}
-
-    def _contradicting_files(self) -> int:
-        return sum(len(image.records) for image in self._copied if image.record.name in self._contradicting)
-
-    def _rules_and_told(self, images: Sequence[Used]) -> str:
-        """Return what a cache's name ends with: changed rules of reading, and a hash of what tables tell of images."""
-        told = [[image.record.name, image.record.told] for image in images if image.record.told]
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8] if told else ""
-        return name_ending(self._rules(images)) + (f"-told{digest}" if told else "")
 
     def _cache_directory(self, shape: tuple[int, int, int], names: list[str], contents: list[str]) -> Path:
         _, height, width = shape
@@ -436,62 +395,3 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return [by_name[name] for name in cache.names]
         except KeyError as error:
             raise DataError(f"the cache {cache.directory} holds images that are not in the data; delete it") from error
-
-    def _split_by_group(self, records: Sequence[Record]) -> np.ndarray:
-        """Return a split of whole groups, whose parts may lack classes that have few groups."""
-        groups = [record.group for record in records]
-        strata = ["|".join(record.labels) for record in records]
-        return split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
-
-    def _say_what_is_small(self) -> None:
-        wished = {"val": self.val_fraction, "test": self.test_fraction}
-        labels = {part: [record.labels for record in self.split_records(part)] for part in SPLITS}
-        for part, share in wished.items():
-            if share > 0:
-                remarks.say_few_groups(self._name, part, self.groups(part), labels, share)
-                remarks.say_scarce(self._name, part, self.classes, labels, share, drawn=part in self.drawn_parts)
-
-    def _multi_hot(self) -> np.ndarray:
-        column = {name: i for i, name in enumerate(self.classes)}
-        labels = np.zeros((len(self._kept), len(self.classes)), dtype=np.float32)
-        for row, image in enumerate(self._kept):
-            labels[row, [column[label] for label in image.record.labels]] = 1.0
-        return labels
-
-
-def _with(image: Used, labels: tuple[str, ...] | None = None, group: str | None = None) -> Used:
-    record = image.record
-    return image._replace(record=replace(record, labels=labels or record.labels, group=group or record.group))
-
-
-@dataclass(frozen=True)
-class _CachedImages(Dataset):
-    """Answers a whole request of the sampler at once from the memory map."""
-
-    caches: dict[tuple[int, int], ImageCache]
-    rows: np.ndarray
-    labels: np.ndarray | None
-    names: list[str]
-    intensity: Intensity
-    augmentation: Augmentation
-    seed: int
-    mirror: np.ndarray  # column of each class after a left-right flip
-
-    def __getitem__(self, request: BatchRequest) -> Batch:
-        images = self.intensity.to_images(self.caches[request.resolution].read(self.rows[request.indices]))
-        labels = None if self.labels is None else self.labels[request.indices]
-        if self.augmentation.active:
-            # One seed per place in the stream: the same on any number of processes and workers.
-            keys = (np.random.SeedSequence([self.seed, int(position)]) for position in request.positions)
-            seeds = [int(key.generate_state(1)[0]) for key in keys]
-            images, flipped = augment(images, self.augmentation, seeds)
-            if labels is not None:
-                labels = np.where(flipped[:, None], labels[:, self.mirror], labels)
-        batch: Batch = {
-            "image": images,
-            "id": [self.names[i] for i in request.indices],
-            "images_seen": request.images_seen,
-        }
-        if labels is not None:
-            batch["label"] = torch.from_numpy(labels)
-        return batch

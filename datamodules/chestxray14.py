@@ -5,90 +5,47 @@ NIH asks to name the NIH Clinical Center, to link to the download and to cite th
 reports by text processing; its authors estimate that over 90 % are right, others found less.
 """
 
-import csv
-import difflib
-import io
 import logging
 import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from datamodules.base import ImageDataModule
 from datamodules.batches.augmentation import Augmentation
 from datamodules.batches.samplers import Schedule
-from datamodules.decoding.readers import read_grey, read_table_bytes
+from datamodules.decoding.readers import read_grey
 from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.files.files import is_hidden
 from datamodules.files.pseudonyms import remember
+from datamodules.records.chestxray14_tables import (
+    FINDINGS,
+    MAX_AGE,
+    Box,
+    Entry,
+    about,
+    read_boxes,
+    read_list,
+    read_table,
+    unknown_finding,
+)
 from datamodules.records.records import NO_FINDING, Intensity, Record
 from datamodules.records.splits import SPLITS, stratified_split
 
 log = logging.getLogger(__name__)
 
 SOURCE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
-FINDINGS = (  # in the order of NIH's paper and of nearly every classifier since
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017_v2020.csv.gz", "Data_Entry_2017.csv", "Data_Entry_2017.csv.gz")
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 BOXES = "BBox_List_2017.csv"
 FOLDERS = ("images", *(f"images_{number:03}/images" for number in range(1, 13)), ".")
-MAX_AGE = 110  # above, the first release has typing errors up to 414 years
-ORIGINAL_SIZE = 1024  # pixels per side; what the boxes refer to
 MAX_SQUASH = 0.02  # by how much a file's aspect ratio may differ from the images that are made of it
 
-_COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
-_NAME = re.compile(r"([0-9]{8})_[0-9]{3}\.png")  # patient, number of the follow-up
-_AGE = re.compile(r"([0-9]{1,4})([YMD]?)")  # 058Y, 009M, 001D in the first release, 58 in the second
-_PER_YEAR = {"": 1, "Y": 1, "M": 12, "D": 365}
 _OR_STRATIFY = "or choose data.split_by=stratified"
 _SEARCHED = "Images are looked for in images, in images_001/images to images_012/images and in the folder itself."
-
-
-class Entry(NamedTuple):
-    """What the table says of an image.
-
-    Attributes:
-        labels: Its findings in the order of ``FINDINGS``; empty = no finding.
-        age: Whole years, or None if the table's value cannot be an age.
-        sex: "M" or "F".
-        view: "PA" or "AP".
-    """
-
-    labels: tuple[str, ...]
-    age: int | None
-    sex: str
-    view: str
-
-
-@dataclass(frozen=True)
-class Box:
-    """Where a finding is, in pixels of the 1024x1024 original; x and y are the upper left corner."""
-
-    finding: str
-    x: float
-    y: float
-    width: float
-    height: float
 
 
 class ChestXray14(ImageDataModule):
@@ -153,7 +110,7 @@ class ChestXray14(ImageDataModule):
         )
         for label in only_labels:
             if label not in (*FINDINGS, NO_FINDING):
-                raise ValueError(f"only_labels: {_unknown_finding(label)}")
+                raise ValueError(f"only_labels: {unknown_finding(label)}")
         if not 0 <= min_present <= 1:
             raise ValueError(f"min_present={min_present}: a share of the images lies in 0 to 1")
         if not 0 <= (min_age or 0) <= (MAX_AGE if max_age is None else max_age) <= MAX_AGE:
@@ -211,7 +168,7 @@ class ChestXray14(ImageDataModule):
             for name in names:
                 if name not in train and name not in test:
                     raise DataError(f"{name}: is in neither {LISTS['train']} nor {LISTS['test']}; {_OR_STRATIFY}")
-        return [Record(name, name[:8], wanted[name].labels, files[name], about=_about(wanted[name])) for name in names]
+        return [Record(name, name[:8], wanted[name].labels, files[name], about=about(wanted[name])) for name in names]
 
     def read(self, record: Record) -> np.ndarray:
         """Return the grey levels (1, H, W) of a film; a file that would be squashed counts as unreadable."""
@@ -342,164 +299,7 @@ class ChestXray14(ImageDataModule):
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def read_table(path: Path) -> dict[str, Entry]:
-    """Read NIH's table of either release: the entry of each image, by its name.
-
-    Columns are found by name. Those after the first seven are not used: their names hold commas, which split them.
-
-    Raises:
-        DataError: With file and line, if anything in it cannot be right.
-    """
-    found: dict[str, Entry] = {}
-    labels_of: dict[str, tuple[str, ...]] = {}  # 112,120 rows have at most 836 different texts
-    for line, (name, labels, patient, age, sex, view) in _rows(path, _COLUMNS):
-        where = f"{path}, line {line}"
-        match = _NAME.fullmatch(name)
-        if match is None:
-            raise DataError(f"{where}: image {_shown(name)} is not named like 00000013_004.png")
-        if not re.fullmatch("[0-9]{1,8}", patient) or int(patient) != int(match[1]):
-            raise DataError(f"{where}: patient {_shown(patient)} contradicts the image's name {name}")
-        if name in found:
-            raise DataError(f"{where}: {name} is listed twice")
-        if labels not in labels_of:
-            labels_of[labels] = _labels(labels, where)
-        if sex not in ("M", "F"):
-            raise DataError(f"{where}: sex {_shown(sex)} is neither M nor F")
-        if view not in ("PA", "AP"):
-            raise DataError(f"{where}: view {_shown(view)} is neither PA nor AP")
-        remember((name, name[:8]))
-        found[name] = Entry(labels_of[labels], _age(age, where), sex, view)
-    if not found:
-        raise DataError(f"{path}: holds no image")
-    return found
-
-
-def _about(entry: Entry) -> dict[str, str]:
-    age = {} if entry.age is None else {"age": str(entry.age)}
-    return {"sex": entry.sex, "view": entry.view, **age}
-
-
-def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """Read ``BBox_List_2017.csv``: the boxes of each image, by its name.
-
-    Raises:
-        DataError: With file and line, if anything in it cannot be right.
-    """
-    found: dict[str, list[Box]] = {}
-    for line, (name, finding, *numbers) in _rows(path, ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")):
-        where = f"{path}, line {line}"
-        finding = "Infiltration" if finding == "Infiltrate" else finding
-        if not _NAME.fullmatch(name):
-            raise DataError(f"{where}: image {_shown(name)} is not named like 00000013_004.png")
-        if finding not in FINDINGS:
-            raise DataError(f"{where}: {_unknown_finding(finding)}")
-        try:
-            x, y, width, height = (float(number) for number in numbers)
-        except ValueError as error:
-            raise DataError(f"{where}: a box needs four numbers ({_shown(str(error))})") from error
-        inside = 0 <= x and 0 <= y and x + width <= ORIGINAL_SIZE and y + height <= ORIGINAL_SIZE
-        if not (inside and width > 0 and height > 0):  # false for nan and inf too
-            raise DataError(f"{where}: box {x}, {y}, {width}, {height} does not lie in {ORIGINAL_SIZE}x{ORIGINAL_SIZE}")
-        found.setdefault(name, []).append(Box(finding, x, y, width, height))
-    if not found:
-        raise DataError(f"{path}: holds no box")
-    return found
-
-
-def read_list(path: Path) -> frozenset[str]:
-    """Read one of NIH's lists: an image name per line, the last one without a line end.
-
-    Raises:
-        DataError: With file and line, if a line is not an image's name.
-    """
-    names = set()
-    for line, text in enumerate(_text(path).split("\n"), start=1):
-        name = text.strip()
-        if name and not _NAME.fullmatch(name):
-            raise DataError(f"{path}, line {line}: {_shown(name)} is not named like 00000013_004.png")
-        names.add(name)
-    names.discard("")
-    if not names:
-        raise DataError(f"{path}: lists no image")
-    return frozenset(names)
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield line number and the cells of the named columns of each row."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    places: list[int] = []
-    width, previous = 0, 0
-    try:
-        for cells in reader:
-            line, previous = previous + 1, reader.line_num
-            if line != reader.line_num:
-                raise DataError(f"{path}, line {line}: a quoted cell does not end on this line")
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            if not places:
-                places = _places(path, line, cells, columns)
-                continue
-            width = width or len(cells)  # not that of the header, which may have empty cells at its end
-            if len(cells) != width or width <= max(places):
-                expected = max(width, max(places) + 1)
-                raise DataError(f"{path}, line {line}: has {len(cells)} cells, expected {expected}")
-            yield line, tuple([cells[place] for place in places])
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: is not readable as CSV ({error})") from error
-    if not places:
-        raise DataError(f"{path}: is empty")
-
-
-def _places(path: Path, line: int, header: list[str], columns: tuple[str, ...]) -> list[int]:
-    wrong = [name for name in columns if header.count(name) != 1]
-    if wrong:
-        raise DataError(
-            f"{path}, line {line}: has no column {' and no column '.join(map(repr, wrong))}, or has it twice; "
-            f"its header is {_shown(', '.join(header), 200)}"
-        )
-    return [header.index(name) for name in columns]
-
-
-def _text(path: Path) -> str:
-    raw = read_table_bytes(path)
-    try:
-        return raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: is not text ({error.reason} in UTF-8)") from error
-
-
-def _labels(text: str, where: str) -> tuple[str, ...]:
-    names = [name.strip() for name in text.split("|")]
-    if names == [NO_FINDING]:
-        return ()
-    if NO_FINDING in names:
-        raise DataError(f"{where}: {_shown(text)} is both without and with a finding")
-    for name in names:
-        if name not in FINDINGS:
-            raise DataError(f"{where}: {_unknown_finding(name)}")
-    return tuple(finding for finding in FINDINGS if finding in names)
-
-
-def _age(text: str, where: str) -> int | None:
-    match = _AGE.fullmatch(text)
-    if match is None:
-        raise DataError(f"{where}: age {_shown(text)} is not written like 58, 058Y, 009M or 001D")
-    years = int(match[1]) // _PER_YEAR[match[2]]
-    return years if years <= MAX_AGE else None
-
-
 # Messages -------------------------------------------------------------------------------------------------------------
-
-
-def _shown(text: str, length: int = 60) -> str:
-    return repr(text[:length] + "..." if len(text) > length else text)
-
-
-def _unknown_finding(name: str) -> str:
-    nearest = difflib.get_close_matches(name[:60], (*FINDINGS, NO_FINDING), n=1, cutoff=0.0)
-    return f"{_shown(name)} is not a finding; the nearest is {nearest[0]!r}"
 
 
 def _help() -> str:

@@ -13,6 +13,7 @@ from datamodules.batches.samplers import Schedule
 from datamodules.batches.transforms import resize
 from datamodules.phantom_drawings import chest_xray, kidney_ct, mammogram
 from datamodules.records.records import Intensity, Record
+from datamodules.records.splits import split_by_group
 
 Kind = Literal["mammogram", "chest_xray", "kidney_ct"]
 KINDS: dict[str, ModuleType] = {"mammogram": mammogram, "chest_xray": chest_xray, "kidney_ct": kidney_ct}
@@ -86,7 +87,8 @@ class Phantoms(ImageDataModule):
 
     def split(self, records: Sequence[Record]) -> np.ndarray:
         """Return "train", "val" or "test" for each record (N,); of few drawings, as in short tries, parts are empty."""
-        return self._split_by_group(records)
+        groups, strata = [record.group for record in records], ["|".join(record.labels) for record in records]
+        return split_by_group(groups, strata, self.val_fraction, self.test_fraction, self.seed)
 
     def read(self, record: Record) -> np.ndarray:
         """Draw one image (1, H, W) at the largest resolution that training asks for, in [0, 1]."""

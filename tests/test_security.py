@@ -27,15 +27,16 @@ from pydicom import dcmwrite
 from test_malformed import png, refused
 
 from callbacks.checkpoint import AtomicCheckpointIO, is_intact
-from datamodules.chestxray14 import read_table
 from datamodules.ct_kidney import CTKidney
 from datamodules.decoding import readers
 from datamodules.decoding.dicom import read_dicom
 from datamodules.decoding.dicom_headers import read_header
 from datamodules.decoding.readers import read_grey
-from datamodules.files.cache import ImageCache, content_hashes, open_or_build
+from datamodules.files.cache import ImageCache, content_hashes
+from datamodules.files.cache_building import open_or_build
 from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.mammography import Mammography
+from datamodules.records.chestxray14_tables import read_table
 from experiments import evaluate, export, generate, run
 from experiments.configuration.errors import ConfigError
 from experiments.record.loading import load_run

@@ -11,12 +11,15 @@ import numpy as np
 
 from datamodules.decoding.readers import full_value, is_deep, texts_of
 from datamodules.files.errors import DataError, UnreadableImageError
-from datamodules.writing.writers import MARK
 
 Range = tuple[float, float]
 BYTE, DEEP = (0.0, 255.0), (0.0, 65535.0)
 FEW = 0.1  # share of a range below which a set is named; 12 bits in 16 fill 0.06
 UNLIKE = 3.0  # ratio of two sets' shares from which they are named; 14 bits in 16 fill a quarter
+
+
+# Text of every PNG file. A reader may rely on it: the darkest grey is 0, the brightest the largest that the bits hold.
+MARK = {"Synthetic": "yes", "Software": "Mirage"}
 
 
 def range_of(path: Path, values: np.ndarray, declared: Range | None, setting: str) -> Range:

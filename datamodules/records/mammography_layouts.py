@@ -19,11 +19,22 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from datamodules.decoding.dicom import read_dicom
-from datamodules.decoding.dicom_headers import CONTRADICTION, attribute, contradicts_itself, header_or_none
+from datamodules.decoding.dicom_headers import CONTRADICTION, contradicts_itself, header_or_none
 from datamodules.decoding.readers import DICOM, PICTURES, read_grey, read_table_bytes
 from datamodules.files.errors import DataError, UnreadableImageError
 from datamodules.files.files import find_files, in_threads, walk_files
 from datamodules.files.pseudonyms import quoted, remember
+from datamodules.records.mammography_tags import (
+    REASONS,
+    SIDES,
+    _words,
+    oblique,
+    tag_about,
+    tag_chest_wall,
+    tag_reasons,
+    tag_side,
+    tag_view,
+)
 from datamodules.records.patients import patient_key
 
 if TYPE_CHECKING:
@@ -33,19 +44,12 @@ log = logging.getLogger(__name__)
 Row = dict[str, str]
 
 UNKNOWN = "unknown patient of "  # begins the group of a file whose header cannot be read
-REASONS = ("implant", "magnification", "clips", "for_processing", "multi_frame")
-SIDES = {"L": "LEFT", "R": "RIGHT", "LEFT": "LEFT", "RIGHT": "RIGHT"}
-MAGNIFIED_FROM = 1.2  # a contact view has about 1.07: the breast lies some centimetres above the detector
-VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO"}
-MAGNIFICATION_CODES = {"R-102D6", "399163009"}
 
 _COLUMNS = ("file", "patient", "view", "side", "exclude")  # of a folder's CSV
-_AGE, _PER_YEAR = re.compile(r"([0-9]{1,3})([YMWD])"), {"Y": 1, "M": 12, "W": 52, "D": 365}
 _VIEW_IN_NAME = re.compile(r"(?<![A-Za-z])(L|R|LEFT|RIGHT)[-_ ]?(CC|MLO)(?![A-Za-z])", re.IGNORECASE)
 _CBIS = re.compile(r"(?:Calc|Mass)-(?:Test|Training)_(P_\d+)_(LEFT|RIGHT)_(CC|MLO)(_\d+)?")
 _INBREAST = re.compile(r"(\d+)_([0-9a-f]+)_MG_([LR])_(CC|MLO|ML)_ANON", re.IGNORECASE)
 _EXAM = re.compile(r"(\d+)_[LR][-_](?:CC|MLO)(_benign|_malignant)?")  # 0_L-CC.png; a suffix marks a lesion's mask
-_CLIPS = re.compile(r"(?<!no )(?<!without )\bclips?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,9 @@ def inbreast(root: Path, missing_ok: float) -> list[Found]:
         image, patient, side, view = name.groups()
         images.add(image)
         row = by_image.get(image, {})
-        in_csv = (_oblique(row.get("View", "").upper() or None), SIDES.get(row.get("Laterality", "").upper()))
-        in_name = (_oblique(view.upper()), SIDES[side.upper()])
-        found.append(_found(path, header, patient, notes, ("its name", in_name), ("the CSV", in_csv), view_of=_oblique))
+        in_csv = (oblique(row.get("View", "").upper() or None), SIDES.get(row.get("Laterality", "").upper()))
+        in_name = (oblique(view.upper()), SIDES[side.upper()])
+        found.append(_found(path, header, patient, notes, ("its name", in_name), ("the CSV", in_csv), view_of=oblique))
     _check_missing(f"the CSV of {root}", set(by_image), by_image.keys() - images, missing_ok)
     notes.log(root)
     return found
@@ -280,82 +284,9 @@ def view_of(path: Path) -> str | None:
     return (None if header is None else tag_view(header)) or _from_name(path)[0]
 
 
-def tag_view(header: "Dataset") -> str | None:
-    """Return "CC", "MLO", another view's name or None. CBIS-DDSM keeps it in PatientOrientation."""
-    position = str(attribute(header, "ViewPosition") or "").strip().upper()
-    if position:
-        return position
-    orientation = header.get("PatientOrientation")
-    if orientation in ("CC", "MLO"):
-        return str(orientation)
-    codes = [str(item.get("CodeValue", "")) for item in attribute(header, "ViewCodeSequence") or []]
-    return next((VIEW_CODES[value] for value in codes if value in VIEW_CODES), None)
-
-
-def tag_side(header: "Dataset") -> str | None:
-    """Return "LEFT", "RIGHT" or None."""
-    for keyword in ("FrameLaterality", "ImageLaterality", "Laterality"):
-        side = SIDES.get(str(attribute(header, keyword) or "").strip().upper())
-        if side:
-            return side
-    return None
-
-
-def tag_about(header: "Dataset") -> dict[str, str]:
-    """Return sex and age in whole years, as far as the header tells them."""
-    found = {}
-    sex = str(header.get("PatientSex") or "").strip().upper()
-    if sex in ("F", "M"):
-        found["sex"] = sex
-    if age := _AGE.fullmatch(str(header.get("PatientAge") or "").strip().upper()):
-        found["age"] = str(int(age[1]) // _PER_YEAR[age[2]])
-    return found
-
-
-def tag_chest_wall(header: "Dataset") -> str | None:
-    """Return the border at which the chest wall lies, "left", "right" or None.
-
-    PatientOrientation says first whereto the rows run (DICOM PS3.3 C.7.6.1.1.1): away from the chest wall if that is
-    anterior ("A"), towards it if it is posterior ("P").
-    """
-    orientation = attribute(header, "PatientOrientation")
-    if orientation is None or isinstance(orientation, str) or len(orientation) != 2:  # CBIS-DDSM has the view there
-        return None
-    rows = str(orientation[0]).strip().upper()
-    if ("A" in rows) == ("P" in rows):
-        return None
-    return "left" if "A" in rows else "right"
-
-
-def tag_reasons(header: "Dataset") -> tuple[str, ...]:
-    """Return the reasons for which the tags suggest to leave an image out."""
-    views = list(attribute(header, "ViewCodeSequence") or [])
-    factor = attribute(header, "EstimatedRadiographicMagnificationFactor")
-    modifiers = [item for holder in (header, *views) for item in holder.get("ViewModifierCodeSequence") or []]
-    magnified = (
-        any(str(item.get("CodeValue", "")) in MAGNIFICATION_CODES for item in modifiers)
-        or any("magnification" in str(item.get("CodeMeaning", "")).lower() for item in modifiers)
-        or str(attribute(header, "PartialView") or "").strip().upper() == "YES"
-        or np.max(np.asarray(factor or 1.0, dtype=float)) > MAGNIFIED_FROM
-    )
-    comments = f"{header.get('ImageComments') or ''} {header.get('SeriesDescription') or ''}"
-    reasons = {
-        "implant": str(attribute(header, "BreastImplantPresent") or "").strip().upper() == "YES",
-        "magnification": magnified,
-        "clips": bool(_CLIPS.search(comments)),
-        "for_processing": str(header.get("PresentationIntentType") or "").strip().upper() == "FOR PROCESSING",
-        "multi_frame": int(header.get("NumberOfFrames") or 1) > 1,
-    }
-    return tuple(reason for reason in REASONS if reasons[reason])
-
-
 def _from_name(path: Path) -> tuple[str | None, str | None]:
     match = _VIEW_IN_NAME.search(path.stem)
     return (match.group(2).upper(), SIDES[match.group(1).upper()]) if match else (None, None)
-
-
-def _oblique(view: str | None) -> str | None:
-    return "MLO" if view == "ML" else view
 
 
 def _cbis_case(path: Path, header: "Dataset | None") -> re.Match[str] | None:
@@ -436,7 +367,3 @@ def _check_missing(source: str, listed: Iterable[str], missing: Iterable[str], m
             f"{text}; if that is known, pass data.missing_ok={len(absent) / total:.3g} (it is {missing_ok:g})"
         )
     log.warning(text)
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[\s,|;]+", text.lower()) if word]

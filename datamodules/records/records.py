@@ -1,5 +1,9 @@
 """What is known of the images of a data set: what their values mean, and one record for each."""
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,3 +92,24 @@ class Used(NamedTuple):
     def records(self) -> list[Record]:
         """All records of these bytes."""
         return [self.record, *self.copies]
+
+
+def multi_hot(records: Sequence[Record], classes: Sequence[str]) -> np.ndarray:
+    """Return the labels of records (N, K) float32: 1 where a record has the class of the column."""
+    column = {name: i for i, name in enumerate(classes)}
+    labels = np.zeros((len(records), len(classes)), dtype=np.float32)
+    for row, record in enumerate(records):
+        labels[row, [column[label] for label in record.labels]] = 1.0
+    return labels
+
+
+def label_rows(labels: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    """Return how many rows of multi-hot labels (N, K) have each combination of classes, joined by "|"."""
+    names = ("|".join(name for name, has in zip(classes, row, strict=True) if has) for row in labels)
+    return dict(sorted(Counter(names).items()))
+
+
+def told_ending(records: Sequence[Record]) -> str:
+    """Return what a cache's name ends with where tables tell something of images: a hash of that."""
+    told = [[record.name, record.told] for record in records if record.told]
+    return f"-told{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]}" if told else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datamodules.files.cache import Extremes, ImageCache
 from datamodules.records.duplicates import some
-from datamodules.records.records import Intensity, Used
+from datamodules.records.records import Intensity, Record, Used
 from datamodules.records.versions import Rule, name_ending, sentences
 
 log = logging.getLogger(__name__)
@@ -83,32 +83,40 @@ def say_outdated(data_set: str, directories: Sequence[Path], ending: str, rules:
         )
 
 
-def say_few_groups(
-    data_set: str, part: str, groups: int, labels: Mapping[str, Sequence[tuple[str, ...]]], share: float
-) -> None:
+def table(data_set: str, parts: Mapping[str, Sequence[Record]], classes: Sequence[str]) -> str:
+    """Return images, groups and classes per part, a line each."""
+    lines = [f"{data_set}: {sum(map(len, parts.values()))} images"]
+    for part, records in parts.items():
+        counts = Counter(label for record in records for label in record.labels)
+        groups, of_classes = len({record.group for record in records}), ", ".join(f"{n} {counts[n]}" for n in classes)
+        lines.append(f"  {part:<5} {len(records):>7} images  {groups:>6} groups  {of_classes}".rstrip())
+    return "\n".join(lines)
+
+
+def say_few_groups(data_set: str, part: str, parts: Mapping[str, Sequence[Record]], share: float) -> None:
     """Warn of a part of so few groups that each of them decides what is measured.
 
     Args:
         data_set: Its name.
         part: "val" or "test".
-        groups: Its number of groups.
-        labels: Classes of each image, by part.
+        parts: The images of each part.
         share: The share of the images that was asked for.
     """
+    groups = len({record.group for record in parts[part]})
     if groups < HANDFUL:
-        images = sum(map(len, labels.values()))
+        images = sum(map(len, parts.values()))
         log.warning(
             "%s: %s has only %d groups (%d of %d images; asked for was a share of %g): "
             "what is measured on it says little",
-            *(data_set, part, groups, len(labels[part]), images, share),
+            *(data_set, part, groups, len(parts[part]), images, share),
         )
 
 
 def say_scarce(
     data_set: str,
     part: str,
+    parts: Mapping[str, Sequence[Record]],
     classes: Sequence[str],
-    labels: Mapping[str, Sequence[tuple[str, ...]]],
     share: float,
     drawn: bool,
 ) -> None:
@@ -117,13 +125,13 @@ def say_scarce(
     Args:
         data_set: Its name.
         part: "val" or "test".
+        parts: The images of each part.
         classes: All classes.
-        labels: Classes of each image, by part.
         share: The share of the images that was asked for.
         drawn: Whether the seed decides the part, rather than a list of the data set's.
     """
-    there = Counter(label for names in labels.values() for of_image in names for label in of_image)
-    found = Counter(label for of_image in labels[part] for label in of_image)
+    there = Counter(label for records in parts.values() for record in records for label in record.labels)
+    found = Counter(label for record in parts[part] for label in record.labels)
     if missing := [name for name in classes if there[name] and not found[name]]:
         log.warning("%s: %s has no image of %s", data_set, part, ", ".join(missing))
     few = [name for name in classes if 0 < found[name] < SCARCE * share * there[name]]

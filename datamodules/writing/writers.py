@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from datamodules.decoding.value_range import MARK
 from datamodules.files.files import write_atomically
 from datamodules.records.records import Intensity
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID
 
-# Text of every PNG file. A reader may rely on it: the darkest grey is 0, the brightest the largest that the bits hold.
-MARK = {"Synthetic": "yes", "Software": "Mirage"}
 NOTICE = "Synthetic image made by a GAN (Mirage); not a patient."
 NOTICE_OF_TRANSLATION = "Synthetic image made by a GAN (Mirage) from another image; may show that one's patient."
 # Of the DICOM files' bytes: raise it when the same image comes out otherwise, so that no folder mixes two.

@@ -2,6 +2,17 @@
 
 from typing import Any
 
+# In words, and as a draw with what it needs besides numpy.
+PRIORS = {
+    "normal": ("standard normal", "numpy.random.default_rng(0).standard_normal(size)", ""),
+    "uniform": ("uniform in -1 to 1", "numpy.random.default_rng(0).uniform(-1.0, 1.0, size)", ""),
+    "truncated_normal": (
+        "standard normal cut to -2 to 2",
+        "scipy.stats.truncnorm.rvs(-2.0, 2.0, size=size, random_state=0)",
+        ", scipy.stats",
+    ),
+}
+
 
 def loading_of(description: dict[str, Any]) -> str:
     """Return how ``generator.safetensors`` and ``generator.onnx`` are used."""
@@ -88,15 +99,3 @@ def loading_of_translator(description: dict[str, Any]) -> str:
             "```",
         ]
     return "\n".join(lines)
-
-
-# In words, and as a draw with what it needs besides numpy.
-PRIORS = {
-    "normal": ("standard normal", "numpy.random.default_rng(0).standard_normal(size)", ""),
-    "uniform": ("uniform in -1 to 1", "numpy.random.default_rng(0).uniform(-1.0, 1.0, size)", ""),
-    "truncated_normal": (
-        "standard normal cut to -2 to 2",
-        "scipy.stats.truncnorm.rvs(-2.0, 2.0, size=size, random_state=0)",
-        ", scipy.stats",
-    ),
-}

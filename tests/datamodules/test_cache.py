@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from datamodules.files import cache as cache_module
-from datamodules.files.cache import Files, ImageCache, cache_key, content_hashes, open_or_build
+from datamodules.files.cache import ImageCache, cache_key, content_hashes
+from datamodules.files.cache_building import Files, open_or_build
 from datamodules.files.errors import UnreadableImageError
 
 SHAPE = (1, 4, 4)

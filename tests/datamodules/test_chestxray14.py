@@ -14,9 +14,10 @@ import torch
 from conftest import ROOT, SHARED
 from PIL import Image
 
-from datamodules.chestxray14 import FINDINGS, Box, ChestXray14, Entry, read_boxes, read_list, read_table
+from datamodules.chestxray14 import ChestXray14
 from datamodules.decoding.readers import read_grey
 from datamodules.files.errors import DataError
+from datamodules.records.chestxray14_tables import FINDINGS, Box, Entry, read_boxes, read_list, read_table
 from lightning_modules.schedules import ConstantSchedule
 
 REAL, REAL_256 = SHARED / "chestxray14", SHARED / "chestxray14_256"
@@ -458,7 +459,7 @@ FUZZ = """
 import gzip, json, random, re, sys
 from collections import Counter
 from pathlib import Path
-from datamodules.chestxray14 import FINDINGS, read_boxes, read_list, read_table
+from datamodules.records.chestxray14_tables import FINDINGS, read_boxes, read_list, read_table
 from datamodules.files.errors import DataError
 
 def mutate(raw, random):

@@ -9,7 +9,7 @@ from pydicom.sequence import Sequence
 from datamodules.decoding.dicom import read_dicom, read_values
 from datamodules.decoding.dicom_headers import can_show_otherwise, read_header
 from datamodules.files.errors import UnreadableImageError
-from datamodules.records.mammography_layouts import tag_chest_wall, tag_reasons, tag_side, tag_view
+from datamodules.records.mammography_tags import tag_chest_wall, tag_reasons, tag_side, tag_view
 
 SHARED, FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import base
 from datamodules.base import ImageDataModule
+from datamodules.batches.samplers import BatchRequest
 from datamodules.decoding.readers import read_grey
 from datamodules.files.cache import ImageCache
 from datamodules.files.errors import DataError, UnreadableImageError
@@ -178,7 +178,7 @@ def test_resaved_images_are_dropped_or_left_out_and_join_their_groups(folder, ca
     assert "Films: 36 images" in data.describe()
     assert before["images"]["train"] == 40 and data.facts()["images"]["train"] == 36
     assert data.facts()["groups"]["train"] == 17
-    batch = data.train_images()[base.BatchRequest(4, np.arange(32, 36), np.arange(32, 36), (SIZE, SIZE))]
+    batch = data.train_images()[BatchRequest(4, np.arange(32, 36), np.arange(32, 36), (SIZE, SIZE))]
     assert batch["id"] == ["p18_A_0.png", "p18_B_1.png", "p19_A_0.png", "p19_B_1.png"]
     assert batch["label"].tolist() == [[1, 0], [0, 1]] * 2
     np.testing.assert_allclose(batch["image"][3, 0], pixels(39) / 127.5 - 1, atol=1e-6)

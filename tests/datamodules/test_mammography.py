@@ -13,16 +13,10 @@ from PIL import Image
 
 from datamodules.base import ImageDataModule
 from datamodules.batches.augmentation import Augmentation
+from datamodules.batches.breast import fuller_half, isolate_breast, pad_to_aspect, seen_side
 from datamodules.batches.samplers import BatchRequest
 from datamodules.files.errors import DataError, UnreadableImageError
-from datamodules.mammography import (
-    Mammography,
-    fuller_half,
-    isolate_breast,
-    pad_to_aspect,
-    read_picture,
-    seen_side,
-)
+from datamodules.mammography import Mammography, read_picture
 from datamodules.records import mammography_layouts
 from datamodules.records.mammography_layouts import read_cbis_csv, read_rows
 from experiments.configuration import files as config_files
