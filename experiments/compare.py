@@ -48,7 +48,7 @@ def _compare(paths: list[Path], output: Path | None, allow_different: bool) -> i
     problems = problems_of_fingerprints(evaluations)
     if problems:
         hint = [] if allow_different else ["--allow-different compares them all the same"]
-        refuse("the comparison", [f"not taken in the same way: {problem}" for problem in problems] + hint)
+        refuse("the comparison", ["these scores were not taken in the same way", *problems, *hint])
         if not allow_different:
             return EXIT_BAD_CONFIG
     rows = table(evaluations, compare(evaluations))

@@ -57,7 +57,7 @@ def _evaluate(target: str, suite: str, overrides: list[str]) -> int:
     from datamodules.files.errors import DataError
     from experiments.evaluation.evaluation import evaluate, score_lines
     from experiments.measuring.settings import load_suite
-    from experiments.record.report import text_of
+    from experiments.pages.text import text_of
     from lightning_modules.metrics.features import ExtractorError
 
     try:

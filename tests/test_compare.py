@@ -80,11 +80,11 @@ def test_other_fingerprints_are_refused_unless_allowed(tmp_path, capsys):
     a = write(tmp_path / "a", row("fid", 1.0, noise(1), generated=1000))
     b = write(tmp_path / "b", row("fid", 2.0, noise(2), generated=2000))
     assert problems_of_fingerprints([read_evaluation(a), read_evaluation(b)]) == [
-        "fid of a and b: generated: 1000 and 2000"
+        "b against a differs in generated (1000 and 2000)"
     ]
     assert main([str(a), str(b), "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "generated: 1000 and 2000" in said and "--allow-different" in said
+    assert "generated (1000 and 2000)" in said and "--allow-different" in said
     assert not (tmp_path / "out").exists()
     (difference,) = compare([read_evaluation(a), read_evaluation(b)])["fid"]
     assert difference.value == 1.0 and difference.low is None and difference.p is None  # nothing is paired

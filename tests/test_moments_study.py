@@ -227,7 +227,7 @@ def test_pruning_takes_away_the_outliers_and_only_them():
     assert effect.rows[0][0] == "planted" and effect.rows[0][1] == 1.0 and effect.rows[0][3] == 0.0
     assert effect.rows[1][2] == effect.rows[1][3]
     assert pruning_effect(real, generated, scores, seed=3) == effect
-    assert "planted<td>1<td>" in pruning_section(effect)
+    assert "planted</td><td>1</td><td>" in pruning_section(effect)
 
 
 @pytest.mark.parametrize("generated", [draw(60, 1), draw(1, 1).expand(60, 5), draw(60, 1) + 50])

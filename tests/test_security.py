@@ -546,7 +546,7 @@ def test_hostile_records_give_an_escaped_report_and_harmless_cells(run_dir):
 def test_words_of_a_strangers_score_are_no_formulas(run_dir):
     row = {"images_seen": 8, "value": 2.5, "metric": "$x^$", "unit": "$y^$"}
     (run_dir / "scores.jsonl").write_text(json.dumps(row))
-    assert "<td>$x^$<td>$y^$" in write_report(run_dir).read_text()
+    assert "<td>$x^$</td><td>$y^$</td>" in write_report(run_dir).read_text()
 
 
 # Caches and data sets -------------------------------------------------------------------------------------------------

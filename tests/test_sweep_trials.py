@@ -20,7 +20,7 @@ from experiments.configuration.errors import ConfigError
 from experiments.jobs import pool
 from experiments.jobs.child import reason, try_lock
 from experiments.jobs.devices import device_slots
-from experiments.record.report import csv_cell
+from experiments.pages.text import csv_cell
 from experiments.sweeps import runner
 from experiments.sweeps.folder import prepare, trial_name
 from experiments.sweeps.optuna_engine import Study

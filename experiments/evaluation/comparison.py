@@ -1,23 +1,25 @@
 """Two or more evaluations side by side, with the significance of each difference."""
 
-import csv
-import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student_t
 
+from datamodules.records.duplicates import some
 from experiments.configuration.errors import ConfigError
 from experiments.measuring.resampling import interval
 from experiments.measuring.rows import Row, check_row
-from experiments.record.report import STYLE, csv_cell, text_of
+from experiments.pages.elements import listed, page, paragraph
+from experiments.pages.tables import table as html_table
+from experiments.pages.text import csv_text, text_of
 from experiments.record.run_directory import write_text
 
 SIGNIFICANT = 0.05
+SHORT = 60  # characters of two values that are shown where evaluations differ
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,30 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def problems_of_fingerprints(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return which scores were not taken in the same way, and in what they differ."""
-    problems = []
-    first = evaluations[0]
+    """Return a sentence for each evaluation whose scores were not taken in the same way as the first one's."""
+    first, problems = evaluations[0], []
     for other in evaluations[1:]:
-        for name in first.rows.keys() & other.rows.keys():
+        differing: dict[str, list[str]] = {}
+        for name in sorted(first.rows.keys() & other.rows.keys()):
             a, b = first.rows[name]["fingerprint"], other.rows[name]["fingerprint"]
-            keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-            if keys:
-                what = "; ".join(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys)
-                problems.append(text_of(f"{name} of {first.name} and {other.name}: {what}"))
-    return sorted(problems)
+            for key in sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
+                differing.setdefault(f"{key}{_briefly(a.get(key), b.get(key))}", []).append(name)
+        if differing:
+            shared = len(first.rows.keys() & other.rows.keys())
+            what = "; ".join(
+                what if len(names) == shared else f"{what} of {some(names)}" for what, names in differing.items()
+            )
+            problems.append(text_of(f"{other.name} against {first.name} differs in {what}"))
+    return problems
+
+
+def _briefly(a: Any, b: Any) -> str:
+    """Return two values that differ, if they are short; of two nodes, what differs in them."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+        return f" ({', '.join(f'{key}{_briefly(a.get(key), b.get(key))}' for key in keys)})"
+    texts = [text_of(value) for value in (a, b)]
+    return f" ({' and '.join(texts)})" if sum(map(len, texts)) <= SHORT else ""
 
 
 def compare(evaluations: Sequence[Evaluation]) -> dict[str, list[Difference | None]]:
@@ -138,19 +153,11 @@ def table(evaluations: Sequence[Evaluation], differences: dict[str, list[Differe
 def write_comparison(folder: Path, rows: list[list[str]], problems: Sequence[str]) -> None:
     """Write ``comparison.csv`` and ``comparison.html``, which opens without network."""
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.StringIO()
-    csv.writer(buffer).writerows([csv_cell(text) for text in row] for row in rows)
-    write_text(folder / "comparison.csv", buffer.getvalue())
+    write_text(folder / "comparison.csv", csv_text(rows))
     head, *body = rows
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(text)}" for text in row) for row in body)
-    warning = "".join(f"<li>{html.escape(problem)}" for problem in problems)
-    page = [
-        f"<!doctype html><meta charset=utf-8><title>Comparison</title><style>{STYLE}</style><h1>Comparison</h1>",
-        f"<p>These scores were NOT taken in the same way:</p><ul>{warning}</ul>" if problems else "",
-        f"<table class=words><tr>{''.join(f'<th>{html.escape(text)}' for text in head)}{cells}</table>",
-        f"<p>{html.escape(NOTE)}</p>",
-    ]
-    write_text(folder / "comparison.html", "\n".join(page))
+    warning = [paragraph("These scores were NOT taken in the same way:", kind="note"), listed(problems)]
+    parts = [*(warning if problems else []), html_table(head, body, "words"), paragraph(NOTE)]
+    write_text(folder / "comparison.html", page("Comparison", *parts))
 
 
 NOTE = (

@@ -1,7 +1,5 @@
 """From a run or a folder to scores and a report. ``evaluate.py`` is its command line."""
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -31,7 +29,8 @@ from experiments.measuring.rows import Row
 from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import Suite, Tools, build_tools
 from experiments.measuring.vectors import VectorCache, key_of
-from experiments.record.report import csv_cell
+from experiments.pages.elements import Html
+from experiments.pages.text import csv_text
 from experiments.record.run_directory import write_text
 from lightning_modules.metrics.memorisation import Copies, Copy, copies
 from lightning_modules.metrics.moments import Moments
@@ -98,7 +97,7 @@ def evaluate(target: str, suite: Suite) -> Path:
         privacy.write_matches(output / privacy.REIDENTIFIED, findings, sets, pseudonyms)
     if near is not None:
         _write_copies(output / "copies.csv", near, sets, pseudonyms)
-    sections: list[str] = []
+    sections: list[Html] = []
     if any(isinstance(score.reads, Moments) for score in tools.scores.values()):
         study, pruning = moments_of(sets, cache, scorer, tools, suite.seed)
         sections = moment_sections(study, pruning)
@@ -156,13 +155,9 @@ def near_copies(sets: Sets, vectors: VectorCache, score: Copies | None) -> list[
 
 def _write_copies(path: Path, near: list[Copy], sets: Sets, pseudonyms: Pseudonyms) -> None:
     assert sets.train is not None
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["generated", "training image (pseudonym)", "distance", "threshold"])
-    for copy in near:
-        train = pseudonyms.of(sets.train.names[copy.train])
-        writer.writerow([csv_cell(sets.generated.names[copy.generated]), train, copy.distance, copy.threshold])
-    write_text(path, buffer.getvalue())
+    names, train = sets.generated.names, [pseudonyms.of(sets.train.names[copy.train]) for copy in near]
+    rows = ([names[copy.generated], who, copy.distance, copy.threshold] for copy, who in zip(near, train, strict=True))
+    write_text(path, csv_text([["generated", "training image (pseudonym)", "distance", "threshold"], *rows]))
 
 
 def _said(suite: Suite, subject: Subject, sets: Sets) -> dict[str, Any]:
@@ -227,13 +222,8 @@ def device_of(name: str) -> torch.device:
 
 def _write_csv(path: Path, rows: list[Row]) -> None:
     columns = ("name", "value", "low", "high", "at_floor_size", "floor", "floor_low", "floor_high", "verdict", "better")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow([*columns, "refused", "warnings"])
-    for row in rows:
-        cells = [row.get(column) for column in columns]
-        writer.writerow(
-            ["" if value is None else csv_cell(value) for value in cells]
-            + [csv_cell(row.get("refused", "")), csv_cell("; ".join(row.get("warnings", ())))]
-        )
-    write_text(path, buffer.getvalue())
+    lines = (
+        [*(row.get(column) for column in columns), row.get("refused", ""), "; ".join(row.get("warnings", ()))]
+        for row in rows
+    )
+    write_text(path, csv_text([[*columns, "refused", "warnings"], *lines]))

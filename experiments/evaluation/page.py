@@ -1,7 +1,5 @@
 """The report of an evaluation: one HTML file that opens without network."""
 
-import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.sample_grid import enlarged, grid_picture
 from datamodules.files.pseudonyms import Pseudonyms
 from experiments.measuring.image_sets import ImageSet
 from experiments.measuring.moment_analysis import MomentStudy, PruningEffect
@@ -21,7 +18,21 @@ from experiments.measuring.moments_page import pruning_section, sections
 from experiments.measuring.rows import Row, in_half_widths, is_bad
 from experiments.measuring.scoring import Sets
 from experiments.measuring.vectors import VectorCache
-from experiments.record.report import STYLE, inline_figure, inline_image, text_of
+from experiments.pages.elements import (
+    REAL_IMAGES,
+    Html,
+    element,
+    folded,
+    heading,
+    joined,
+    listed,
+    page,
+    paragraph,
+    verbatim,
+)
+from experiments.pages.pictures import captioned, inline_figure, picture, side_by_side
+from experiments.pages.tables import Cell, table
+from experiments.pages.text import text_of
 from experiments.record.run_directory import write_text
 from lightning_modules.metrics.distances import nearest
 from lightning_modules.metrics.memorisation import Copies, Copy, threshold_rank
@@ -30,16 +41,20 @@ from lightning_modules.metrics.pixels import Pixels
 PAIRS, SAMPLES, LISTED = 6, 24, 20  # pairs and images that are shown, copies that are listed
 TICKS = (-1000, -100, -10, -5, -2, -1, 0, 1, 2, 5, 10, 100, 1000)
 FAR = 1000.0  # half-widths of the floor that the figure reaches to
-OWN_STYLE = """
-.outside { color: #a50f15; font-weight: 600 } .within { color: #1a6e2e } .grid img { width: 100% }
-.note { background: #fff7e0; border-left: 4px solid #e0a800; padding: .5rem 1rem }
-td:first-child, th:first-child, td:last-child { text-align: left } .scroll { overflow-x: auto }
-"""
 MEANING = {
     "lower": "lower is better",
     "higher": "higher is better",
     "as real": "the nearer to the floor, the better",
 }
+COMPARABLE = "Two scores can be compared if their fingerprints are equal."
+HOW_TO_READ = (
+    "The interval is the 95 % interval over random halves of the groups (patients, where they are known) and of the "
+    "generated images. The floor is what real images get in place of generated ones: one half of the patients against "
+    "the other, 95 % of the random splits. It is compared with the generated images at the same size, half of the "
+    "images, since most scores depend on the number of images. A score counts as outside its floor where it lies "
+    "beyond the ends and its own interval there leaves out the middle: floors of few images are too narrow. Better "
+    "than the floor is no praise: images that repeat the real ones are nearer to them than other patients are."
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ def write_page(
     said: dict[str, Any],
     rows: list[Row],
     gallery: Gallery,
-    moments: Sequence[str],
+    moments: Sequence[Html],
 ) -> None:
     """Write the report.
 
@@ -77,48 +92,45 @@ def write_page(
         gallery: Where pictures come from.
         moments: The sections on moments, from ``moment_sections``.
     """
-    title = f"Evaluation of {said['what']}"
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}{OWN_STYLE}</style>",
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{html.escape(_sentence(said))}</p>",
-        *(f"<p class=note>{html.escape(warning)}</p>" for warning in said["warnings"]),
-        "<p class=note>This file shows real images beside generated ones. Treat it as patient data.</p>",
+        paragraph(_sentence(said)),
+        *(paragraph(warning, kind="note") for warning in said["warnings"]),
+        REAL_IMAGES,
         *_privacy(said),
-        "<h2>Scores</h2>",
+        _samples(gallery.sets),
+        heading("Scores"),
         _floor_figure(rows),
         _score_table(rows),
-        _how_to_read(),
+        folded("How to read this", paragraph(HOW_TO_READ)),
         *_slices(said.get("slices")),
-        "<h2>Samples</h2>",
-        _samples(gallery.sets),
-        f"<h2>Nearest {_kind(gallery.sets)} images</h2>",
+        heading(f"Nearest {_kind(gallery.sets)} images"),
         _neighbours(gallery),
         *moments,
-        "<h2>Fingerprint</h2><p>Two scores can be compared if their fingerprints are equal.</p>",
-        f"<pre>{html.escape(json.dumps(said, indent=1))}</pre>",
-        "<details><summary>Fingerprint of every score</summary>",
-        f"<pre>{html.escape(json.dumps({row['name']: row['fingerprint'] for row in rows}, indent=1))}</pre></details>",
+        heading("How it was measured"),
+        folded("Fingerprint", paragraph(COMPARABLE), verbatim(json.dumps(said, indent=1))),
+        folded(
+            "Fingerprint of every score",
+            verbatim(json.dumps({row["name"]: row["fingerprint"] for row in rows}, indent=1)),
+        ),
     ]
-    write_text(path, "\n".join(parts))
+    write_text(path, page(f"Evaluation of {said['what']}", *parts))
     path.chmod(0o600)
 
 
-def _privacy(said: dict[str, Any]) -> list[str]:
+def _privacy(said: dict[str, Any]) -> list[Html]:
     if "privacy" not in said:
         return []
-    words = {"clean": "within", "leak": "outside", "no answer": ""}
-    rows = "".join(
-        f"<tr><td>{html.escape(one['test'])}<td class='{words[one['answer']]}'>{one['answer']}"
-        f"<td>{html.escape(one['sentence'])}<td>{html.escape(one['limits'])}"
+    words = {"clean": "good", "leak": "bad", "no answer": ""}
+    rows = (
+        (one["test"], Cell(one["answer"], words[one["answer"]]), one["sentence"], one["limits"])
         for one in said["privacy"]
     )
-    head = "<tr><th>test<th>answer<th>what was found<th>what it cannot show"
+    head = ("test", "answer", "what was found", "what it cannot show")
     note = (
         "Of generators that leak nothing at most 5 % get an alarm in any of these tests (Holm), as far as real images "
         "of new patients can stand for them. Clean is no proof: a leak that the test can see was not seen."
     )
-    return ["<h2>Privacy</h2>", f"<table class=words>{head}{rows}</table><p>{note}</p>"]
+    return [heading("Privacy"), table(head, rows, "words"), paragraph(note)]
 
 
 def _sentence(said: dict[str, Any]) -> str:
@@ -136,55 +148,37 @@ def _sentence(said: dict[str, Any]) -> str:
     return text
 
 
-def _how_to_read() -> str:
-    return (
-        "<p>The interval is the 95 % interval over random halves of the groups (patients, where they are known) and of "
-        "the generated images. The floor is what real images get in place of generated ones: one half of the patients "
-        "against the other, 95 % of the random splits. It is compared with the generated images at the same size, half "
-        "of the images, since most scores depend on the number of images. A score counts as outside its floor where it "
-        "lies beyond the ends and its own interval there leaves out the middle: floors of few images are too narrow. "
-        "Better than the floor is no praise: images that repeat the real ones are nearer to them than other patients "
-        "are.</p>"
-    )
-
-
-def _slices(lines: list[str] | None) -> list[str]:
+def _slices(lines: list[str] | None) -> list[Html]:
     if lines is None:
         return []
-    listed = "".join(f"<li>{html.escape(text_of(line))}" for line in lines)
-    return [f"<h2>Slices</h2><ul>{listed}</ul><p><a href=slices.html>Every score in every slice</a></p>"]
+    link = paragraph(element("a", "Every score in every slice", href="slices.html"))
+    return [heading("Slices"), listed(map(text_of, lines)), link]
 
 
-def _score_table(rows: list[Row]) -> str:
-    head = "".join(
-        f"<th>{name}"
-        for name in ("score", "value", "95 % interval", "at half size", "floor at half size", "verdict", "")
-    )
-    body = "".join(_score_row(row) for row in rows)
-    return f"<div class=scroll><table><tr>{head}{body}</table></div>"
+def _score_table(rows: list[Row]) -> Html:
+    head = ("score", "value", "95 % interval", "at half size", "floor at half size", "verdict", "")
+    return table(head, map(_score_row, rows), "last")
 
 
-def _score_row(row: Row) -> str:
-    name = html.escape(row["name"].replace("_", " "))
+def _score_row(row: Row) -> list[str | Cell]:
+    name = row["name"].replace("_", " ")
     if row["value"] is None:
-        return f"<tr><td>{name}<td colspan=6>not measured: {html.escape(row['refused'])}"
-    cells = [text_of(row["value"]), "-", "-", "-", "-"]
+        return [name, Cell(f"not measured: {row['refused']}", columns=6)]
+    cells: list[str | Cell] = [name, text_of(row["value"]), "-", "-", "-", "-"]
     if "low" in row:
-        cells[1] = f"{row['low']:.4g} to {row['high']:.4g}"
-        cells[2] = text_of(row["at_floor_size"])
-        cells[3] = f"{row['floor_low']:.4g} to {row['floor_high']:.4g}"
-        cells[4] = text_of(row["verdict"])
-    word = "outside" if is_bad(row) else "within" if row.get("verdict") == "within the floor" else ""
-    notes = "; ".join([MEANING[row["better"]], *map(str, row["warnings"])])
-    shown = "".join(f"<td class='{word if i == 4 else ''}'>{html.escape(cell)}" for i, cell in enumerate(cells))
-    return f"<tr><td>{name}{shown}<td>{html.escape(notes)}"
+        word = "bad" if is_bad(row) else "good" if row["verdict"] == "within the floor" else ""
+        cells[2] = f"{row['low']:.4g} to {row['high']:.4g}"
+        cells[3] = text_of(row["at_floor_size"])
+        cells[4] = f"{row['floor_low']:.4g} to {row['floor_high']:.4g}"
+        cells[5] = Cell(text_of(row["verdict"]), word)
+    return [*cells, "; ".join([MEANING[row["better"]], *map(str, row["warnings"])])]
 
 
-def _floor_figure(rows: list[Row]) -> str:
+def _floor_figure(rows: list[Row]) -> Html:
     """Return where each score lies beside its floor: scores of different units on one axis."""
     shown = [row for row in rows if "low" in row]
     if not shown:
-        return ""
+        return Html()
     figure = Figure(figsize=(9, 1.0 + 0.27 * len(shown)), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(-1, 1, color="#d5ead8", label="floor: real against real")
@@ -205,16 +199,13 @@ def _floor_figure(rows: list[Row]) -> str:
     return inline_figure(figure)
 
 
-def _samples(sets: Sets) -> str:
-    figures = [("Real images", sets.real), ("Generated images", sets.generated)]
-    return (
-        "<div class='pair grid'>"
-        + "".join(
-            f"<figure>{picture(images.read(0, min(SAMPLES, len(images))), 6)}<figcaption>{caption}, not selected"
-            "</figcaption></figure>"
-            for caption, images in figures
+def _samples(sets: Sets) -> Html:
+    shown = ("Generated images", sets.generated), ("Real images", sets.real)
+    return side_by_side(
+        *(
+            captioned(picture(images.read(0, min(SAMPLES, len(images))), 6), f"{caption}, not selected")
+            for caption, images in shown
         )
-        + "</div>"
     )
 
 
@@ -222,7 +213,7 @@ def _kind(sets: Sets) -> str:
     return "real" if sets.train is None else "training"
 
 
-def _neighbours(gallery: Gallery) -> str:
+def _neighbours(gallery: Gallery) -> Html:
     """Return the generated images that are nearest to training images in pixels, and some others, in pairs.
 
     Where it is not known which images the generator was trained on, they are the real ones, and nothing is concluded.
@@ -232,56 +223,60 @@ def _neighbours(gallery: Gallery) -> str:
     generated, train = gallery.vectors.vectors(sets.generated, pixels), gallery.vectors.vectors(pool, pixels)
     distances, which = nearest(generated, train)
     closest = distances.argsort()[:PAIRS].tolist()
-    parts = [
+    pairs = [
         _pairs(gallery, pool, chosen, which, distances, caption)
         for chosen, caption in (
             (closest, "The nearest pairs of all"),
             (list(range(min(PAIRS, len(generated)))), "The first generated images, not selected"),
         )
     ]
+    parts = [side_by_side(*pairs)]
     if sets.held_out is not None:
         usual, _ = nearest(gallery.vectors.vectors(sets.held_out, pixels), train)
-        parts.append(
-            f"<p>Held-out real images are {float(usual.median()):.4f} from their nearest training image (median; the "
+        said = (
+            f"Held-out real images are {float(usual.median()):.4f} from their nearest training image (median; the "
             f"nearest {float(usual.min()):.4f}), generated ones {float(distances.median()):.4f} (the nearest "
             f"{float(distances.min()):.4f}). Distances are root mean square differences of pixels in [-1, 1], images "
-            "shrunk to 32 pixels.</p>"
+            "shrunk to 32 pixels."
         )
-    return "".join([*parts, _copies(gallery, pool)])
+        parts.append(paragraph(said))
+    return joined([*parts, _copies(gallery, pool)])
 
 
-def _copies(gallery: Gallery, pool: ImageSet) -> str:
+def _copies(gallery: Gallery, pool: ImageSet) -> Html:
     held_out = gallery.sets.held_out
     if gallery.score is None:
-        return "<p>Near copies were not looked for: the suite leaves their score out.</p>"
+        return paragraph("Near copies were not looked for: the suite leaves their score out.")
     if gallery.copies is None or held_out is None:
-        return "<p>Near copies were not looked for: that needs the training images, and held-out ones.</p>"
+        return paragraph("Near copies were not looked for: that needs the training images, and held-out ones.")
     count, rank = len(gallery.sets.generated), threshold_rank(len(held_out), gallery.score.false_alarms)
     others = f"all but {rank - 1}" if rank > 1 else "all"
-    said = (
-        f"<p>Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image, in pixels, "
+    said = paragraph(
+        f"Near copies: {len(gallery.copies)} of {count} generated images are nearer to a training image, in pixels, "
         f"than {others} of {len(held_out)} held-out real images are. By chance it would be about "
-        f"{rank / (len(held_out) + 1) * count:.1f}.</p>"
+        f"{rank / (len(held_out) + 1) * count:.1f}."
     )
-    rows = ""
-    for copy in gallery.copies[:LISTED]:
-        generated = html.escape(text_of(gallery.sets.generated.names[copy.generated]))
-        train = html.escape(gallery.pseudonyms.of(pool.names[copy.train]))
-        rows += f"<tr><td>{generated}<td>{train}<td>{copy.distance:.4f}"
-    return said + (f"<table><tr><th>generated image<th>training image<th>distance{rows}</table>" if rows else "")
+    rows = [
+        (
+            text_of(gallery.sets.generated.names[copy.generated]),
+            gallery.pseudonyms.of(pool.names[copy.train]),
+            f"{copy.distance:.4f}",
+        )
+        for copy in gallery.copies[:LISTED]
+    ]
+    return joined([said, table(("generated image", "training image", "distance"), rows)]) if rows else said
 
 
-def _pairs(gallery: Gallery, pool: ImageSet, chosen: list[int], which: Tensor, distances: Tensor, caption: str) -> str:
+def _pairs(gallery: Gallery, pool: ImageSet, chosen: list[int], which: Tensor, distances: Tensor, caption: str) -> Html:
     pairs = [
         torch.cat([gallery.sets.generated.read(i, i + 1), pool.read(int(which[i]), int(which[i]) + 1)]) for i in chosen
     ]
     far = ", ".join(f"{float(distances[i]):.3f}" for i in chosen)
-    shown = picture(torch.cat(pairs), 2 * min(3, len(pairs)))
     said = f"{caption}: generated, then its nearest {_kind(gallery.sets)} image. Distances: {far}"
-    return f"<figure class=grid>{shown}<figcaption>{said}</figcaption></figure>"
+    return captioned(picture(torch.cat(pairs), 2 * min(3, len(pairs))), said)
 
 
-def moment_sections(study: MomentStudy | None, pruning: PruningEffect | None) -> list[str]:
+def moment_sections(study: MomentStudy | None, pruning: PruningEffect | None) -> list[Html]:
     """Return the analysis of moments as sections of the report.
 
     Args:
@@ -289,14 +284,6 @@ def moment_sections(study: MomentStudy | None, pruning: PruningEffect | None) ->
         pruning: What leaving out outliers does to the scores; None = there are none.
     """
     if study is None:
-        return ["<h2>Moments of the pixel values</h2><p>Not analysed: there are too few images, or all are alike.</p>"]
+        said = "Not analysed: there are too few images, or all are alike."
+        return [heading("Moments of the pixel values"), paragraph(said)]
     return [*sections(study), *([pruning_section(pruning)] if pruning else [])]
-
-
-def picture(images: Tensor, columns: int) -> str:
-    """Return images (N, C, H, W) in [-1, 1] as one picture, an HTML element."""
-    grid = grid_picture(enlarged(images), columns)
-    grid.thumbnail((1600, 1600))
-    buffer = io.BytesIO()
-    grid.save(buffer, "PNG")
-    return inline_image(buffer.getvalue())

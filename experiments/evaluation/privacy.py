@@ -1,7 +1,5 @@
 """What an evaluation says of privacy: a verdict in a plain sentence for each test, and what no test can show."""
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,7 @@ from experiments.measuring.rows import Row
 from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import Tools
 from experiments.measuring.vectors import VectorCache
-from experiments.record.report import csv_cell
+from experiments.pages.text import csv_text
 from experiments.record.run_directory import write_text
 from lightning_modules.metrics.features import FeatureExtractor
 from lightning_modules.metrics.memorisation import Copies, Copy, threshold_rank
@@ -255,15 +253,12 @@ def numbers(findings: Mapping[str, Finding | str], scorer: Scorer, tools: Tools)
 def write_matches(path: Path, findings: Mapping[str, Finding | str], sets: Sets, pseudonyms: Pseudonyms) -> None:
     """Write which generated images are taken for which training patients: patients' data, by pseudonyms."""
     assert sets.train is not None
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["extractor", "generated", "training image (pseudonym)", "score", "threshold"])
+    lines: list[list[Any]] = [["extractor", "generated", "training image (pseudonym)", "score", "threshold"]]
     for label, finding in findings.items():
         for match in finding.matches if isinstance(finding, Finding) else ():
             train = pseudonyms.of(sets.train.names[match.train])
-            generated = csv_cell(sets.generated.names[match.generated])
-            writer.writerow([label, generated, train, match.score, match.threshold])
-    write_text(path, buffer.getvalue())
+            lines.append([label, sets.generated.names[match.generated], train, match.score, match.threshold])
+    write_text(path, csv_text(lines))
 
 
 def why_not_private(path: Path, directory: Path, weights_sha256: str) -> list[str]:

@@ -1,27 +1,21 @@
 """The page and the table of slices: where a generator is worse than elsewhere."""
 
-import csv
-import html
-import io
 from pathlib import Path
+from typing import Any
 
-from experiments.evaluation.page import OWN_STYLE, picture
 from experiments.evaluation.slices import AT_MOST
 from experiments.evaluation.slices_found import Slice, Slices, nothing_worse, sentence
 from experiments.evaluation.slices_parts import Part
 from experiments.measuring.rows import Row, in_half_widths, is_bad
 from experiments.measuring.scoring import Sets
-from experiments.record.report import STYLE, csv_cell, text_of
+from experiments.pages.elements import REAL_IMAGES, Html, folded, heading, listed, page, paragraph
+from experiments.pages.pictures import captioned, picture, side_by_side
+from experiments.pages.tables import Cell, table
+from experiments.pages.text import csv_text, text_of
 from experiments.record.run_directory import write_text
 
 SHOWN = 8  # images of each kind in a slice
-SLICE_STYLE = """
-.map td { text-align: center } .map td:first-child { text-align: left }
-.bad1 { background: #fde0d2 } .bad2 { background: #f7a889 } .bad3 { background: #d9573f; color: #fff }
-.good { background: #d5e5f2 } .even { background: #e6f2e8 } .worse { font-weight: 700; outline: 2px solid #a50f15 }
-.named { border-left: 4px solid #a50f15; background: #fdeeea; padding: .5rem 1rem }
-"""
-STEPS = ((1.0, "even"), (3.0, "bad1"), (10.0, "bad2"))  # half-widths of the floor; beyond the last is bad3
+STEPS = ((1.0, "even"), (3.0, "worse1"), (10.0, "worse2"))  # half-widths of the floor; beyond the last is worse3
 
 
 def write_slices(folder: Path, what: str, slices: Slices, sets: Sets) -> None:
@@ -34,157 +28,123 @@ def write_slices(folder: Path, what: str, slices: Slices, sets: Sets) -> None:
         sets: Where pictures come from.
     """
     _write_csv(folder / "slices.csv", slices)
-    title = f"Slices of {what}"
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>",
-        f"<style>{STYLE}{OWN_STYLE}{SLICE_STYLE}</style><h1>{html.escape(title)}</h1>",
-        f"<p>{html.escape(slices.how)}</p>",
-        "<p class=note>This file shows real images beside generated ones. Treat it as patient data.</p>",
-        "<h2>Worse than elsewhere</h2>",
+        paragraph(slices.how),
+        REAL_IMAGES,
+        heading("Worse than elsewhere"),
         _worse(slices),
-        "<h2>All scores, by slice</h2>",
+        heading("All scores, by slice"),
         _map(slices),
-        _how_to_read(slices),
-        "<h2>The slices</h2>",
-        _sizes(slices),
-        *(_details(part, sets) for part in slices.found),
+        folded("How to read this", paragraph(_how_to_read(slices))),
+        heading("The slices"),
+        *_sizes(slices),
+        *(_details(part, sets) for part in slices.found if part.rows),
     ]
-    write_text(folder / "slices.html", "\n".join(parts))
+    write_text(folder / "slices.html", page(f"Slices of {what}", *parts))
     (folder / "slices.html").chmod(0o600)
 
 
-def _worse(slices: Slices) -> str:
+def _worse(slices: Slices) -> Html:
     if not slices.worse:
         said = nothing_worse(slices)
-        return f"<p>{said[0].upper()}{said[1:]}.</p>"
-    listed = "".join(f"<li>{html.escape(sentence(part, row))}" for part, row in slices.worse)
-    return f"<div class=named><ul>{listed}</ul></div>"
+        return paragraph(f"{said[0].upper()}{said[1:]}.")
+    return listed((sentence(part, row) for part, row in slices.worse), kind="named")
 
 
-def _map(slices: Slices) -> str:
+def _map(slices: Slices) -> Html:
     """Return how far every score of every slice lies from its floor: scores of different units in one table."""
     shown = [part for part in slices.found if part.rows]
     names = list(dict.fromkeys(row["name"] for part in shown for row in part.rows if "low" in row))
-    head = "".join(f"<th>{html.escape(part.by)}<br>{html.escape(part.name)}" for part in shown)
-    body = ""
+    rows = []
     for name in names:
-        rows = [next((row for row in part.rows if row["name"] == name), None) for part in shown]
-        body += f"<tr><td>{html.escape(name.replace('_', ' '))}{''.join(map(_cell, rows))}"
-    return f"<div class=scroll><table class=map><tr><th>score{head}{body}</table></div>"
+        of_parts = [next((row for row in part.rows if row["name"] == name), None) for part in shown]
+        rows.append([name.replace("_", " "), *map(_cell, of_parts)])
+    return table(("score", *(f"{part.by} {part.name}" for part in shown)), rows, "map")
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None) -> str | Cell:
     if row is None or "low" not in row:
-        return "<td>-"
+        return "-"
     value = in_half_widths(row, row["at_floor_size"])
-    colour = "good" if value < -1 else next((name for limit, name in STEPS if value <= limit), "bad3")
-    if row.get("worse"):
-        return f"<td class='{colour} worse'>{value:+.1f}*"
-    return f"<td class={colour}>{value:+.1f}"
+    colour = "better" if value < -1 else next((name for limit, name in STEPS if value <= limit), "worse3")
+    return Cell(f"{value:+.1f}*", f"{colour} marked") if row.get("worse") else Cell(f"{value:+.1f}", colour)
 
 
 def _how_to_read(slices: Slices) -> str:
     return (
-        "<p>Each number says how far the score lies from the middle of its floor, in half-widths of the floor; above 1 "
+        "Each number says how far the score lies from the middle of its floor, in half-widths of the floor; above 1 "
         "is worse than the floor. The floor is real images of the slice in place of generated ones, at the same "
         "number of images. An asterisk and a frame mark what is worse than its floor and, by more than chance, further "
         "from it than elsewhere: the same score of as many images that are not in the slice, with their own floor "
         f"(one-sided; corrected for all {slices.tests} differences, Holm 1979). Of each set at most {AT_MOST:,} images "
         'of a slice are taken. "share" is the share of the images that belong to the slice; worse means fewer than '
         'among the real ones. "reached" is the share of the slice\'s real images that have a generated image nearby, '
-        "among all generated ones.</p>"
+        "among all generated ones."
     )
 
 
-def _sizes(slices: Slices) -> str:
+def _sizes(slices: Slices) -> list[Html]:
     told = any(part.agreement is not None for part in slices.found)
-    head = "<th>slice<th>real images<th>generated images" + ("<th>kappa<th>area<th>" if told else "<th>")
-    body = ""
+    head = ("slice", "real images", "generated images", *(("kappa", "area") if told else ()), "")
+    rows = []
     for part in slices.found:
-        body += f"<tr><td>{html.escape(text_of(part.title))}<td>{len(part.real):,}<td>{len(part.generated):,}"
-        if told:
-            body += f"<td>{part.agreement:.2f}<td>{part.auc:.2f}" if part.agreement is not None else "<td>-<td>-"
-        body += f"<td>{html.escape(part.refused)}"
+        agreement = ["-", "-"] if part.agreement is None else [f"{part.agreement:.2f}", f"{part.auc:.2f}"]
+        counts = [f"{len(part.real):,}", f"{len(part.generated):,}"]
+        rows.append([text_of(part.title), *counts, *(agreement if told else []), part.refused])
     note = (
-        "<p>Kappa (Cohen 1960) says how well the classifier agrees with the labels of real images of patients that it "
-        "has not seen: 0 is chance, 1 perfect. Area: under its ROC curve. What it cannot tell is not scored.</p>"
+        "Kappa (Cohen 1960) says how well the classifier agrees with the labels of real images of patients that it "
+        "has not seen: 0 is chance, 1 perfect. Area: under its ROC curve. What it cannot tell is not scored."
     )
-    return f"<div class=scroll><table><tr>{head}{body}</table></div>{note if told else ''}"
+    return [table(head, rows, "last"), *([paragraph(note)] if told else [])]
 
 
-def _details(part: Slice, sets: Sets) -> str:
-    if not part.rows:
-        return ""
-    head = "".join(
-        f"<th>{name}"
-        for name in (
-            "score",
-            "value",
-            "95 % interval",
-            "at half size",
-            "floor at half size",
-            "elsewhere (floor)",
-            "p",
-            "",
-        )
-    )
-    body = "".join(_row(row) for row in part.rows)
-    opened = " open" if any(row.get("worse") for row in part.rows) else ""
-    return (
-        f"<details{opened}><summary>{html.escape(text_of(part.title))}</summary>{_pictures(part, sets)}"
-        f"<div class=scroll><table><tr>{head}{body}</table></div></details>"
-    )
+def _details(part: Slice, sets: Sets) -> Html:
+    head = ("score", "value", "95 % interval", "at half size", "floor at half size", "elsewhere (floor)", "p", "")
+    opened = any(row.get("worse") for row in part.rows)
+    scores = table(head, map(_row, part.rows), "last")
+    return folded(text_of(part.title), *_pictures(part, sets), scores, opened=opened)
 
 
-def _pictures(part: Slice, sets: Sets) -> str:
+def _pictures(part: Slice, sets: Sets) -> list[Html]:
     if part.refused:
-        return ""
-    figures = ""
-    for caption, images, rows in (("Real", sets.real, part.real), ("Generated", sets.generated, part.generated)):
+        return []
+    figures = []
+    for caption, images, rows in (("Generated", sets.generated, part.generated), ("Real", sets.real, part.real)):
         if len(rows):
             shown = Part(images, rows[:SHOWN])
-            figures += (
-                f"<figure>{picture(shown.read(0, len(shown)), 4)}<figcaption>{caption}, not selected</figcaption>"
-            )
-            figures += "</figure>"
+            figures.append(captioned(picture(shown.read(0, len(shown)), 4), f"{caption}, not selected"))
         else:
-            figures += f"<figure><figcaption>{caption}: none</figcaption></figure>"
-    return f"<div class='pair grid'>{figures}</div>"
+            figures.append(captioned(Html(), f"{caption}: none"))
+    return [side_by_side(*figures)]
 
 
-def _row(row: Row) -> str:
-    name = html.escape(row["name"].replace("_", " "))
+def _row(row: Row) -> list[str | Cell]:
+    name = row["name"].replace("_", " ")
     if row["value"] is None:
-        return f"<tr><td>{name}<td colspan=7>not measured: {html.escape(row['refused'])}"
-    cells = [text_of(row["value"]), "-", "-", "-", "-", "-"]
+        return [name, Cell(f"not measured: {row['refused']}", columns=7)]
+    cells: list[str | Cell] = [name, text_of(row["value"]), "-", "-", "-", "-", "-"]
     if "low" in row:
-        cells[1] = f"{row['low']:.4g} to {row['high']:.4g}"
-        cells[2] = text_of(row["at_floor_size"])
-        cells[3] = f"{row['floor_low']:.4g} to {row['floor_high']:.4g}"
+        cells[2] = f"{row['low']:.4g} to {row['high']:.4g}"
+        cells[3] = Cell(text_of(row["at_floor_size"]), "bad" if is_bad(row) else "")
+        cells[4] = f"{row['floor_low']:.4g} to {row['floor_high']:.4g}"
     if "elsewhere" in row:
         value, floor = row["elsewhere"]
-        cells[4] = f"{value:.4g} ({floor:.4g})"
+        cells[5] = f"{value:.4g} ({floor:.4g})"
     if "p" in row:
-        cells[5] = f"{row['p']:.2g}{'*' if row['worse'] else ''}"
-    words = ["outside" if i == 2 and is_bad(row) else "" for i in range(len(cells))]
-    shown = "".join(f"<td class='{word}'>{html.escape(cell)}" for word, cell in zip(words, cells, strict=True))
-    return f"<tr><td>{name}{shown}<td>{html.escape('; '.join(row['warnings']))}"
+        cells[6] = f"{row['p']:.2g}{'*' if row['worse'] else ''}"
+    return [*cells, "; ".join(row["warnings"])]
 
 
 def _write_csv(path: Path, slices: Slices) -> None:
     columns = ("name", "value", "low", "high", "at_floor_size", "floor", "floor_low", "floor_high", "verdict", "better")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
     head = ["by", "slice", "real", "generated", *columns, "elsewhere", "floor_elsewhere", "difference", "p", "worse"]
-    writer.writerow([*head, "refused", "warnings"])
+    lines: list[list[Any]] = [[*head, "refused", "warnings"]]
     for part in slices.found:
-        about = [csv_cell(part.by), csv_cell(part.name), len(part.real), len(part.generated)]
+        about = [part.by, part.name, len(part.real), len(part.generated)]
         if part.refused:
-            writer.writerow([*about, *[""] * (len(head) - 4), csv_cell(part.refused), ""])
+            lines.append([*about, *[None] * (len(head) - 4), part.refused, None])
         for row in part.rows:
             values = [row.get(column) for column in columns] + [*row.get("elsewhere", (None, None))]
             values += [row.get("difference"), row.get("p"), row.get("worse")]
-            cells = ["" if value is None else csv_cell(value) for value in values]
-            said = [csv_cell(row.get("refused", "")), csv_cell("; ".join(row.get("warnings", ())))]
-            writer.writerow([*about, *cells, *said])
-    write_text(path, buffer.getvalue())
+            lines.append([*about, *values, row.get("refused", ""), "; ".join(row.get("warnings", ()))])
+    write_text(path, csv_text(lines))

@@ -7,7 +7,6 @@ which needs no network, and ``tables.csv``.
 """
 
 import argparse
-import html
 import os
 import sys
 from collections import Counter
@@ -33,7 +32,7 @@ from datamodules.records.mammography_layouts import view_of
 from experiments.measuring.folders import FileSet, copies_among, image_cache, overlap, said_of_copies
 from experiments.measuring.moment_analysis import MomentStudy, PruningEffect, analyse, pruning_effect
 from experiments.measuring.moments_page import pruning_section, sections, tables_csv
-from experiments.record.report import STYLE
+from experiments.pages.elements import page, paragraph
 from experiments.record.run_directory import write_text
 from lightning_modules.metrics.agreement import MomentAgreement
 from lightning_modules.metrics.moments import moments, moments_of_levels
@@ -202,15 +201,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>Moments</title><style>{STYLE}</style>",
-        f"<h1>Moments of {html.escape(roots[1].name)} against {html.escape(roots[0].name)}</h1>",
-        f"<p>Real: {html.escape(real.said)}. Generated: {html.escape(generated.said)}.</p>",
-        *(f"<p>Warning: {html.escape(warning)}</p>" for warning in warnings),
+        paragraph(f"Real: {real.said}. Generated: {generated.said}."),
+        *(paragraph(warning, kind="note") for warning in warnings),
         *sections(study),
-        pruning_section(effect) if effect else "",
+        *([pruning_section(effect)] if effect else []),
     ]
     options.output.mkdir(parents=True, exist_ok=True)
-    write_text(options.output / "report.html", "\n".join(parts))
+    write_text(options.output / "report.html", page(f"Moments of {roots[1].name} against {roots[0].name}", *parts))
     write_text(options.output / "tables.csv", tables_csv(study, effect))
     print(f"real: {real.said}\ngenerated: {generated.said}")
     print(f"agreement of single moments {_span(study.agreement[i][i] for i in range(5))} (1 = the same)")

@@ -1,23 +1,22 @@
 """What the reports of all papers share: the paper's numbers and claims beside ours, the ranking, the runs, the CSV."""
 
-import csv
-import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.configuration.errors import ConfigError
-from experiments.evaluation.page import OWN_STYLE
+from experiments.pages.elements import REAL_IMAGES, Html, heading, joined, page, paragraph
+from experiments.pages.pictures import inline_figure
+from experiments.pages.tables import table
+from experiments.pages.text import csv_text, text_of
 from experiments.papers.paper import Claim, Number
 from experiments.papers.study import Measured, Study
 from experiments.papers.verdicts import Verdict, of_claim, of_number, score_of, spread
-from experiments.record.report import STYLE, csv_cell, inline_figure, text_of
 from experiments.record.run_directory import write_text
 
-PAGE_STYLE = f"{STYLE}{OWN_STYLE}.numbers td:last-child, .numbers th:last-child {{ text-align: right }}"
 EXPLAINING = {
     "precision": "precision",
     "recall": "recall",
@@ -63,18 +62,19 @@ def find(study: Study) -> Findings:
     )
 
 
-def write(study: Study, findings: Findings, own_parts: Sequence[str]) -> list[str]:
+def write(study: Study, findings: Findings, own_parts: Sequence[Html]) -> list[str]:
     """Write ``numbers.csv`` and ``report.html``, and return lines that say what came out.
 
     Args:
         study: The study.
         findings: What it has found.
-        own_parts: HTML of what only this paper has.
+        own_parts: What only this paper has.
     """
     _write_csv(study, study.folder / "numbers.csv", findings)
-    page = study.folder / "report.html"
-    write_text(page, "\n".join([*_head(study, findings), *own_parts]))
-    page.chmod(0o600)  # it shows patients' images
+    path = study.folder / "report.html"
+    title = f"{study.paper.name}, scale {study.settings.scale}"
+    write_text(path, page(title, *_head(study, findings), *own_parts))
+    path.chmod(0o600)  # it shows patients' images
     titles = study.paper.rows
     lines = ["", f"{'row':<24} {'paper':>6}  {'ours':<42} verdict"]
     for number, found, verdict in findings.numbers:
@@ -83,7 +83,7 @@ def write(study: Study, findings: Findings, own_parts: Sequence[str]) -> list[st
     for claim, verdict in findings.claims:
         said = f"{titles[claim.better].title} better than {titles[claim.worse].title} ({claim.source})"
         lines.append(f"{said}: {verdict.word}. {verdict.sentence}")
-    return [*lines, "", f"numbers {study.folder / 'numbers.csv'}", f"report  {page}"]
+    return [*lines, "", f"numbers {study.folder / 'numbers.csv'}", f"report  {path}"]
 
 
 def _paper(number: Number) -> str:
@@ -101,79 +101,66 @@ def _shown(found: Sequence[Measured], score: str) -> str:
 
 def _write_csv(study: Study, path: Path, findings: Findings) -> None:
     """Write one row per number: the paper's, the verdict, every score with its interval, and how ours was taken."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     scores = [f"{score}{what}" for score in study.paper.columns for what in ("", "_low", "_high", "_per_seed")]
-    writer.writerow(["row", "paper", "after", "section", "verdict", "why", *scores, "score_of_verdict", *OF_A_SCORE])
+    lines: list[list[Any]] = [
+        ["row", "paper", "after", "section", "verdict", "why", *scores, "score_of_verdict", *OF_A_SCORE]
+    ]
     for number, found, verdict in findings.numbers:
-        cells = [number.row, "" if number.value is None else number.value, number.after, number.section]
-        cells += [verdict.word, verdict.sentence]
+        cells = [number.row, number.value, number.after, number.section, verdict.word, verdict.sentence]
         for score in study.paper.columns:
             ours = spread(found, score)
-            ends = [ours.mean, ours.low, ours.high, " ".join(map(repr, ours.values))] if ours else [None] * 4
-            cells += ["" if cell is None else cell for cell in ends]
+            cells += [ours.mean, ours.low, ours.high, " ".join(map(repr, ours.values))] if ours else [None] * 4
         score = _score(study, found)
         fingerprint = found[0].scores[score]["fingerprint"] if found and score in found[0].scores else {}
-        cells += [score if found else "", *(fingerprint.get(key, "") for key in OF_A_SCORE)]
-        writer.writerow(map(csv_cell, cells))
-    write_text(path, buffer.getvalue())
+        lines.append([*cells, score if found else "", *(fingerprint.get(key, "") for key in OF_A_SCORE)])
+    write_text(path, csv_text(lines))
 
 
 # The page -------------------------------------------------------------------------------------------------------------
 
 
-def _head(study: Study, findings: Findings) -> list[str]:
-    title = f"{study.paper.name}, scale {study.settings.scale}"
+def _head(study: Study, findings: Findings) -> list[Html]:
     less = f"Less than in the paper: {study.scale.about}. " if study.scale.about else "For as long as in the paper. "
     missing = [f"{run.folder.name} ({run.state()})" for run in study.runs if run.directory() is None]
     left_out = [row.title for name, row in study.paper.rows.items() if name not in study.rows]
     return [
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{PAGE_STYLE}</style>",
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{html.escape(study.paper.title)}</p>",
-        f"<p>{html.escape(less)}Open in the paper, and ours: {html.escape(study.paper.ours)}.</p>",
-        "<p class=note>This file shows real images beside generated ones. Treat it as patient data.</p>",
-        f"<p>Left out at this scale: {html.escape(', '.join(left_out))}.</p>" if left_out else "",
-        f"<p>Not finished: {html.escape(', '.join(missing))}.</p>" if missing else "",
-        "<h2>The paper's numbers</h2>",
+        paragraph(study.paper.title),
+        paragraph(f"{less}Open in the paper, and ours: {study.paper.ours}."),
+        REAL_IMAGES,
+        *([paragraph(f"Left out at this scale: {', '.join(left_out)}.")] if left_out else []),
+        *([paragraph(f"Not finished: {', '.join(missing)}.")] if missing else []),
+        heading("The paper's numbers"),
         _number_table(study, findings),
         _how_to_read(findings),
-        "<h2>Which is better</h2>",
+        heading("Which is better"),
         _claim_table(study, findings),
         _ranking(study, findings),
-        "<h2>Runs</h2>",
+        heading("Runs"),
         _run_table(study, findings),
-        _warnings(findings),
+        *(paragraph(text, kind="note") for text in _warnings(findings)),
     ]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "words") -> str:
-    """Return a table of plain text; ``kind`` is "words" or "numbers"."""
-    top = "".join(f"<th>{html.escape(cell)}" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
-    return f"<div class=scroll><table class={kind}><tr>{top}{body}</table></div>"
-
-
-def _number_table(study: Study, findings: Findings) -> str:
+def _number_table(study: Study, findings: Findings) -> Html:
     taken = [score for score in study.paper.columns if any(spread(found, score) for _, found, _ in findings.numbers)]
     rows = []
     for number, found, verdict in findings.numbers:
         cells = [study.paper.rows[number.row].title, _paper(number), number.after, number.section]
         rows.append([*cells, *(_shown(found, score) for score in taken), verdict.word, verdict.sentence])
     titles = [study.paper.columns[score] for score in taken]
-    return table(("row", "paper", "after", "section", *titles, "verdict", "why"), rows)
+    return table(("row", "paper", "after", "section", *titles, "verdict", "why"), rows, "words")
 
 
-def _claim_table(study: Study, findings: Findings) -> str:
+def _claim_table(study: Study, findings: Findings) -> Html:
     titles = study.paper.rows
     rows = [
         (titles[claim.better].title, titles[claim.worse].title, claim.source, verdict.word, verdict.sentence)
         for claim, verdict in findings.claims
     ]
-    return table(("said to be better", "than", "by", "verdict", "why"), rows)
+    return table(("said to be better", "than", "by", "verdict", "why"), rows, "words")
 
 
-def _ranking(study: Study, findings: Findings) -> str:
+def _ranking(study: Study, findings: Findings) -> Html:
     """Return the scores of all rows, best first, with the interval of every seed, one plot per resolution."""
     sizes: dict[tuple[int, ...], list[str]] = {}
     for name, found in findings.rows.items():
@@ -198,10 +185,10 @@ def _ranking(study: Study, findings: Findings) -> str:
         axes.set_xlim(left=0)
         axes.grid(axis="x", alpha=0.3)
         parts.append(inline_figure(figure))
-    return "".join(parts)
+    return joined(parts)
 
 
-def _run_table(study: Study, findings: Findings) -> str:
+def _run_table(study: Study, findings: Findings) -> Html:
     rows = []
     label = next(iter(study.tools.extractors))
     for name, found in findings.rows.items():
@@ -222,24 +209,22 @@ def _run_table(study: Study, findings: Findings) -> str:
             cells += ["-" if value is None else text_of(value) for value in explained]
             rows.append([study.rows[name].title, str(one.run.seed), *cells])
     head = ("row", "seed", "pixels", "batch", "images seen", "passes", "generator updates")
-    return table((*head, *(f"{title} ({label})" for title in EXPLAINING.values())), rows, "numbers")
+    return table((*head, *(f"{title} ({label})" for title in EXPLAINING.values())), rows)
 
 
-def _warnings(findings: Findings) -> str:
+def _warnings(findings: Findings) -> list[str]:
     measured = [one for found in findings.rows.values() for one in found]
     said = [
         f"{name}: {text}" for one in measured for name, row in one.scores.items() for text in row.get("warnings", ())
     ]
-    found = list(dict.fromkeys(said))
-    return f"<p class=note>{'<br>'.join(map(html.escape, found))}</p>" if found else ""
+    return list(dict.fromkeys(said))
 
 
-def _how_to_read(findings: Findings) -> str:
+def _how_to_read(findings: Findings) -> Html:
     one = next(found[0] for found in findings.rows.values() if found)
-    return (
-        f"<p>{len(one.sets.generated):,} generated against {len(one.sets.real):,} real training images. Scores are the "
+    return paragraph(
+        f"{len(one.sets.generated):,} generated against {len(one.sets.real):,} real training images. Scores are the "
         "mean over the seeds, each seed in brackets, then from the lowest to the highest end of their 95 % intervals, "
         "taken over random halves of the images. Which row is better is decided only where no interval of one row's "
         "seeds overlaps one of the other's: the intervals cover the images that were drawn, the seeds the training."
-        "</p>"
     )

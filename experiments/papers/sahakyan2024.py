@@ -4,17 +4,16 @@ Beside the tables that all papers have, each row has its samples (section 4.4), 
 (4.5.5), and the kernel's effect (figure 3.11).
 """
 
-import html
 from collections.abc import Sequence
 
-from experiments.evaluation.page import picture
 from experiments.figures.edges import edge_figure
 from experiments.figures.embeddings import pairs_figure, scatter_figure
 from experiments.figures.kernel import kernel_change, kernel_figure
+from experiments.pages.elements import Html, element, heading, joined, paragraph
+from experiments.pages.pictures import captioned, inline_figure, picture, plot, side_by_side
 from experiments.papers import page
 from experiments.papers.study import Measured, Study
 from experiments.record.loading import untrained
-from experiments.record.report import inline_figure, plot
 from experiments.record.tracking import read_rows
 from lightning_modules.networks.kidney import Generator
 from lightning_modules.networks.latents import sample_latents
@@ -39,42 +38,42 @@ def write_report(study: Study) -> list[str]:
     )
 
 
-def _row(title: str, found: Sequence[Measured]) -> str:
+def _row(title: str, found: Sequence[Measured]) -> Html:
     """Return the section of a row, from its first seed."""
     one = found[0]
     extractor = next(name for name in EXTRACTORS if name in one.extractors)
     embeddings = one.embeddings(extractor)
     real, generated = (images.read(0, min(SAMPLES, len(images))) for images in (one.sets.real, one.sets.generated))
-    pair = "".join(
-        f"<figure>{picture(images, 6)}<figcaption>{caption}, not selected</figcaption></figure>"
-        for caption, images in (("Real", real), ("Generated", generated))
-    )
+    more = element("code", f"python -m experiments.evaluate {one.directory}")
     parts = [
-        f"<h2>{html.escape(title)}</h2>",
-        f"<p>Seed {one.run.seed}. More about it: <code>python -m experiments.evaluate "
-        f"{html.escape(str(one.directory))}</code></p>",
-        f"<div class='pair grid'>{pair}</div>",
-        "<h3>Edges</h3>",
+        heading(title),
+        paragraph(f"Seed {one.run.seed}. More about it: ", more),
+        side_by_side(
+            captioned(picture(generated, 6), "Generated, not selected"),
+            captioned(picture(real, 6), "Real, not selected"),
+        ),
+        heading("Edges", 3),
         inline_figure(edge_figure(real, generated)),
-        f"<h3>Embeddings</h3><p>Of {EXTRACTORS[extractor]}.</p>",
+        heading("Embeddings", 3),
+        paragraph(f"Of {EXTRACTORS[extractor]}."),
         inline_figure(scatter_figure(*embeddings, one.run.seed)),
         inline_figure(pairs_figure(*embeddings, one.run.seed)),
-        "<h3>Losses</h3>",
+        heading("Losses", 3),
         _losses(one),
     ]
     generator = one.trained.module.generator_ema
     if isinstance(generator, Generator) and generator.kernel is not None:
-        parts += ["<h3>The kernel's effect</h3>", _kernel(found)]
-    return "".join(parts)
+        parts += [heading("The kernel's effect", 3), _kernel(found)]
+    return joined(parts)
 
 
-def _losses(one: Measured) -> str:
+def _losses(one: Measured) -> Html:
     rows = read_rows(one.directory / "metrics.jsonl")
     return plot(rows, sorted({key for row in rows for key in row if key.startswith("loss/")}), "loss")
 
 
-def _kernel(found: Sequence[Measured]) -> str:
-    changes, figure = [], ""
+def _kernel(found: Sequence[Measured]) -> Html:
+    changes, figure = [], Html()
     for one in found:
         module, start = one.trained.module, untrained(one.trained.config).generator
         trained = module.generator_ema
@@ -83,8 +82,9 @@ def _kernel(found: Sequence[Measured]) -> str:
         if not figure:
             latents = sample_latents(module.prior, KERNELS, module.latent_dim, one.run.seed).to(module.device)
             figure = inline_figure(kernel_figure(start.to(module.device), trained, latents))
-    return (
-        f"<p>Training changed the kernel by {', '.join(changes)} of its norm. With it left out, the trained network "
+    said = paragraph(
+        f"Training changed the kernel by {', '.join(changes)} of its norm. With it left out, the trained network "
         "draws the images on the right. What training without a kernel gives is another row: the layer before it can "
-        f"learn the same.</p>{figure}"
+        "learn the same."
     )
+    return joined([said, figure])

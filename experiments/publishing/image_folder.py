@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 from callbacks.files import append_rows, sweep_temporaries
 from experiments.configuration.errors import ConfigError
-from experiments.record.report import csv_cell
+from experiments.pages.text import csv_text
 from experiments.record.run_directory import flat, refuse_links, write_text
 
 SETTINGS, TABLE = "manifest.json", "manifest.csv"
@@ -131,13 +130,11 @@ class ImageFolder:
         return hashes
 
     def _write_table(self) -> None:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow([*_COLUMNS, *self.told])
+        lines: list[list[Any]] = [[*_COLUMNS, *self.told]]
         for i in sorted(i for i in self._hashes if 0 <= i < self.count):  # a damaged table may hold others
-            more = [column[i] for column in self.told.values()]
-            writer.writerow([i, csv_cell(self.names[i]), self.settings["seed"], self._hashes[i], *more])
-        write_text(self.path / TABLE, buffer.getvalue())
+            more = (column[i] for column in self.told.values())
+            lines.append([i, self.names[i], self.settings["seed"], self._hashes[i], *more])
+        write_text(self.path / TABLE, csv_text(lines))
         (self.path / _JOURNAL).unlink(missing_ok=True)
 
     def _hash(self, index: int) -> str | None:

@@ -30,7 +30,6 @@ from experiments.publishing.making import (
     write_image,
 )
 from experiments.record.loading import load_trained, translated, unfinished
-from experiments.record.report import csv_cell
 from lightning_modules.protocols import Translates
 
 TOGETHER = 16  # files between two looks at signals and the record
@@ -99,7 +98,7 @@ def translate_files(request: Request, stopped: Callable[[], bool] = lambda: Fals
         maker = Maker(request, sources)
         maker.check()
         told = {
-            "source": [csv_cell(source.name) for source in sources],
+            "source": [source.name for source in sources],
             "source_sha256": [source.sha256 for source in sources],
         }
         images = ImageFolder(request.output, _settings(maker), names, told)

@@ -1,8 +1,5 @@
 """What a sweep leaves behind: trials.csv, report.html with its plots, and the best trial's configuration."""
 
-import csv
-import html
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,10 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.configuration.files import TARGET
-from experiments.record.report import STYLE, csv_cell, inline_figure
+from experiments.pages.elements import Html, folded, heading, page, paragraph, verbatim
+from experiments.pages.pictures import inline_figure
+from experiments.pages.tables import Cell, table
+from experiments.pages.text import csv_text
 from experiments.record.run_directory import recorded_config, write_text
 from experiments.sweeps.folder import trial_name
 from experiments.sweeps.optuna_engine import Study
@@ -48,12 +48,8 @@ def write_reports(study: Study) -> list[str]:
 def write_table(study: Study) -> None:
     """Write ``trials.csv``, one row per trial that was begun."""
     keys = [dimension.key for dimension in study.space.dimensions]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*COLUMNS, *map(csv_cell, keys)])
-    for row in _rows(study):
-        writer.writerow([csv_cell(row.get(key, "")) for key in (*COLUMNS, *keys)])
-    write_text(study.folder / "trials.csv", buffer.getvalue())
+    lines = ([row.get(key, "") for key in (*COLUMNS, *keys)] for row in _rows(study))
+    write_text(study.folder / "trials.csv", csv_text([[*COLUMNS, *keys], *lines]))
 
 
 def best_config(study: Study, best: FrozenTrial) -> str:
@@ -89,38 +85,36 @@ def _page(study: Study) -> str:
     sweep, best = study.sweep, study.best()
     counts = ", ".join(f"{count} {state}" for state, count in _counts(study).items())
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(sweep.name)}</title><style>{STYLE}</style>",
-        f"<h1>Sweep {html.escape(sweep.name)}</h1>",
-        f"<p>{html.escape(sweep.direction)} the {sweep.value} {html.escape(sweep.metric)}, {sweep.method}. "
-        f"{counts} of {study.planned} planned.</p>",
+        paragraph(
+            f"{sweep.direction} the {sweep.value} {sweep.metric}, {sweep.method}. {counts} of {study.planned} planned."
+        )
     ]
     if best is not None:
         parts += [
-            f"<p>Best: {trial_name(best.number)}, {best.value:.6g}. Its configuration is best.yaml. The best of many "
-            "trials looks better than it is: score it anew, with another seed, before it is compared.</p>",
-            "<h2>History</h2>",
+            paragraph(
+                f"Best: {trial_name(best.number)}, {best.value:.6g}. Its configuration is best.yaml. The best of many "
+                "trials looks better than it is: score it anew, with another seed, before it is compared.",
+                kind="plain",
+            ),
+            heading("History"),
             _history(study),
-            "<h2>Importance</h2>",
+            heading("Importance"),
             _importance(study),
-            "<h2>Parallel coordinates</h2>",
+            heading("Parallel coordinates"),
             _parallel(study),
         ]
-    return "\n".join([*parts, "<h2>Trials</h2>", _table(study), "<h2>Sweep</h2>", _settings(study)])
+    settings = folded("Sweep", verbatim((study.folder / "sweep.yaml").read_text()))
+    return page(f"Sweep {sweep.name}", *parts, heading("Trials"), _table(study), settings)
 
 
-def _settings(study: Study) -> str:
-    return f"<pre>{html.escape((study.folder / 'sweep.yaml').read_text())}</pre>"
-
-
-def _table(study: Study) -> str:
+def _table(study: Study) -> Html:
     best = study.best()
     keys = [*(key for key in COLUMNS if key != "run"), *(dimension.key for dimension in study.space.dimensions)]
-    lines = ["<tr>" + "".join(f"<th>{html.escape(key.replace('_', ' '))}" for key in keys)]
+    rows = []
     for row in _rows(study):
-        style = " style='font-weight: bold'" if best is not None and row["number"] == best.number else ""
-        cells = "".join(f"<td>{html.escape(_text(row.get(key, '')))}" for key in keys)
-        lines.append(f"<tr{style}>{cells}")
-    return f"<div style='overflow-x: auto'><table>{''.join(lines)}</table></div>"
+        kind = "good" if best is not None and row["number"] == best.number else ""
+        rows.append([Cell(_text(row.get(key, "")), kind) for key in keys])
+    return table([key.replace("_", " ") for key in keys], rows, "words")
 
 
 def _text(value: Any) -> str:
@@ -138,7 +132,7 @@ def _scale(values: list[float]) -> str:
     return "log" if min(values) > 0 and max(values) > 10 * min(values) else "linear"
 
 
-def _history(study: Study) -> str:
+def _history(study: Study) -> Html:
     """Return the value of every trial, the best so far, and where trials failed."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -161,11 +155,11 @@ def _history(study: Study) -> str:
     return inline_figure(figure)
 
 
-def _importance(study: Study) -> str:
+def _importance(study: Study) -> Html:
     """Return how much each key matters for being among the best trials (PED-ANOVA, Watanabe 2023)."""
     importances = study.importances()
     if not importances:
-        return "<p>Too few finished trials to tell.</p>"
+        return paragraph("Too few finished trials to tell.")
     figure = Figure(figsize=(9, 0.8 + 0.4 * len(importances)), layout="constrained")
     axes = figure.subplots()
     keys = list(reversed(importances))
@@ -175,7 +169,7 @@ def _importance(study: Study) -> str:
     return inline_figure(figure)
 
 
-def _parallel(study: Study) -> str:
+def _parallel(study: Study) -> Html:
     """Return one line per finished trial through its values, coloured by its score; dotted past keys without part."""
     finished = _valued(study, TrialState.COMPLETE)
     dimensions, values = study.space.dimensions, [value for _, value in finished]
