@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from experiments.configuration.errors import ConfigError, did_you_mean
-from experiments.publishing.image_folder import ImageFolder, file_hash
+from experiments.publishing.image_folder import ImageFolder
 from experiments.publishing.making import (
     SUFFIXES,
     Outcome,
+    check_finite,
     check_format,
+    description_of,
     make_missing,
     one_thread,
     settings_of,
@@ -115,18 +117,14 @@ class Maker:
                 break
             _, images = next(self.images(chunk * self.chunk, self.chunk))
             for i in members:
-                image = images[i % self.chunk]
-                write_image(image, file(i), self.request.format, self.trained.intensity, self._description(), i)
-                hashes[i] = file_hash(file(i))
+                form, intensity = self.request.format, self.trained.intensity
+                hashes[i] = write_image(images[i % self.chunk], file(i), form, intensity, self._description(), i)
         return hashes
 
     def _description(self) -> str:
-        trained, request = self.trained, self.request
+        request = self.request
         labels = f", labels {' and '.join(request.labels)}" if request.labels else ""
-        return (
-            f"{type(trained.module).__name__} trained on {trained.module.data_facts.get('data_set', 'unknown data')}, "
-            f"weights {trained.weights_sha256[:16]}, seed {request.seed}, truncation {request.truncation:g}{labels}"
-        )
+        return f"{description_of(self.trained, request.seed)}, truncation {request.truncation:g}{labels}"
 
 
 def _folder(request: Request, trained: Trained) -> Path:
@@ -163,8 +161,7 @@ def _check(request: Request, maker: Maker) -> None:
         _, images = next(maker.images(0, 1))
     except ValueError as error:
         raise ConfigError([str(error)]) from error
-    if not images.isfinite().all():
-        raise ConfigError([f"{maker.trained.checkpoint}: its generator makes values that are not finite"])
+    check_finite(images, maker.trained)
 
 
 def _settings(request: Request, maker: Maker) -> dict[str, Any]:

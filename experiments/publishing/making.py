@@ -22,7 +22,7 @@ from tqdm import tqdm
 from datamodules.records.records import Intensity
 from datamodules.writing.writers import DICOM_VERSION, NOTICE, write_dicom, write_png8, write_png16
 from experiments.configuration.errors import ConfigError
-from experiments.publishing.image_folder import ImageFolder
+from experiments.publishing.image_folder import ImageFolder, file_hash
 from experiments.record.loading import Trained
 from experiments.record.run_directory import versions
 
@@ -135,6 +135,18 @@ def check_format(name: str, channels: int) -> None:
     raise ConfigError([f"--format {name}: holds no images of {channels} channels{what}"])
 
 
+def check_finite(images: Tensor, trained: Trained[Any]) -> None:
+    """Raise ConfigError if a generator makes values that are not finite."""
+    if not images.isfinite().all():
+        raise ConfigError([f"{trained.checkpoint}: its generator makes values that are not finite"])
+
+
+def description_of(trained: Trained[Any], seed: int) -> str:
+    """Return what made an image, for its file; nothing of a patient."""
+    data = trained.module.data_facts.get("data_set", "unknown data")
+    return f"{type(trained.module).__name__} trained on {data}, weights {trained.weights_sha256[:16]}, seed {seed}"
+
+
 def write_image(
     image: Tensor,
     path: Path,
@@ -143,12 +155,16 @@ def write_image(
     description: str,
     index: int,
     translated: bool = False,
-) -> None:
-    """Write an image (C, H, W) in [-1, 1] in a format; the file says that it is synthetic and what its values mean."""
+) -> str:
+    """Write an image (C, H, W) in [-1, 1] in a format, and return the SHA-256 of the file.
+
+    The file says that it is synthetic and what its values mean.
+    """
     if name == "dicom":
         write_dicom(image, path, intensity, description, index, translated)
     else:
         (write_png16 if name == "png16" else write_png8)(image, path, intensity, translated)
+    return file_hash(path)
 
 
 def settings_of(request: Any, trained: Trained[Any]) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from experiments.publishing.image_folder import SETTINGS, TABLE, ImageFolder, fi
 from experiments.publishing.making import (
     SUFFIXES,
     Outcome,
+    check_finite,
     check_format,
+    description_of,
     make_missing,
     one_thread,
     settings_of,
@@ -156,8 +158,7 @@ class Maker:
             raise DataError(f"{what} cannot take {size} ({' '.join(str(error).split())[:300]})") from error
         if image.shape[1:] != source.shape[1:]:
             raise DataError(f"{what} makes {text_of_size(image.shape[1:])} of {size}: it cannot take this size")
-        if not image.isfinite().all():
-            raise ConfigError([f"{self.trained.checkpoint}: its generator makes values that are not finite"])
+        check_finite(image, self.trained)
         return image
 
     def write(self, indices: Sequence[int], file: Callable[[int], Path], stopped: Callable[[], bool]) -> dict[int, str]:
@@ -169,8 +170,9 @@ class Maker:
             if file_hash(self.sources[i].path) != self.sources[i].sha256:
                 raise DataError(f"{self.sources[i].name}: has changed while the folder was translated; begin anew")
             form, intensity = self.request.format, self.trained.intensity
-            write_image(self.image(i), file(i), form, intensity, self._description(), i, translated=True)
-            hashes[i] = file_hash(file(i))
+            # Nothing of the source is said in the file: its name may be a patient's.
+            description = description_of(self.trained, self.request.seed)
+            hashes[i] = write_image(self.image(i), file(i), form, intensity, description, i, translated=True)
         return hashes
 
     def _read(self, index: int) -> Tensor:
@@ -195,15 +197,6 @@ class Maker:
         if errors:
             raise DataError(f"{len(errors)} of {count} images cannot be read, e.g. {errors[0]}; repair or remove them")
         return {size: place for place, size in reversed(list(enumerate(found))) if not isinstance(size, DataError)}
-
-    def _description(self) -> str:
-        """Return what made an image; nothing of the source, whose name may be a patient's."""
-        trained = self.trained
-        data = trained.module.data_facts.get("data_set", "unknown data")
-        return (
-            f"{type(trained.module).__name__} trained on {data}, weights {trained.weights_sha256[:16]}, seed "
-            f"{self.request.seed}"
-        )
 
 
 def _check_folders(request: Request) -> None:
