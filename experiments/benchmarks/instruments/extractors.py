@@ -10,9 +10,6 @@ times, and is measured against the other half as ``experiments.evaluate`` does.
 """
 
 import argparse
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +24,7 @@ from torchvision.transforms.functional import gaussian_blur
 from callbacks.files import append_rows
 from datamodules.base import ImageDataModule
 from experiments.benchmarks.instruments.planted_failures import BLUR, COLLAPSE, COPIES, SHIFT, Planted
+from experiments.benchmarks.instruments.tables import finished, publish
 from experiments.cli import log_to_terminal
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
@@ -38,7 +36,6 @@ from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import build_tools, load_suite
 from experiments.measuring.vectors import VectorCache, key_of
 from experiments.record.loading import data_of
-from experiments.record.run_directory import write_text
 from lightning_modules.metrics.efficientnet import EfficientNetLite0
 from lightning_modules.metrics.features import FeatureExtractor, RandomConvNet
 from lightning_modules.metrics.frechet import Frechet, frechet_distance_of
@@ -276,8 +273,7 @@ def run(
     everyone, own = list(range(len(real))), [real] * len(real)
     sets = {REAL: real} | {name: Planted(name, own, everyone, change) for name, change in CHANGES.items()}
     cache = VectorCache(data.cache_dir / "vectors")
-    done = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    known = {row["key"]: row["multiples"] for row in done}
+    known = {row["key"]: row["multiples"] for row in finished(record)}
     found = {}
     for label, candidate in compared.items():
         identity = candidate.extractor.identity()
@@ -387,11 +383,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name}: {bad} of {len(found)} halves called bad, {beyond} beyond the floor's worse end")
         return
     rows = table(run(data, compared, options.folder / "multiples.jsonl", options.images))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    print("\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows))
-    buffer = io.StringIO()
-    csv.writer(buffer).writerows(rows)
-    write_text(options.folder / f"{Path(options.experiment).stem}.csv", buffer.getvalue())
+    publish(rows, options.folder / f"{Path(options.experiment).stem}.csv")
 
 
 if __name__ == "__main__":

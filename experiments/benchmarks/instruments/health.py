@@ -29,6 +29,7 @@ from callbacks.files import append_rows
 from callbacks.health import DIVERGING, HEALTHY, PERSISTENT, STARTING, judge
 from callbacks.preemption import Preemption
 from callbacks.sample_grid import write_grid
+from experiments.benchmarks.instruments.tables import finished
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
 from experiments.record.tracking import JSONLinesLogger, read_rows
@@ -306,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore")
     record = options.folder / "runs.jsonl"
     wanted = list(cases(options.calibrate, options.failures, options.healthy))
-    done = {_key(row): row for row in _rows(record)}
+    done = {_key(row): row for row in finished(record)}
     for case in wanted:
         if _key(vars(case)) not in done:
             row = done[_key(vars(case))] = run(case, options.folder)
@@ -314,11 +315,6 @@ def main(arguments: list[str] | None = None) -> None:
             said = ", ".join(dict.fromkeys(verdict for _, verdict in verdicts(row)))
             print(f"{case.failure}, {case.family}, seed {case.seed}: {row['seconds']} s, {said}", flush=True)
     print(table([done[_key(vars(case))] for case in wanted]))
-
-
-def _rows(record: Path) -> list[dict[str, Any]]:
-    """Return the runs that are there; they have no clock, so they are no record of a run."""
-    return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -6,8 +6,6 @@ of its floor, in half-widths of the floor; positive is worse, and an asterisk ma
 """
 
 import argparse
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from datamodules.base import ImageDataModule
+from experiments.benchmarks.instruments.tables import publish
 from experiments.cli import log_to_terminal
 from experiments.configuration import files
 from experiments.configuration.experiment import experiment_of
@@ -28,7 +27,6 @@ from experiments.measuring.scoring import Scorer, Sets
 from experiments.measuring.settings import build_tools, load_suite
 from experiments.measuring.vectors import VectorCache
 from experiments.record.loading import data_of
-from experiments.record.run_directory import write_text
 
 # Halves for the training images, a fifth to be held out, the rest plays the generator.
 PHANTOMS = (
@@ -169,11 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     data = phantoms(options.count)
     rows = table(run(data, options.suite, options.overrides, options.folder))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    print("\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows))
-    buffer = io.StringIO()
-    csv.writer(buffer).writerows(rows)
-    write_text(options.folder / "planted_failures.csv", buffer.getvalue())
+    publish(rows, options.folder / "planted_failures.csv")
 
 
 def phantoms(count: int, *overrides: str) -> ImageDataModule:
