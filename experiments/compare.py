@@ -35,9 +35,9 @@ def _compare(paths: list[Path], output: Path | None, allow_different: bool) -> i
     from experiments.evaluation.comparison import (
         NOTE,
         compare,
-        problems_of_fingerprints,
         read_evaluation,
         table,
+        what_differs,
         write_comparison,
     )
 
@@ -45,10 +45,10 @@ def _compare(paths: list[Path], output: Path | None, allow_different: bool) -> i
         evaluations = [read_evaluation(path) for path in paths]
     except ConfigError as error:
         return refuse("the comparison", error.problems)
-    problems = problems_of_fingerprints(evaluations)
+    problems = what_differs(evaluations)
     if problems:
         hint = [] if allow_different else ["--allow-different compares them all the same"]
-        refuse("the comparison", ["these scores were not taken in the same way", *problems, *hint])
+        refuse("the comparison", [*problems, *hint])
         if not allow_different:
             return EXIT_BAD_CONFIG
     rows = table(evaluations, compare(evaluations))
@@ -56,7 +56,7 @@ def _compare(paths: list[Path], output: Path | None, allow_different: bool) -> i
     print("\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows))
     print(f"\n{NOTE}")
     if output is not None:
-        write_comparison(output, rows, problems)
+        write_comparison(output, rows, evaluations)
         print(f"\n{output / 'comparison.html'}")
     return 0
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.compare import main
 from experiments.configuration.errors import ConfigError
-from experiments.evaluation.comparison import compare, problems_of_fingerprints, read_evaluation, table
+from experiments.evaluation.comparison import compare, details, read_evaluation, table, what_differs
 
 K = 40
 
@@ -79,17 +79,35 @@ def test_equal_generators_seldom_differ_significantly(tmp_path):
 def test_other_fingerprints_are_refused_unless_allowed(tmp_path, capsys):
     a = write(tmp_path / "a", row("fid", 1.0, noise(1), generated=1000))
     b = write(tmp_path / "b", row("fid", 2.0, noise(2), generated=2000))
-    assert problems_of_fingerprints([read_evaluation(a), read_evaluation(b)]) == [
-        "b against a differs in generated (1000 and 2000)"
-    ]
+    both = [read_evaluation(a), read_evaluation(b)]
+    assert details(both) == [("fid", "b", "generated", "2000", "1000")]
+    (said,) = what_differs(both)
+    assert said == "b differs from a in generated (2000, not 1000); evaluate both with the same suite."
     assert main([str(a), str(b), "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "generated (1000 and 2000)" in said and "--allow-different" in said
+    assert "generated (2000, not 1000)" in said and "--allow-different" in said
     assert not (tmp_path / "out").exists()
     (difference,) = compare([read_evaluation(a), read_evaluation(b)])["fid"]
     assert difference.value == 1.0 and difference.low is None and difference.p is None  # nothing is paired
     assert main([str(a), str(b), "--allow-different", "--output", str(tmp_path / "out")]) == 0
     assert "NOT taken in the same way" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_other_data_are_named_in_one_sentence(tmp_path, capsys):
+    """A real fingerprint holds dozens of values, and every score repeats them."""
+    for name, data_set in (("a", "Phantoms"), ("b", "ChestXray14")):
+        real = {"data_set": data_set, "split": "test", "images": 2000, "fingerprint": name * 20, "groups": name * 64}
+        more = {f"setting_{i}": f"{name}{i}" * 20 for i in range(12)}
+        rows = [row(f"score{i}", 1.0, noise(i), real=real, **more) for i in range(16)]
+        write(tmp_path / name, *rows)
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    _, said, hint = capsys.readouterr().err.splitlines()
+    assert "b differs from a in the real images (2000 of ChestXray14 test, not 2000 of Phantoms test)" in said
+    assert "evaluate both against the same images (against=FOLDER)" in said and "{" not in said and len(said) < 300
+    assert "--allow-different" in hint
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--allow-different", "--output", str(out)]) == 0
+    assert "b" * 20 in (out / "comparison.html").read_text()  # in full where there is room
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):

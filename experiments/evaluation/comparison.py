@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from datamodules.records.duplicates import some
 from experiments.configuration.errors import ConfigError
 from experiments.measuring.resampling import interval
 from experiments.measuring.rows import Row, check_row
-from experiments.pages.elements import listed, page, paragraph
-from experiments.pages.tables import table as html_table
+from experiments.pages.elements import folded, heading, page, paragraph
+from experiments.pages.tables import Cell
+from experiments.pages.tables import table as table_of
 from experiments.pages.text import csv_text, text_of
 from experiments.record.run_directory import write_text
 
 SIGNIFICANT = 0.05
-SHORT = 60  # characters of two values that are shown where evaluations differ
+DATA = {"real": "the real images", "train": "the training images", "held_out": "the held-out images"}
+NAMED, SHORT = 4, 60  # properties in a sentence, characters of two values there
 
 
 @dataclass(frozen=True)
@@ -85,31 +86,19 @@ def read_evaluation(path: Path) -> Evaluation:
     return Evaluation(name, rows)
 
 
-def problems_of_fingerprints(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return a sentence for each evaluation whose scores were not taken in the same way as the first one's."""
-    first, problems = evaluations[0], []
-    for other in evaluations[1:]:
-        differing: dict[str, list[str]] = {}
-        for name in sorted(first.rows.keys() & other.rows.keys()):
-            a, b = first.rows[name]["fingerprint"], other.rows[name]["fingerprint"]
-            for key in sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
-                differing.setdefault(f"{key}{_briefly(a.get(key), b.get(key))}", []).append(name)
-        if differing:
-            shared = len(first.rows.keys() & other.rows.keys())
-            what = "; ".join(
-                what if len(names) == shared else f"{what} of {some(names)}" for what, names in differing.items()
-            )
-            problems.append(text_of(f"{other.name} against {first.name} differs in {what}"))
-    return problems
+def what_differs(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return, for every evaluation that was not made as the first one was, a sentence that says so and what to do."""
+    return [sentence for other in evaluations[1:] if (sentence := _sentence(evaluations[0], other))]
 
 
-def _briefly(a: Any, b: Any) -> str:
-    """Return two values that differ, if they are short; of two nodes, what differs in them."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-        return f" ({', '.join(f'{key}{_briefly(a.get(key), b.get(key))}' for key in keys)})"
-    texts = [text_of(value) for value in (a, b)]
-    return f" ({' and '.join(texts)})" if sum(map(len, texts)) <= SHORT else ""
+def details(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str, str, str]]:
+    """Return score, evaluation, property, its value there and the first evaluation's, of all that differs."""
+    first = evaluations[0]
+    return [
+        (name, other.name, key, text_of(theirs), text_of(ours))
+        for other in evaluations[1:]
+        for name, key, theirs, ours in _different(first, other)
+    ]
 
 
 def compare(evaluations: Sequence[Evaluation]) -> dict[str, list[Difference | None]]:
@@ -150,14 +139,46 @@ def table(evaluations: Sequence[Evaluation], differences: dict[str, list[Differe
     return [[text_of(text) for text in row] for row in rows]  # a terminal obeys some characters
 
 
-def write_comparison(folder: Path, rows: list[list[str]], problems: Sequence[str]) -> None:
-    """Write ``comparison.csv`` and ``comparison.html``, which opens without network."""
+def write_comparison(folder: Path, rows: list[list[str]], evaluations: Sequence[Evaluation]) -> None:
+    """Write ``comparison.csv`` and ``comparison.html``, which opens without network.
+
+    Args:
+        folder: Where they are written.
+        rows: The comparison, from ``table``.
+        evaluations: What was compared.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "comparison.csv", csv_text(rows))
     head, *body = rows
-    warning = [paragraph("These scores were NOT taken in the same way:", kind="note"), listed(problems)]
-    parts = [*(warning if problems else []), html_table(head, body, "words"), paragraph(NOTE)]
-    write_text(folder / "comparison.html", page("Comparison", *parts))
+    unlike = what_differs(evaluations)
+    warnings = [
+        paragraph(f"These scores were NOT taken in the same way: {sentence}", kind="bad") for sentence in unlike
+    ]
+    differing = table_of(("score", "evaluation", "property", "there", f"in {head[1]}"), details(evaluations), "words")
+    content = page(
+        f"Comparison with {head[1]}",
+        *(warnings or [paragraph(_came_out(rows), kind="plain")]),
+        heading("Scores"),
+        table_of(head, [[Cell(text, _look(text)) for text in row] for row in body], "words"),
+        paragraph(NOTE, kind="faint"),
+        *([folded("What differs, score by score", differing)] if unlike else []),
+    )
+    write_text(folder / "comparison.html", content)
+
+
+def _came_out(rows: list[list[str]]) -> str:
+    """Count in one sentence what is better and worse than in the first evaluation, beyond chance."""
+    head, *body = rows
+    said = []
+    for i in range(2, len(head), 3):
+        certain = [row[i + 1] for row in body if row[i + 2].endswith("*")]
+        better, worse = (sum(text.endswith(side) for text in certain) for side in (" better", " worse"))
+        said.append(f"{head[i]} is better in {better} and worse in {worse} of {len(body)} scores")
+    return f"Beyond chance, {'; '.join(said)}."
+
+
+def _look(text: str) -> str:
+    return "good" if text.endswith(" better") else "bad" if text.endswith(" worse") else ""
 
 
 NOTE = (
@@ -165,6 +186,40 @@ NOTE = (
     "two-sided and corrected for the number of comparisons (Holm 1979); an asterisk marks p below 0.05. It covers the "
     "images that were drawn, not the randomness of training: for that, evaluate several seeds."
 )
+
+
+def _different(first: Evaluation, other: Evaluation) -> list[tuple[str, str, Any, Any]]:
+    """Return score, property, the other's value and the first one's, of all in which fingerprints differ."""
+    found = []
+    for name, row in first.rows.items():
+        if name in other.rows:
+            ours, theirs = row["fingerprint"], other.rows[name]["fingerprint"]
+            keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+            found += [(name, key, theirs.get(key), ours.get(key)) for key in keys]
+    return found
+
+
+def _sentence(first: Evaluation, other: Evaluation) -> str:
+    found = {key: (theirs, ours) for _, key, theirs, ours in _different(first, other)}
+    if not found:
+        return ""
+    keys = sorted(found, key=lambda key: (key not in DATA, key))
+    named = [_in_words(key, *found[key]) for key in keys[:NAMED]]
+    named += [f"{len(keys) - NAMED} more"] if len(keys) > NAMED else []
+    listed = ", ".join(named[:-1]) + (" and " if named[1:] else "") + named[-1]
+    same = "against the same images (against=FOLDER), " if keys[0] in DATA else ""
+    return text_of(f"{other.name} differs from {first.name} in {listed}; evaluate both {same}with the same suite.")
+
+
+def _in_words(key: str, theirs: Any, ours: Any) -> str:
+    """Return the name of a property, with its values where they are short."""
+    of_images = [_images(one) if isinstance(one, dict) and key in DATA else text_of(one) for one in (theirs, ours)]
+    name, shown = DATA.get(key, key.replace("_", " ")), f"{of_images[0]}, not {of_images[1]}"
+    return f"{name} ({shown})" if len(shown) <= SHORT and of_images[0] != of_images[1] else name
+
+
+def _images(described: dict[str, Any]) -> str:
+    return f"{described.get('images')} of {described.get('data_set')} {described.get('split') or ''}".rstrip()
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -49,6 +49,7 @@ def side_by_side(*figures: Html) -> Html:
 def plot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], label: str, scale: str = "linear") -> Html:
     """Return a plot of values over the clock, "images_seen"; what is no number is left out."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -58,6 +59,12 @@ def plot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], label: str, sca
         if points:
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=name)
     axes.set(xlabel="images seen", ylabel=_as_text(label), yscale=scale)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if scale == "log":  # 40 instead of 4 x 10^1
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
         axes.legend(fontsize="small")

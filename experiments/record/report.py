@@ -28,7 +28,7 @@ def write_report(directory: Path) -> Path:
     said, limits = _health(directory / "health.json")
     status = read_status(directory)
     parts = [
-        paragraph(f"State: {status.get('state')}, images seen: {status.get('images_seen', 'unknown')}"),
+        paragraph(_state(status), kind="faint"),
         said,
         _samples(directory),
         heading("Scores and losses"),
@@ -42,6 +42,11 @@ def write_report(directory: Path) -> Path:
     path = directory / "report.html"
     write_text(path, page(f"{directory.parent.name} / {directory.name}", *parts))
     return path
+
+
+def _state(status: dict[str, Any]) -> str:
+    clock = status.get("images_seen")
+    return f"State: {status.get('state')}, images seen: {f'{clock:,}' if is_number(clock) else 'unknown'}"
 
 
 def scores_csv(scores: list[dict[str, Any]]) -> str:
@@ -154,7 +159,9 @@ def _health(path: Path) -> tuple[Html, list[Html]]:
 
 def _told(health: dict[str, Any]) -> tuple[Html, list[Html]]:
     kind = {"healthy": "good", "too early to say": "plain"}.get(health["verdict"], "bad")
-    said = f"{health['sentence']}. Verdict: {health['verdict']}, since {health['since_images_seen']} images seen."
+    sentence = str(health["sentence"])
+    said = f"Health: {health['verdict']} since {health['since_images_seen']:,} images seen."
+    said += f" {sentence[:1].upper()}{sentence[1:]}."
     said += f" To do: {health['advice']}." if health["advice"] else ""
     said += f" A remark: {health['score_remark']}." if health.get("score_remark") else ""
     rows = [

@@ -120,7 +120,7 @@ def test_progress_log_and_report_say_it_in_words(finished):
     assert said["verdict"] in next(line for line in lines if "images_seen 96 (" in line)
     assert sum("images_seen 80:" in line and "health" in line for line in lines) == 1
     report = (finished / "report.html").read_text()
-    assert f"Verdict: {said['verdict']}, since 80 images seen." in report
+    assert f"Health: {said['verdict']} since 80 images seen." in report
 
 
 def test_report_escapes_what_the_file_says(finished, tmp_path):
