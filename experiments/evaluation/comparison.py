@@ -1,6 +1,5 @@
 """Two or more evaluations side by side, with the significance of each difference."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,15 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from experiments.configuration.errors import ConfigError
+from experiments.configuration.untrusted import read_object
 from experiments.measuring.resampling import interval
-from experiments.measuring.rows import Row, check_row
+from experiments.measuring.rows import Row
 from experiments.pages.elements import folded, heading, page, paragraph
 from experiments.pages.tables import Cell
 from experiments.pages.tables import table as table_of
 from experiments.pages.text import csv_text, text_of
 from experiments.record.run_directory import write_text
+from experiments.record.strangers import EvaluationFile, read_declared
 
 SIGNIFICANT = 0.05
 DATA = {"real": "the real images", "train": "the training images", "held_out": "the held-out images"}
@@ -74,12 +75,8 @@ def read_evaluation(path: Path) -> Evaluation:
     file = next((one for one in candidates if one.is_file()), None)
     if file is None:
         raise ConfigError([f"{path}: holds no scores.json; run python -m experiments.evaluate first"])
-    try:
-        rows = {str(row["name"]): row for row in json.loads(file.read_text())["scores"]}
-        for row in rows.values():
-            check_row(row)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError([f"{file}: is no evaluation of Mirage's ({type(error).__name__}: {error})"]) from error
+    read_declared(EvaluationFile, file, "evaluation")
+    rows = {row["name"]: row for row in read_object(file)["scores"]}
     folder = file.resolve().parent
     run = folder.parent.parent
     name = f"{run.parent.name}/{run.name}" if folder.parent.name == "evaluation" else folder.name

@@ -2,13 +2,12 @@
 
 import json
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.measuring.resampling import interval
+from experiments.record.strangers import FinishedRows, parsed
 
-FLOOR = ("floor", "floor_low", "floor_high", "at_floor_size")
 Row = dict[str, Any]
 
 
@@ -48,34 +47,8 @@ def in_half_widths(row: Row, value: float) -> float:
     return {"lower": distance, "higher": -distance, "as real": abs(distance)}[row["better"]]
 
 
-def check_row(row: Any) -> None:
-    """Check what is used of a score: a file may be damaged, or a stranger's.
-
-    Raises:
-        ValueError: If something is missing or of another kind. KeyError and TypeError likewise.
-    """
-    numbers = [row[key] for key in ("low", "high", "freedom", *FLOOR) if key in row]
-    numbers += [*row.get("replicates", []), *row.get("beyond_floor", [])]
-    if row["value"] is not None:
-        numbers.append(row["value"])
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-        raise ValueError("a score is no number")
-    if "low" in row and not all(key in row for key in ("high", "freedom", "replicates", "verdict", *FLOOR)):
-        raise ValueError("an interval or a floor is not whole")
-    if row["better"] not in ("lower", "higher", "as real") or not isinstance(row["fingerprint"], dict):
-        raise ValueError("a score has no fingerprint")
-    if not isinstance(row.get("warnings", []), list) or not all(isinstance(row[key], str) for key in ("name", "score")):
-        raise ValueError("a score has no name")
-
-
 def finished(path: Path) -> dict[str, list[Row]]:
     """Return the rows that an interrupted evaluation has finished; a line that a kill cut off counts for nothing."""
-    done: dict[str, list[Row]] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                found = json.loads(line)
-                for row in found["rows"]:
-                    check_row(row)
-                done[str(found["key"])] = found["rows"]
-    return done
+    lines = path.read_text().splitlines() if path.is_file() else []
+    whole = [json.loads(line) for line in lines if parsed(FinishedRows, line)]
+    return {found["key"]: found["rows"] for found in whole}

@@ -13,6 +13,7 @@ from callbacks.files import append_rows, sweep_temporaries
 from experiments.configuration.errors import ConfigError
 from experiments.pages.text import csv_text
 from experiments.record.run_directory import flat, refuse_links, write_text
+from experiments.record.strangers import Made, ManifestFile, parsed
 
 SETTINGS, TABLE = "manifest.json", "manifest.csv"
 _JOURNAL = ".written.jsonl"  # rows since the table was last written
@@ -93,12 +94,11 @@ class ImageFolder:
     def _check_settings(self) -> None:
         if not (self.path / SETTINGS).is_file():
             return
-        try:
-            old = json.loads((self.path / SETTINGS).read_bytes())
-            before, now = flat(old), flat(self.settings)
-            count = int(old["count"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ConfigError([f"{self.path / SETTINGS}: cannot be read; name another --output"]) from error
+        text = (self.path / SETTINGS).read_bytes()
+        manifest = parsed(ManifestFile, text)
+        if manifest is None:
+            raise ConfigError([f"{self.path / SETTINGS}: cannot be read; name another --output"])
+        before, now, count = flat(json.loads(text)), flat(self.settings), manifest.count
         keys = sorted(key for key in before.keys() | now.keys() if key not in _MAY_DIFFER)
         problems = [
             f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)
@@ -122,11 +122,8 @@ class ImageFolder:
             return {}
         hashes = {}
         for line in (self.path / _JOURNAL).read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                hashes[int(row["index"])] = str(row["sha256"])
-            except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a kill
-                continue
+            if made := parsed(Made, line):  # else it was cut off by a kill
+                hashes[made.index] = made.sha256
         return hashes
 
     def _write_table(self) -> None:

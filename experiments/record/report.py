@@ -1,6 +1,5 @@
 """The final report of a run: one HTML file that opens without network, and its scores as CSV."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from experiments.pages.pictures import captioned, inline_image, plot, side_by_si
 from experiments.pages.tables import table
 from experiments.pages.text import csv_text, is_number, text_of
 from experiments.record.run_directory import read_status, write_text
+from experiments.record.strangers import HealthFile, parsed
 from experiments.record.tracking import read_rows
 
 # What the columns of a translator's grids are: of real images, and of what it makes.
@@ -149,32 +149,27 @@ def _figure(path: Path, caption: str) -> Html:
 
 def _health(path: Path) -> tuple[Html, list[Html]]:
     """Return what the health watch said last as a sentence, and the limits that it went by."""
-    try:
-        return _told(json.loads(path.read_text()))
-    except OSError:
+    if not path.is_file():
         return paragraph("Nobody watched the run's health.", kind="plain"), []
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    health = parsed(HealthFile, path.read_bytes())
+    if health is None:
         return paragraph("health.json cannot be read.", kind="plain"), []
-
-
-def _told(health: dict[str, Any]) -> tuple[Html, list[Html]]:
-    kind = {"healthy": "good", "too early to say": "plain"}.get(health["verdict"], "bad")
-    sentence = str(health["sentence"])
-    said = f"Health: {health['verdict']} since {health['since_images_seen']:,} images seen."
-    said += f" {sentence[:1].upper()}{sentence[1:]}."
-    said += f" To do: {health['advice']}." if health["advice"] else ""
-    said += f" A remark: {health['score_remark']}." if health.get("score_remark") else ""
+    kind = {"healthy": "good", "too early to say": "plain"}.get(health.verdict, "bad")
+    said = f"Health: {health.verdict} since {health.since_images_seen:,} images seen."
+    said += f" {health.sentence[:1].upper()}{health.sentence[1:]}."
+    said += f" To do: {health.advice}." if health.advice else ""
+    said += f" A remark: {health.score_remark}." if health.score_remark else ""
     rows = [
         (
-            str(limit["verdict"]),
-            limit["signal"].replace("_", " "),
-            text_of(health["signals"].get(limit["signal"], "not measured")),
-            f"{limit['side']} {limit['value']:g}",
-            str(limit["reason"]),
+            limit.verdict,
+            limit.signal.replace("_", " "),
+            text_of(health.signals.get(limit.signal, "not measured")),
+            f"{limit.side} {limit.value:g}",
+            limit.reason,
         )
-        for limit in health["limits"]
+        for limit in health.limits
     ]
-    note = f"A verdict needs all its signals ill in {health['measurements_in_a_row']} measurements in a row."
+    note = f"A verdict needs all its signals ill in {health.measurements_in_a_row} measurements in a row."
     limits = [table(("verdict", "signal", "measured", "ill if", "why"), rows, "words"), paragraph(note)]
     return paragraph(said, kind=kind), limits
 
