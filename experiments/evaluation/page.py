@@ -96,6 +96,7 @@ def write_page(
         paragraph(_sentence(said)),
         *(paragraph(warning, kind="note") for warning in said["warnings"]),
         REAL_IMAGES,
+        _in_short(rows),
         *_privacy(said),
         _samples(gallery.sets),
         heading("Scores"),
@@ -115,6 +116,16 @@ def write_page(
     ]
     write_text(path, page(f"Evaluation of {said['what']}", *parts))
     path.chmod(0o600)
+
+
+def _in_short(rows: list[Row]) -> Html:
+    """Count the scores that lie beside their floor, in a sentence."""
+    judged = [row for row in rows if "verdict" in row]
+    if not judged:
+        return paragraph("No score has a floor: that needs images of at least 8 patients.", kind="plain")
+    bad = sum(map(is_bad, judged))
+    said = f"{bad} of {len(judged)} scores that have a floor lie where no score of real images does, on the bad side."
+    return paragraph(said, kind="bad" if bad else "good")
 
 
 def _privacy(said: dict[str, Any]) -> list[Html]:

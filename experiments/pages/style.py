@@ -19,6 +19,7 @@ img { max-width: 100%; image-rendering: pixelated } .plot { margin: .5rem 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
 th { color: var(--faint); font-weight: 600 } td:first-child, th:first-child { text-align: left }
+td { white-space: nowrap } .words td, .last td:last-child { white-space: normal }
 .words td, .words th { text-align: left }
 .last td:last-child, .last th:last-child { text-align: left; min-width: 16rem }
 pre { background: var(--box); padding: 1rem; overflow-x: auto; border-radius: 4px; font-size: .85rem }
