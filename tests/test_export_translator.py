@@ -258,4 +258,4 @@ def test_report_says_what_the_columns_are(translator_run):
     page = (translator_run / "report.html").read_text()
     assert "Source, translation and, of pairs, target and difference" in page
     assert "Source and target in each row" in page and "Real images" not in page
-    assert "<td>mean_absolute_error<td>grey level / 255" in page and "<th>data fingerprint" not in page
+    assert "<td>mean_absolute_error</td><td>grey level / 255" in page and "<th>data fingerprint" not in page

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from datamodules.files import cache as cache_module
+from datamodules.files import cache_building
 from datamodules.files.cache import ImageCache, cache_key, content_hashes
 from datamodules.files.cache_building import Files, open_or_build
 from datamodules.files.errors import UnreadableImageError
@@ -106,7 +106,7 @@ def test_unreadable_files_count_with_their_copies_also_when_the_build_goes_on(tm
 
 
 def test_equal_rows_are_equal_images_not_equal_checksums(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module.zlib, "crc32", lambda content: 7)
+    monkeypatch.setattr(cache_building.zlib, "crc32", lambda content: 7)
     cache = build(tmp_path / "c", lambda i: image(i % 4 if i != 7 else 9))
     assert [rows.tolist() for rows in cache.equal_rows()] == [[0, 4, 8], [1, 5, 9], [2, 6]]
     assert build(tmp_path / "other", image).equal_rows() == []
@@ -153,7 +153,7 @@ def test_two_processes_build_once(tmp_path):
 
 @pytest.fixture
 def journal_of_three(monkeypatch):
-    monkeypatch.setattr(cache_module, "JOURNAL_EVERY", 3)
+    monkeypatch.setattr(cache_building, "JOURNAL_EVERY", 3)
 
 
 def pyramid(folder, read, count=10, sizes=(8, 4)):
