@@ -141,7 +141,7 @@ def _privacy(said: dict[str, Any]) -> list[Html]:
         "Of generators that leak nothing at most 5 % get an alarm in any of these tests (Holm), as far as real images "
         "of new patients can stand for them. Clean is no proof: a leak that the test can see was not seen."
     )
-    return [heading("Privacy"), table(head, rows, "words"), paragraph(note)]
+    return [heading("Privacy"), table(head, rows, "words last"), paragraph(note)]
 
 
 def _sentence(said: dict[str, Any]) -> str:

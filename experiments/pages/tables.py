@@ -27,8 +27,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]], kind: str =
     Args:
         head: Titles of the columns.
         rows: The cells of each row, texts, HTML or ``Cell``.
-        kind: "" = numbers after a first column of words, "words" = all words, "last" = the last column too; "map" =
-            coloured numbers.
+        kind: "" = numbers after a first column of words; "words" = words in all columns, "last" = sentences in the
+            last, or both; "map" = coloured numbers.
     """
     top = element("tr", *(element("th", title) for title in head))
     body = (element("tr", *map(_cell, row)) for row in rows)

@@ -1,5 +1,6 @@
 """What the reports of all papers share: the paper's numbers and claims beside ours, the ranking, the runs, the CSV."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.configuration.errors import ConfigError
-from experiments.pages.elements import REAL_IMAGES, Html, heading, joined, page, paragraph
+from experiments.pages.elements import REAL_IMAGES, Html, folded, heading, joined, listed, page, paragraph
 from experiments.pages.pictures import inline_figure
 from experiments.pages.tables import table
 from experiments.pages.text import csv_text, text_of
@@ -127,6 +128,7 @@ def _head(study: Study, findings: Findings) -> list[Html]:
         paragraph(study.paper.title),
         paragraph(f"{less}Open in the paper, and ours: {study.paper.ours}."),
         REAL_IMAGES,
+        paragraph(_in_short(findings), kind="plain"),
         *([paragraph(f"Left out at this scale: {', '.join(left_out)}.")] if left_out else []),
         *([paragraph(f"Not finished: {', '.join(missing)}.")] if missing else []),
         heading("The paper's numbers"),
@@ -137,8 +139,15 @@ def _head(study: Study, findings: Findings) -> list[Html]:
         _ranking(study, findings),
         heading("Runs"),
         _run_table(study, findings),
-        *(paragraph(text, kind="note") for text in _warnings(findings)),
+        *([folded("What the scores warn of", listed(warnings))] if (warnings := _warnings(findings)) else []),
     ]
+
+
+def _in_short(findings: Findings) -> str:
+    """Count what became of the paper's numbers and claims."""
+    counted = [Counter(verdict.word for *_, verdict in found) for found in (findings.numbers, findings.claims)]
+    said = (", ".join(f"{count} {word}" for word, count in counts.most_common()) or "none" for counts in counted)
+    return "Of the paper's scores: {}. Of its claims: {}.".format(*said)
 
 
 def _number_table(study: Study, findings: Findings) -> Html:
@@ -148,7 +157,7 @@ def _number_table(study: Study, findings: Findings) -> Html:
         cells = [study.paper.rows[number.row].title, _paper(number), number.after, number.section]
         rows.append([*cells, *(_shown(found, score) for score in taken), verdict.word, verdict.sentence])
     titles = [study.paper.columns[score] for score in taken]
-    return table(("row", "paper", "after", "section", *titles, "verdict", "why"), rows, "words")
+    return table(("row", "paper", "after", "section", *titles, "verdict", "why"), rows, "words last")
 
 
 def _claim_table(study: Study, findings: Findings) -> Html:
@@ -157,7 +166,7 @@ def _claim_table(study: Study, findings: Findings) -> Html:
         (titles[claim.better].title, titles[claim.worse].title, claim.source, verdict.word, verdict.sentence)
         for claim, verdict in findings.claims
     ]
-    return table(("said to be better", "than", "by", "verdict", "why"), rows, "words")
+    return table(("said to be better", "than", "by", "verdict", "why"), rows, "words last")
 
 
 def _ranking(study: Study, findings: Findings) -> Html:

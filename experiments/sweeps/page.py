@@ -86,7 +86,7 @@ def _page(study: Study) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in _counts(study).items())
     parts = [
         paragraph(
-            f"{sweep.direction} the {sweep.value} {sweep.metric}, {sweep.method}. {counts} of {study.planned} planned."
+            f"{sweep.direction.capitalize()} the {sweep.value} {sweep.metric}, {sweep.method}. {counts} of {study.planned} planned."
         )
     ]
     if best is not None:
@@ -109,12 +109,12 @@ def _page(study: Study) -> str:
 
 def _table(study: Study) -> Html:
     best = study.best()
-    keys = [*(key for key in COLUMNS if key != "run"), *(dimension.key for dimension in study.space.dimensions)]
+    own, varied = [key for key in COLUMNS if key != "run"], [dimension.key for dimension in study.space.dimensions]
     rows = []
     for row in _rows(study):
         kind = "good" if best is not None and row["number"] == best.number else ""
-        rows.append([Cell(_text(row.get(key, "")), kind) for key in keys])
-    return table([key.replace("_", " ") for key in keys], rows, "words")
+        rows.append([Cell(_text(row.get(key, "")), kind) for key in (*own, *varied)])
+    return table([*(key.replace("_", " ") for key in own), *varied], rows, "words")
 
 
 def _text(value: Any) -> str:
