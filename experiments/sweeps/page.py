@@ -84,11 +84,8 @@ def _counts(study: Study) -> dict[str, int]:
 def _page(study: Study) -> str:
     sweep, best = study.sweep, study.best()
     counts = ", ".join(f"{count} {state}" for state, count in _counts(study).items())
-    parts = [
-        paragraph(
-            f"{sweep.direction.capitalize()} the {sweep.value} {sweep.metric}, {sweep.method}. {counts} of {study.planned} planned."
-        )
-    ]
+    goal = f"{sweep.direction.capitalize()} the {sweep.value} {sweep.metric}, {sweep.method}."
+    parts = [paragraph(f"{goal} {counts} of {study.planned} planned.")]
     if best is not None:
         parts += [
             paragraph(
