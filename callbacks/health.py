@@ -298,7 +298,7 @@ class Health(L.Callback):
             raise ValueError(f"count={count}: must be at least {MIN_HELD_OUT}")
         self.every_images, self.count = every_images, count
         # Not the score's extractor: the limits hold for the features that they were set with. Learned ones put
-        # precision and recall of small generators at 0 throughout (experiments/docs/health.md).
+        # precision and recall of small generators at 0 throughout (experiments/docs/results/health.md).
         self.extractor = RandomConvNet()
         self.recent: list[Signals] = []  # the last few, oldest first
         self.measured = 0

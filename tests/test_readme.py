@@ -164,6 +164,13 @@ def test_every_module_that_is_run_exists():
         assert importlib.util.find_spec(name), name
 
 
+def test_every_page_that_code_names_exists():
+    packages = ("lightning_modules", "datamodules", "callbacks", "experiments")
+    files = [path for package in packages for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".yaml")]
+    named = {name for path in files for name in re.findall(r"experiments/docs/[\w/]+\.md", path.read_text())}
+    assert len(named) >= 5 and not [name for name in named if not (ROOT / name).is_file()]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_that_is_named_exists(path):
     """Names in back quotes that begin with a folder of the project; a star stands for any."""

@@ -1,1 +1,1 @@
-"""How ``evaluate`` and ``compare`` work: sets of images, their vectors, resampling, scores, pages."""
+"""How ``evaluate`` and ``compare`` work: what is judged, privacy, slices, differences, and their pages."""

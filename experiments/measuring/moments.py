@@ -38,14 +38,6 @@ from lightning_modules.metrics.agreement import MomentAgreement
 from lightning_modules.metrics.moments import moments, moments_of_levels
 from lightning_modules.metrics.score import TooFewImagesError
 
-# The analysis ---------------------------------------------------------------------------------------------------------
-
-
-# The report -----------------------------------------------------------------------------------------------------------
-
-
-# Folders --------------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Folder:
