@@ -17,7 +17,7 @@ class ConfigError(Exception):
         return type(self), (self.problems,)
 
 
-def did_you_mean(name: str, known: Any) -> str:
+def did_you_mean(name: str, known: Any, likeness: float = 0.5) -> str:
     """Return "; did you mean ...?" with the nearest known names, or nothing."""
-    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=likeness)
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from experiments.configuration.files import Node
 from experiments.configuration.objects import top_level
@@ -19,6 +19,20 @@ class TrainerSettings:
         precision: "32-true", or "bf16-mixed" (16-bit floats would overflow in a gradient penalty's second derivative).
         deterministic: Ask the GPU for deterministic algorithms; CPU runs are deterministic in any case.
     """
+
+    # What Lightning's trainer takes under these names is told elsewhere.
+    INSTEAD: ClassVar[dict[str, str]] = {
+        "accumulate_grad_batches": "a step sees schedule.batch_size images (growing GANs: batch_sizes) of all devices",
+        "gradient_clip_val": "module.gradient_clip_norm clips",
+        "max_steps": "time is counted in images: schedule.total_images (growing GANs: fade_images and stable_images)",
+        "max_epochs": "time is counted in images: schedule.total_images (growing GANs: fade_images and stable_images)",
+        "max_time": "a run ends by schedule.total_images; stopped by SIGTERM it saves, and resume=auto goes on",
+        "val_check_interval": "callbacks.score.every_images says how often a score is taken",
+        "check_val_every_n_epoch": "callbacks.score.every_images says how often a score is taken",
+        "log_every_n_steps": "callbacks.losses.every_images says how often losses are written",
+        "sync_batchnorm": "on several GPUs it is on by itself",
+        "strategy": "several processes train by DDP by themselves",
+    }
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int | Literal["auto"] = 1

@@ -3,6 +3,7 @@
 Imports neither torch nor lightning, so that ``--show`` answers at once.
 """
 
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,7 +146,7 @@ def parse_override(override: str) -> Node:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(part.isidentifier() for part in parts):
-        raise ConfigError([f"{override!r}: an override is written key=value, e.g. schedule.batch_size=32"])
+        raise ConfigError([f"{override!r}: {_how_to_write(override)}"])
     try:
         value: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]  # type: ignore[index, call-overload]
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError, AttributeError, TypeError) as error:
@@ -155,6 +156,18 @@ def parse_override(override: str) -> Node:
     for part in reversed(parts):
         value = {part: value}
     return typing.cast(Node, value)
+
+
+def _how_to_write(override: str) -> str:
+    """Return how what other tools write, or nobody does, is written here."""
+    key = override.partition("=")[0]
+    if indexed := re.match(r"([\w.]+)\[\d+\]$", key):
+        return f"single elements cannot be set; write the whole list, {indexed[1]}=[...]"
+    if key.startswith("+"):
+        return f"keys are added as they are changed, without +: {override.lstrip('+')}"
+    if key.startswith("~"):
+        return f"null leaves something out: {key[1:]}=null"
+    return "an override is written key=value, e.g. schedule.batch_size=32"
 
 
 def _first_line(error: Exception) -> str:

@@ -3,11 +3,13 @@
 Imports what the configuration names, which may be torch and lightning.
 """
 
+import difflib
 import importlib
 import inspect
 import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -169,13 +171,29 @@ def _argument_problems(cls: type, values: Mapping[str, Any], prefix: str, suppli
             yield f"{prefix}{name}={_shown(value)}: is set by Mirage itself; remove it"
         elif name not in known:
             where = cls.__name__ if prefix else f"{'an' if cls.__name__[0] in 'AEIOU' else 'a'} {cls.__name__.lower()}"
-            hint = did_you_mean(name, set(known) - set(supplied))
+            own = set(known) - set(supplied)
+            hint = did_you_mean(name, own, 0.8) or _elsewhere(cls, name, values) or did_you_mean(name, own)
             yield f"{prefix}{name}={_shown(value)}: {where} has no argument {name!r}{hint}"
         else:
             yield from _value_problems(known[name][0], value, f"{prefix}{name}")
     for name, (annotation, default) in known.items():
         if default is REQUIRED and name not in values and name not in supplied:
             yield f"{prefix}{name}: is required by {cls.__name__} ({_type_name(annotation)})"
+
+
+def _elsewhere(cls: type, name: str, values: Mapping[str, Any]) -> str:
+    """Return what a class says of a name that other tools have, or where in the values beside it the name stands."""
+    if instead := getattr(cls, "INSTEAD", {}).get(name):
+        return f"; {instead}"
+    places: dict[str, str] = {}
+    for key, node in values.items():
+        if isinstance(node, dict):
+            target, arguments = node.get(TARGET), set(node)
+            with suppress(ConfigError):  # which is said of the node itself
+                arguments |= set(_parameters(locate(target, object))) if isinstance(target, str) else set()
+            places |= {argument: f"{key}.{argument}" for argument in map(str, arguments)}
+    close = difflib.get_close_matches(name, places, n=1, cutoff=0.8)
+    return f"; did you mean {places[close[0]]!r}?" if close else ""
 
 
 def _value_problems(annotation: Any, value: Any, key: str) -> Iterator[str]:
