@@ -107,7 +107,7 @@ def test_whatever_happens_costs_one_trial_and_has_its_reason(sweep_of, capsys):
         f"runs_dir: {sweep.runs_dir}",
     ]
     page = (sweep.folder / "report.html").read_text()
-    assert page.count("<img") >= 2 and "loss &#x27;g&#x27;" in page
+    assert page.count("<img") >= 2 and "loss 'g'" in page
 
 
 def test_no_finished_trial_is_an_error_with_the_reasons(sweep_of, capsys):

@@ -14,7 +14,9 @@ def escaped(content: str) -> Html:
     """Return a text as HTML that shows it, and HTML as it is; what turns the direction of reading becomes a space."""
     if isinstance(content, Html):
         return content
-    return Html(html.escape("".join(one if one.isprintable() or one in "\n\t" else " " for one in content)))
+    return Html(
+        html.escape("".join(one if one.isprintable() or one in "\n\t" else " " for one in content), quote=False)
+    )
 
 
 def joined(parts: Iterable[str]) -> Html:
