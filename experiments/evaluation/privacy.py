@@ -105,7 +105,7 @@ def verdicts(
     """Return a verdict for each test; all together accuse about ``LEVEL`` of generators that leak nothing.
 
     Re-identification is exact. Scores with a floor are taken for normal, and the chance of near copies is that of
-    images which do not come in groups: docs/privacy.md tells how often both erred.
+    images which do not come in groups: experiments/docs/privacy.md tells how often both erred.
 
     Args:
         rows: The scores.
